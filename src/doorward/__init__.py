@@ -1,0 +1,56 @@
+"""Find, plant and remove backdoors in machine-learning models.
+
+Importing this package does nothing; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from doorward.data import Samples, open_samples
+    from doorward.models import Classifier, InputSpec, open_classifier, wrap
+    from doorward.records import Finding, Report
+    from doorward.scan import scan
+    from doorward.subject import Subject
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Classifier": "doorward.models",
+    "Finding": "doorward.records",
+    "InputSpec": "doorward.models",
+    "Report": "doorward.records",
+    "Samples": "doorward.data",
+    "Subject": "doorward.subject",
+    "open_classifier": "doorward.models",
+    "open_samples": "doorward.data",
+    "scan": "doorward.scan",
+    "wrap": "doorward.models",
+}
+
+__all__ = [
+    "Classifier",
+    "Finding",
+    "InputSpec",
+    "Report",
+    "Samples",
+    "Subject",
+    "__version__",
+    "open_classifier",
+    "open_samples",
+    "scan",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home module on first use."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'doorward' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

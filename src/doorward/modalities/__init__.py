@@ -1,0 +1,1 @@
+"""One module per kind of input. Other rooms never ask which kind it is."""

@@ -1,0 +1,217 @@
+"""Classifiers: one face for every file format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from doorward.errors import CouldNotTell, InputError
+from doorward.models.spec import InputSpec
+from doorward.records import Cost, Need
+
+
+class Classifier(ABC):
+    """Map images (n, c, h, w) in [0, 1] to logits (n, k).
+
+    Attributes:
+        spec: what the model takes.
+        classes: class names, k of them.
+        capabilities: which needs it serves: some of graph, weights, gradients, features, probabilities.
+        format: file format in words, for reports.
+        architecture: name in words, where known.
+    """
+
+    spec: InputSpec
+    classes: tuple[str, ...]
+    capabilities: frozenset[Need]
+    format: str = "python"
+    architecture: str | None = None
+
+    def __init__(self) -> None:
+        self._forwards = 0
+        self._gradients = 0
+        self.device = torch.device("cpu")
+
+    @property
+    def cost(self) -> Cost:
+        """Return how many images went through so far, without and with their input gradient."""
+        return Cost(forwards=self._forwards, gradients=self._gradients)
+
+    @property
+    def parameters(self) -> int | None:
+        """Return the number of parameters, where it is known."""
+        return None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits (n, k) float32 for images (n, c, h, w) in [0, 1].
+
+        Raises:
+            InputError: if the size or the type does not fit.
+        """
+        self.spec.check(x)
+        self._count(x)
+        y = self.spec.to_logits(self._run(self.spec.to_model(x)))  # (n, k)
+        if y.shape != (len(x), len(self.classes)):
+            raise InputError(
+                f"the model gives {y.shape[1]} outputs for {len(self.classes)} classes; name them with --labels"
+            )
+        return y
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the input (n, d) of the linear layer that makes the logits.
+
+        Raises:
+            CouldNotTell: if the model has no such layer that can be reached.
+        """
+        self.spec.check(x)
+        self._count(x)
+        return self._run_features(self.spec.to_model(x)).flatten(1).float()
+
+    def _count(self, x: Tensor) -> None:
+        if torch.is_grad_enabled() and x.requires_grad:
+            self._gradients += len(x)
+        else:
+            self._forwards += len(x)
+
+    @abstractmethod
+    def _run(self, x: Tensor) -> Tensor:
+        """Run the model on its own input and return its own output (n, ...)."""
+
+    def _run_features(self, x: Tensor) -> Tensor:
+        raise CouldNotTell("this model gives no features")
+
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move the model, where it can be moved, and return it."""
+        self.device = torch.device(device)
+        return self
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keep weights from collecting gradients inside the block; all is as it was afterwards."""
+        yield
+
+
+class TorchClassifier(Classifier):
+    """Wrap a torch module.
+
+    The module is used in evaluation mode; its mode, weights and hooks are as they were after any call.
+
+    Args:
+        module: takes what `spec` says; gives a tensor or something with `.logits`.
+        feature_layer: name of the linear layer whose input are the features; found by a trial run if None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: InputSpec,
+        classes: Sequence[str],
+        *,
+        feature_layer: str | None = None,
+        format: str = "python",
+        architecture: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+        self.classes = tuple(classes)
+        self.format = format
+        self.architecture = architecture or type(module).__name__
+        first = next(iter(module.parameters()), None)
+        self.device = first.device if first is not None else torch.device("cpu")
+        self._feature_layer = self._find_feature_layer(feature_layer)
+        needs: set[Need] = {"graph", "weights", "gradients", "probabilities"}
+        self.capabilities = frozenset(needs | ({"features"} if self._feature_layer is not None else set()))
+
+    @property
+    def parameters(self) -> int | None:
+        """Return the number of parameters."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def _run(self, x: Tensor) -> Tensor:
+        with self._evaluating():
+            return _output_tensor(self.module(x))
+
+    def _run_features(self, x: Tensor) -> Tensor:
+        if self._feature_layer is None:
+            raise CouldNotTell("no linear layer makes this model's logits; name one with --features")
+        caught: list[Tensor] = []
+        handle = self._feature_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            with self._evaluating():
+                self.module(x)
+        finally:
+            handle.remove()
+        return caught[-1]
+
+    def _find_feature_layer(self, name: str | None) -> nn.Module | None:
+        """Return the linear layer whose output is the model's output, by a run on one grey image."""
+        modules = dict(self.module.named_modules())
+        if name is not None:
+            if name not in modules:
+                raise InputError(f"--features {name}: no such layer; there are: {', '.join(list(modules)[1:8])}, ...")
+            return modules[name]
+        outputs: dict[str, Tensor] = {}
+        handles = [
+            layer.register_forward_hook(lambda _, __, y, key=key: outputs.__setitem__(key, y))
+            for key, layer in modules.items()
+            if isinstance(layer, nn.Linear)
+        ]
+        try:
+            with torch.no_grad(), self._evaluating():
+                grey = torch.full((2, *self.spec.shape), 0.5, device=self.device)
+                y = _output_tensor(self.module(self.spec.to_model(grey))).flatten(1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for key in reversed(outputs):
+            z = outputs[key].flatten(1)
+            if z.shape == y.shape and (torch.equal(z, y) or torch.allclose(z.softmax(1), y, atol=1e-6)):
+                return modules[key]
+        return None
+
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move the module and return the classifier."""
+        self.module.to(device)
+        return super().to(device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = [m for m in self.module.modules() if m.training]
+        for m in training:
+            m.training = False
+        try:
+            yield
+        finally:
+            for m in training:
+                m.training = True
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keep weights from collecting gradients inside the block."""
+        learning = [p for p in self.module.parameters() if p.requires_grad]
+        for p in learning:
+            p.requires_grad_(False)
+        try:
+            with self._evaluating():
+                yield
+        finally:
+            for p in learning:
+                p.requires_grad_(True)
+
+
+def _output_tensor(y: Any) -> Tensor:
+    """Return the tensor in a model's output: itself, its `.logits`, or the first of a tuple."""
+    if isinstance(y, Tensor):
+        return y
+    inner = getattr(y, "logits", None)
+    if isinstance(inner, Tensor):
+        return inner
+    if isinstance(y, tuple | list) and y and isinstance(y[0], Tensor):
+        return y[0]
+    raise InputError(f"the model gives a {type(y).__name__}, not a tensor of logits")

@@ -1,0 +1,116 @@
+"""How a classifier wants its input, and what its output means."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from doorward.errors import InputError
+
+Layout = Literal["NCHW", "NHWC"]
+Output = Literal["logits", "probabilities", "one_logit"]
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {**FLOATS, "uint8": torch.uint8}
+
+
+class Resize(BaseModel):
+    """Describe what a model's own image processor does before normalisation (Pillow semantics).
+
+    Attributes:
+        height, width: size of the resized image, before the crop; with `shortest_edge` the shorter side.
+        resample: Pillow's resampling filter number (2 is bilinear, 3 bicubic).
+        crop: (height, width) of the centre crop after resizing, or None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    shortest_edge: bool = False
+    resample: int = Field(2, ge=0, le=5)
+    crop: tuple[int, int] | None = None
+    convert_rgb: bool = True
+
+
+class InputSpec(BaseModel):
+    """Say what a classifier takes: exactly this size, images in [0, 1], NCHW, before normalisation.
+
+    A model sees `(x * (high - low) + low - mean) / std` in its own layout and type.
+
+    Attributes:
+        channels, height, width: size of one image.
+        layout: order of the axes that the model itself takes.
+        range: (low, high) that the model's [0, 1] is stretched to before mean and std.
+        mean, std: one value per channel, in units of the stretched range.
+        dtype: number type that the model itself takes.
+        output: what the model gives; probabilities become log p, one logit z becomes (0, z).
+        resize: the model's own resizing, where it declares one.
+        assumed: names of the fields that nothing stated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int = Field(ge=1, le=4)
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    layout: Layout = "NCHW"
+    range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    dtype: Literal["float32", "float16", "bfloat16", "float64", "uint8"] = "float32"
+    output: Output = "logits"
+    resize: Resize | None = None
+    assumed: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} needs 1 or {self.channels} values, got {len(values)}")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be positive")
+        if self.range[0] >= self.range[1]:
+            raise ValueError("range must be (low, high) with low < high")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (channels, height, width)."""
+        return self.channels, self.height, self.width
+
+    def check(self, x: Tensor) -> None:
+        """Raise InputError unless x is a float batch (n, c, h, w) of this size."""
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape or not x.is_floating_point():
+            raise InputError(
+                f"the model takes float images (n, {self.channels}, {self.height}, {self.width}) in [0, 1], "
+                f"got {x.dtype} {tuple(x.shape)}"
+            )
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Turn images (n, c, h, w) in [0, 1] into what the model itself takes. Differentiable."""
+        low, high = self.range
+        if (low, high) != (0.0, 1.0):
+            x = x * (high - low) + low
+        if any(self.mean) or any(value != 1 for value in self.std):
+            mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+            std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+            x = (x - mean) / std
+        if self.dtype == "uint8":
+            x = x.round()
+        x = x.to(DTYPES[self.dtype])
+        return x.permute(0, 2, 3, 1) if self.layout == "NHWC" else x
+
+    def to_logits(self, y: Tensor) -> Tensor:
+        """Turn the model's own output into logits (n, k) float with k >= 2. Differentiable."""
+        y = y.flatten(1).float()
+        tiny = torch.finfo(y.dtype).tiny
+        if self.output == "one_logit":
+            return torch.cat([torch.zeros_like(y), y], dim=1)  # (n, 2)
+        if self.output == "probabilities":
+            if y.shape[1] == 1:
+                y = torch.cat([1 - y, y], dim=1)  # (n, 2)
+            return y.clamp_min(tiny).log()
+        return y

@@ -1,0 +1,84 @@
+"""Find methods by name: the file is the name, and one decorator registers the class inside it.
+
+Names are listed from the files of the package, so that listing imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from doorward.errors import InputError
+
+MethodKind = Literal["attack", "detector", "repair"]
+ROOMS: dict[MethodKind, str] = {"attack": "attacks", "detector": "detectors", "repair": "repairs"}
+
+_registered: dict[tuple[MethodKind, str], type[Any]] = {}
+T = TypeVar("T")
+
+
+def method_name(module: str) -> str:
+    """Return the method name that belongs to a module.
+
+    >>> method_name("doorward.detectors.model.neural_cleanse")
+    'neural-cleanse'
+    """
+    return module.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def register(kind: MethodKind) -> Callable[[type[T]], type[T]]:
+    """Register the decorated class as the method that its file is named after."""
+
+    def keep(cls: type[T]) -> type[T]:
+        _registered[kind, method_name(cls.__module__)] = cls
+        return cls
+
+    return keep
+
+
+def modules(kind: MethodKind) -> dict[str, str]:
+    """Return each method's name and module, sorted by name, importing nothing."""
+    room = Path(__file__).parent / ROOMS[kind]
+    found = {}
+    for file in sorted([*room.glob("*/*.py"), *room.glob("*.py")]):
+        if file.stem.startswith("_") or file.stem == "base":
+            continue
+        inner = ".".join(file.relative_to(room).with_suffix("").parts)
+        found[method_name(inner)] = f"doorward.{ROOMS[kind]}.{inner}"
+    return dict(sorted(found.items()))
+
+
+def get(kind: MethodKind, name: str) -> type[Any]:
+    """Return the method class of that name.
+
+    Raises:
+        InputError: if there is none; the message lists those that exist.
+    """
+    known = modules(kind)
+    if name not in known:
+        raise InputError(f"there is no {kind} named {name!r}; there are: {', '.join(known)}")
+    import_module(known[name])
+    return _registered[kind, name]
+
+
+def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
+    """Rebuild a method from its name and settings (as a record or the command line gives them).
+
+    Raises:
+        InputError: if a setting is unknown or out of range; the message names it and what would fit.
+    """
+    from pydantic import ValidationError
+
+    cls = get(kind, name)
+    unknown = sorted(set(settings) - set(cls.model_fields))
+    if unknown:
+        fields = ", ".join(cls.model_fields) or "none"
+        raise InputError(f"{name} has no setting {unknown[0]!r}; its settings are: {fields}")
+    try:
+        return cls(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise InputError(f"{name}: {where} = {first['input']!r}: {first['msg']}") from error
