@@ -1,0 +1,82 @@
+"""What training is asked to do, and what it did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from doorward.records import Rate, Record
+
+
+class TrainingSettings(Record):
+    """Say how to train.
+
+    Attributes:
+        momentum: of SGD (Nesterov); AdamW has its own.
+        schedule: of the learning rate over all steps; one-cycle climbs for a quarter of them and then falls.
+        augment: `none`; `shift` moves images by up to a sixteenth of their side; `shift-flip` mirrors half of
+            them besides (not for signs, digits or text).
+        precision: `auto` is bfloat16 where the device computes in it natively, else float32. Weights are always
+            float32.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(128, ge=1)
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augment: Literal["none", "shift", "shift-flip"] = "none"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def rate_at(self, progress: float) -> float:
+        """Return the learning rate when this share [0, 1] of all steps is done.
+
+        >>> [round(TrainingSettings(learning_rate=1).rate_at(t), 2) for t in (0, 0.25, 0.625, 1)]
+        [0.04, 1.0, 0.5, 0.0]
+        """
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+        climb, start = 0.25, 0.04
+        if progress < climb:
+            return self.learning_rate * (start + (1 - start) * progress / climb)
+        return self.learning_rate * (1 + math.cos(math.pi * (progress - climb) / (1 - climb))) / 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Tell a callback how far training is; the loss is the mean of the last whole epoch, None before."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float | None
+
+
+class EpochRecord(Record):
+    """Hold one epoch's mean loss and accuracy on the training images as they went through."""
+
+    loss: float
+    accuracy: float
+
+
+class TrainingRecord(Record):
+    """Hold what a training run did."""
+
+    settings: TrainingSettings
+    images: int = Field(description="Training images per epoch")
+    steps: int
+    epochs: tuple[EpochRecord, ...]
+    test_accuracy: Rate | None
+    precision: Literal["float32", "bfloat16"]
+    device: str
+    threads: int
+    seconds: float
