@@ -10,8 +10,8 @@ from doorward.records import Rate
 def rate(successes: int, n: int) -> Rate:
     """Return a proportion with its 95 % interval after Clopper and Pearson (doi:10.1093/biomet/26.4.404).
 
-    The interval is exact: it covers the true proportion in at least 95 of 100 experiments. Of no trials nothing
-    is known: the value is undefined, and given as 0 with the interval [0, 1].
+    The interval is exact: it covers the true proportion in at least 95 of 100 experiments. Of no trials
+    nothing is known: the value is undefined, and given as 0 with the interval [0, 1].
 
     Raises:
         ValueError: unless 0 <= successes <= n.

@@ -28,6 +28,11 @@ def _halvings(height: int, width: int) -> int:
     return max(2, 1 + int(math.log2(min(height, width) / _SMALLEST)))
 
 
+def _conv3x3(inner: int, outer: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution that keeps the size; batch norm follows, so it has no bias."""
+    return nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
+
+
 class SmallCNN(nn.Sequential):
     """Convolve and pool without batch norm; a hidden layer of 128 makes the features."""
 
@@ -54,11 +59,7 @@ class VGG(nn.Sequential):
         for stage in range(_halvings(height, width)):
             outer = min(32 << stage, 128)
             for _ in range(1 if stage < 2 else 2):
-                layers += [
-                    nn.Conv2d(inner, outer, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(outer),
-                    nn.ReLU(),
-                ]
+                layers += [_conv3x3(inner, outer), nn.BatchNorm2d(outer), nn.ReLU()]
                 inner = outer
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
@@ -71,10 +72,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
+        self.conv1, self.bn1 = _conv3x3(inner, outer, stride), nn.BatchNorm2d(outer)
+        self.conv2, self.bn2 = _conv3x3(outer, outer), nn.BatchNorm2d(outer)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inner != outer:
             self.shortcut = nn.Sequential(
@@ -115,8 +114,9 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, k)."""
         x = F.relu(self.bn(self.conv(x)))
-        x = self.blocks(x)  # (n, d, h', w')
-        return self.linear(self.pool(x))  # (n, d) -> (n, k)
+        x = self.pool(self.blocks(x))  # (n, d, h', w') -> (n, d)
+        y: Tensor = self.linear(x)  # (n, k)
+        return y
 
 
 _BUILDERS: dict[str, Callable[[int, int, int, int], nn.Module]] = {

@@ -58,8 +58,8 @@ def measure_spec(samples: Samples, *, limit: int = 5000) -> InputSpec:
 class _Store:
     """Hand out decoded training images in shuffled buffers: one where all fit in memory, else several.
 
-    When streaming, short runs of neighbouring rows are drawn at random from all over the set (neighbours decode
-    cheaply) until a buffer is full, and mixed within it.
+    When streaming, short runs of neighbouring rows (they decode cheaply) are drawn from all over the set until
+    a buffer is full, and mixed within it.
     """
 
     def __init__(self, samples: Samples, spec: InputSpec, device: torch.device, limit: int) -> None:
@@ -77,7 +77,8 @@ class _Store:
         if self._whole is not None:
             yield self._whole, self._labels
             return
-        runs = torch.arange(len(self._samples)).split(max(1, self.sizes[0] // 64))
+        starts = range(0, len(self._samples), max(1, self.sizes[0] // 64))
+        runs = [torch.arange(a, min(a + starts.step, starts.stop)) for a in starts]
         order = torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()])
         for positions in order.tensor_split(self._pieces):
             rows = positions.sort().values
@@ -149,7 +150,7 @@ def train(
                         )
                     loss = F.cross_entropy(z, y, label_smoothing=settings.label_smoothing)
                     optimizer.zero_grad()
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     step += 1
                     loss_sum += loss.detach() * len(y)
@@ -226,12 +227,12 @@ def _computes_bfloat16(device: torch.device) -> bool:
     """Tell whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @contextlib.contextmanager
 def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Seed what draws from global generators (dropout) inside the block, and give the host its own state back."""
+    """Seed what draws from global generators (dropout) inside the block; the host gets its own state back."""
     seed = int(torch.randint(1 << 62, (), generator=generator))
     on_gpu = device.type == "cuda"
     with contextlib.ExitStack() as stack:

@@ -19,8 +19,8 @@ class TrainingSettings(Record):
         schedule: of the learning rate over all steps; one-cycle climbs for a quarter of them and then falls.
         augment: `none`; `shift` moves images by up to a sixteenth of their side; `shift-flip` mirrors half of
             them besides (not for signs, digits or text).
-        precision: `auto` is bfloat16 where the device computes in it natively, else float32. Weights are always
-            float32.
+        precision: `auto` is bfloat16 where the device computes in it natively, else float32. Weights are
+            float32 always.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
