@@ -58,8 +58,8 @@ def measure_spec(samples: Samples, *, limit: int = 5000) -> InputSpec:
 class _Store:
     """Hand out decoded training images in shuffled buffers: one where all fit in memory, else several.
 
-    When streaming, short runs of neighbouring rows (they decode cheaply) are drawn from all over the set until
-    a buffer is full, and mixed within it.
+    When streaming, short runs of neighbouring rows (they decode cheaply) are drawn from all over the set
+    until a buffer is full, and mixed within it.
     """
 
     def __init__(self, samples: Samples, spec: InputSpec, device: torch.device, limit: int) -> None:
@@ -226,7 +226,7 @@ def _optimizer(module: nn.Module, settings: TrainingSettings, device: torch.devi
 def _computes_bfloat16(device: torch.device) -> bool:
     """Tell whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
