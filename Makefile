@@ -1,0 +1,71 @@
+# Everything is installed into $(VENV); nothing else on the machine is changed.
+# Needs GNU make and Python 3.11, 3.12 or 3.13 with pip.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Test processes. Each keeps torch to one thread.
+JOBS   ?= 2
+# An extra package index to take torch from. On Linux the usual index has the CUDA build of several
+# gigabytes; the index of CPU builds that PyTorch's own installation page names saves that.
+TORCH_INDEX ?=
+# More words for the command that is run: make demo ARGS="--fast --open"
+ARGS   ?=
+
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+           $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+CODE := src tests tools benchmarks
+
+.PHONY: help demo test lint types docs all-extras constraints clean
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean model, show both verdicts.
+	$(BIN)/doorward demo $(ARGS)
+
+test: $(VENV)/.test  ## Run all tests (make test ARGS="tests/test_registry.py -x" runs some).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: $(VENV)/.test  ## Check style and format.
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(VENV)/.test  ## Check types.
+	$(BIN)/mypy
+
+docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code.
+	$(BIN)/python tools/docs_pages.py
+
+all-extras: $(VENV)/.test  ## Install every extra as well.
+	$(INSTALL) --editable '.[all]'
+
+constraints:  ## Pin the newest versions of everything but torch and the build tool.
+	$(PYTHON) -m venv --clear build/pins
+	build/pins/bin/python -m pip install --quiet --upgrade pip
+	build/pins/bin/python -m pip install --quiet $$(grep '^torch==' constraints.txt) hatchling==1.27.0 editables \
+	  --editable '.[all]' --group dev --group peers
+	{ grep '^#' constraints.txt; \
+	  build/pins/bin/python -m pip freeze --all --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:  ## Remove what make made.
+	rm -rf $(VENV) dist build doorward-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps say what is installed; they are made anew when the pins or the dependencies change.
+$(VENV)/.core: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is not there: name a Python 3.11, 3.12 or 3.13, as in make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	  "Doorward needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % v)'
+	@echo "Installing into $(VENV) (once; torch alone is some hundred megabytes) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt pip
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(INSTALL) --editable '.[hf,onnx,audio]' --group dev
+	touch $@
