@@ -1,0 +1,1 @@
+"""Detectors that read the files of a model."""

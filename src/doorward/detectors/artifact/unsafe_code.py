@@ -1,0 +1,61 @@
+"""What a model file would execute when it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from doorward.artifacts import Limits, examine
+from doorward.artifacts.findings import ATLAS, conclude
+from doorward.detectors.base import Detector
+from doorward.records import Finding, Level, Need
+from doorward.registry import register
+
+if TYPE_CHECKING:
+    import torch
+
+    from doorward.methods import Deadline
+    from doorward.subject import Subject
+
+
+@register("detector")
+class UnsafeCode(Detector):
+    """Find code that loading an artifact would run: in pickles, configurations, programs and libraries.
+
+    The score is the number of references to code outside of a list of constructors known to be harmless.
+    Nothing is loaded, imported or unpickled: files are read as bytes, archives in memory.
+
+    Attributes:
+        depth: how deep archives may lie in archives.
+        opcodes: how many pickle instructions are followed in all.
+        megabytes: how much is read as pickle or unpacked, in MiB.
+    """
+
+    title: ClassVar[str] = "Code that runs when the model is loaded"
+    source: ClassVar[str] = (
+        "Python documentation of pickle and pickletools; torch.serialization's safe globals"
+    )
+    limits: ClassVar[str] = (
+        "Sees code, not behaviour: weights that hold a backdoor run no code and pass; "
+        "formats it does not know (GGUF, TensorFlow graphs) are not looked into."
+    )
+    atlas: ClassVar[tuple[str, ...]] = ATLAS
+    modalities: ClassVar[frozenset[str]] = frozenset({"image", "text", "audio"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"artifact"})
+    level: ClassVar[Level] = "artifact"
+    kind: ClassVar = "unsafe_code"
+    order: ClassVar[int] = 0
+
+    depth: int = Field(4, ge=0)
+    opcodes: int = Field(5_000_000, gt=0)
+    megabytes: int = Field(4096, gt=0)
+
+    def examine(
+        self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
+    ) -> Finding:
+        """Read the artifact and list what it would run."""
+        limits = Limits(depth=self.depth, opcodes=self.opcodes, bytes=self.megabytes << 20)
+        examination = examine(Path(subject.artifact or ""), limits)
+        return self.finding(**conclude(examination))
