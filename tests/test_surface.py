@@ -1,0 +1,285 @@
+"""What a user can see is documented, up to date, and works as written."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer
+
+import docs_pages
+import doorward
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+FILES = {
+    ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(SOURCE.rglob("*.py"))
+}
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+# Names and docstrings (that every public name has one is ruff's to say: D1)
+
+
+def own_imports(file: Path) -> set[str]:
+    """Return the names of ours that a file imports at its top."""
+    return {
+        alias.asname or alias.name
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("doorward")
+        for alias in node.names
+    }
+
+
+FRONTS = [name for name, file in FILES.items() if file.name == "__init__.py" and own_imports(file)]
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_a_front_offers_what_it_imports_no_more_and_no_less(name: str) -> None:
+    listed = importlib.import_module(name).__all__
+    assert sorted(listed) == sorted(own_imports(FILES[name]))
+
+
+def test_the_package_offers_what_it_lists_and_loads_each_from_its_home() -> None:
+    assert dir(doorward) == sorted(doorward.__all__)
+    homes = vars(doorward)["_HOME"]
+    assert {*homes, "__version__"} == set(doorward.__all__)
+    typed = {
+        alias.name
+        for node in ast.walk(ast.parse(inspect.getsource(doorward)))
+        if isinstance(node, ast.If)
+        for inner in node.body
+        if isinstance(inner, ast.ImportFrom)
+        for alias in inner.names
+    }
+    assert typed == set(homes), "what type checkers see is what is loaded"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = doorward.nonsense
+
+
+@pytest.mark.parametrize("name", [name for name, file in FILES.items() if ">>>" in file.read_text()])
+def test_doctests(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert results.attempted
+    assert not results.failed
+
+
+# The command line
+
+
+def undocumented(command: Any, words: tuple[str, ...] = ("doorward",)) -> list[str]:
+    """Return the commands, arguments and options below a command that have no help."""
+    own = [] if command.help else [" ".join(words)]
+    own += [" ".join([*words, param.name]) for param in command.params if not getattr(param, "help", None)]
+    inner = getattr(command, "commands", {})
+    return own + [missing for name, each in inner.items() for missing in undocumented(each, (*words, name))]
+
+
+def test_every_command_and_option_has_help() -> None:
+    from doorward.cli.app import app
+
+    assert undocumented(typer.main.get_command(app)) == []
+
+
+def test_the_help_check_can_fail() -> None:
+    app = typer.Typer(help="Have two commands.")
+
+    @app.command()
+    def first(documented: Annotated[int, typer.Option(help="How many.")] = 1, bare: int = 2) -> None:
+        """Do one thing."""
+
+    @app.command()
+    def second(word: str) -> None: ...
+
+    assert undocumented(typer.main.get_command(app)) == [
+        "doorward first bare",
+        "doorward second",
+        "doorward second word",
+    ]
+
+
+# Generated pages and links
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    assert docs_pages.stale() == [], "run `make docs`"
+
+
+def test_stale_pages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_pages, "pages", lambda: {"cli.md": "a\n", "methods/one.md": "b\n"})
+    docs_pages.write(tmp_path)
+    assert docs_pages.stale(tmp_path) == []
+    (tmp_path / "cli.md").write_text("old\n")
+    (tmp_path / "methods/gone.md").write_text("left over\n")
+    (tmp_path / "methods/one.md").unlink()
+    assert docs_pages.stale(tmp_path) == ["cli.md", "methods/gone.md", "methods/one.md"]
+    docs_pages.write(tmp_path)
+    assert docs_pages.stale(tmp_path) == []
+
+
+def test_attributes_of_a_docstring_are_read() -> None:
+    class Example:
+        """Do something.
+
+        More of it.
+
+        Attributes:
+            alpha: how much, in
+                [0, 1].
+            height, width: in pixels.
+
+        After.
+        """
+
+    text, fields = docs_pages.split_docstring(Example)
+    assert text == "Do something.\n\nMore of it.\n\nAfter."
+    assert fields == {"alpha": "how much, in [0, 1].", "height": "in pixels.", "width": "in pixels."}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text) + re.findall(
+        r"(?:src|srcset|href)=\"([^\"#]+)\"", text
+    )
+    lost = [
+        target
+        for target in targets
+        if not target.startswith(("http://", "https://", "mailto:"))
+        and not (document.parent / target).exists()
+    ]
+    assert lost == []
+
+
+# Documents that are tests: a block after <!-- test --> runs as written
+
+
+@dataclass(frozen=True)
+class Block:
+    """One marked code block: its language, its text, and the exit code its last command shall have."""
+
+    language: str
+    code: str
+    exit_code: int
+    line: int
+
+
+MARKED = re.compile(
+    r"^<!-- test(?:: exit (?P<exit>\d+))? -->\n+```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def marked_blocks(text: str) -> list[Block]:
+    """Return the blocks of a Markdown text that are to be run."""
+    return [
+        Block(m["language"], m["code"], int(m["exit"] or 0), text.count("\n", 0, m.start("code")) + 1)
+        for m in MARKED.finditer(text)
+    ]
+
+
+def shell_steps(code: str) -> list[tuple[str, str]]:
+    """Return the commands of a console block, each with the output that is shown for it."""
+    steps: list[tuple[str, str]] = []
+    for line in code.splitlines():
+        if line.startswith("$ "):
+            steps.append((line[2:], ""))
+        elif steps and steps[-1][0].endswith("\\"):
+            steps[-1] = (f"{steps[-1][0]}\n{line}", "")
+        elif steps:
+            steps[-1] = (steps[-1][0], f"{steps[-1][1]}{line}\n")
+    return steps
+
+
+def run_block(block: Block, folder: Path) -> None:
+    """Run one block in a folder as a user would, and compare exit code and shown output.
+
+    In shown output `...` stands for anything, and runs of blanks are alike.
+    """
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "120",
+        "OMP_NUM_THREADS": "1",
+    }
+    if block.language == "python":
+        steps = [([sys.executable, "-c", block.code], "")]
+    else:
+        assert block.language == "console", f"line {block.line}: only console and python blocks can be run"
+        steps = [(["bash", "-c", command], shown) for command, shown in shell_steps(block.code)]
+    assert steps, f"line {block.line}: a console block shows its commands after '$ '"
+    for number, (command, shown) in enumerate(steps, start=1):
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        expected = block.exit_code if number == len(steps) else 0
+        told = f"line {block.line}, {command[-1]!r}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == expected, told
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert not shown or doctest.OutputChecker().check_output(shown, done.stdout, flags), told
+
+
+WITH_BLOCKS = [file for file in DOCUMENTS if "<!-- test" in file.read_text(encoding="utf-8")]
+
+
+def test_the_readme_marks_its_commands() -> None:
+    assert ROOT / "README.md" in WITH_BLOCKS, "put <!-- test --> before the blocks to be run"
+
+
+@pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda file: file.name)
+def test_marked_blocks_run_as_written(document: Path, tmp_path: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    blocks = marked_blocks(text)
+    assert len(blocks) == text.count("<!-- test"), "a mark stands right above a console or python block"
+    for block in blocks:
+        run_block(block, tmp_path)
+
+
+EXAMPLE = """
+<!-- test -->
+```console
+$ echo one; echo "two   three"
+one
+... three
+$ echo \\
+  more > file
+```
+
+```console
+$ false
+```
+<!-- test: exit 3 -->
+
+```python
+import sys
+from pathlib import Path
+sys.exit(3 if Path("file").read_text() == "more\\n" else 1)
+```
+"""
+
+
+def test_the_example_document_runs(tmp_path: Path) -> None:
+    blocks = marked_blocks(EXAMPLE)
+    assert [(block.language, block.exit_code) for block in blocks] == [("console", 0), ("python", 3)]
+    for block in blocks:
+        run_block(block, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["$ false\n", "$ echo one\ntwo\n", "echo one\n", "$ exit 1\n$ true\n"],
+    ids=["exit", "output", "empty", "early"],
+)
+def test_a_wrong_block_is_found(code: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        run_block(Block("console", code, 0, 1), tmp_path)

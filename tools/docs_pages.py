@@ -1,0 +1,157 @@
+"""Write the pages that are made from the code: docs/cli.md and docs/methods/ (`make docs`)."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+from doorward import registry
+from doorward.methods import Method
+from doorward.registry import MethodKind
+from doorward.reports import atlas
+
+DOCS = Path(__file__).parent.parent / "docs"
+MADE = "<!-- Made by `make docs` from the code; changes made here are lost. -->\n\n"
+KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
+USE = {
+    "attack": "$ doorward plant {name} SOURCE OUT{setting}",
+    "detector": "$ doorward scan MODEL --detector {name}",
+    "repair": "$ doorward repair MODEL OUT --method {name}",
+}
+
+
+def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
+    """Return a docstring's text and what its "Attributes:" section says of each field."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    body, _, rest = text.partition("\nAttributes:\n")
+    section, _, after = rest.partition("\n\n")
+    fields: dict[str, str] = {}
+    for entry in re.split(r"\n(?= {4}\w)", "\n" + section)[1:]:
+        names, _, meaning = entry.strip().partition(":")
+        for name in names.split(","):
+            fields[name.strip()] = " ".join(meaning.split())
+    return "\n\n".join(part.strip() for part in (body, after) if part.strip()), fields
+
+
+def _in_words(constraints: dict[str, object]) -> str:
+    """Return a field's JSON schema in words."""
+    options = constraints.get("anyOf")
+    if isinstance(options, list):
+        return " or ".join(_in_words(option) for option in options)
+    if "enum" in constraints or "const" in constraints:
+        values = constraints.get("enum", [constraints.get("const")])
+        assert isinstance(values, list)
+        return ", ".join(f"`{value}`" for value in values)
+    kind = {"null": "none"}.get(str(constraints.get("type", "any")), str(constraints.get("type", "any")))
+    if kind == "array":
+        inner = constraints.get("items") or constraints.get("prefixItems") or {}
+        inner = inner[0] if isinstance(inner, list) else inner
+        assert isinstance(inner, dict)
+        kind = f"list of {_in_words(inner)}"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {constraints[key]}" for key, sign in signs.items() if key in constraints]
+    return " ".join([kind, ", ".join(limits)]).strip()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def settings_table(cls: type[Method], meanings: dict[str, str]) -> str:
+    """Return a method's settings as a Markdown table."""
+    schema = cls.model_json_schema()["properties"] if cls.model_fields else {}
+    if not schema:
+        return "It has no settings.\n"
+    rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in cls.model_fields.items():
+        default = "(required)" if field.is_required() else f"`{schema[name].get('default')}`"
+        meaning = field.description or meanings.get(name, "")
+        rows.append(f"| `{name}` | {_cell(_in_words(schema[name]))} | {default} | {_cell(meaning)} |")
+    return "\n".join(rows) + "\n"
+
+
+def method_page(kind: MethodKind, name: str) -> str:
+    """Return the page of one method."""
+    cls: type[Method] = registry.get(kind, name)
+    text, meanings = split_docstring(cls)
+    needs = ", ".join(sorted(getattr(cls, "needs", ())))
+    first = next(iter(cls.model_fields), None)
+    use = USE[kind].format(name=name, setting=f" --set {first}=VALUE" if first else "")
+    facts = [
+        ("kind", kind),
+        ("works on", ", ".join(sorted(cls.modalities))),
+        ("judges", getattr(cls, "level", "")),
+        ("needs", needs),
+        ("source", cls.source),
+        (
+            "MITRE ATLAS",
+            ", ".join(f"[{id_}]({atlas.lookup(id_).url}) {atlas.lookup(id_).name}" for id_ in cls.atlas),
+        ),
+    ]
+    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts if value)
+    return (
+        f"{MADE}# {cls.title}\n\n`{name}`\n\n{text}\n\n| | |\n|---|---|\n{table}\n\n"
+        f"## Limits\n\n{cls.limits}\n\n## Settings\n\n{settings_table(cls, meanings)}\n"
+        f"## Use\n\n```console\n{use}\n```\n"
+    )
+
+
+def methods_index() -> str:
+    """Return the page that lists all methods."""
+    lines = [MADE + "# Methods\n"]
+    for kind in KINDS:
+        names = registry.modules(kind)
+        if not names:
+            continue
+        lines += [f"## {kind.capitalize()}s\n", "| name | title | source |", "|---|---|---|"]
+        for name in names:
+            cls: type[Method] = registry.get(kind, name)
+            lines.append(f"| [`{name}`]({name}.md) | {_cell(cls.title)} | {_cell(cls.source)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def command_line_page() -> str:
+    """Return the reference of the command line, as typer writes it."""
+    command = [sys.executable, "-m", "typer", "doorward.cli.app", "utils", "docs", "--name", "doorward"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return MADE + done.stdout.strip() + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page by its path below docs/."""
+    made = {"cli.md": command_line_page(), "methods/index.md": methods_index()}
+    for kind in KINDS:
+        for name in registry.modules(kind):
+            made[f"methods/{name}.md"] = method_page(kind, name)
+    return made
+
+
+def stale(folder: Path = DOCS) -> list[str]:
+    """Return the pages in a folder that are missing, out of date or left over."""
+    made = pages()
+    there = {f"methods/{file.name}" for file in (folder / "methods").glob("*.md")}
+    wrong = [name for name, text in made.items() if not _says(folder / name, text)]
+    return sorted([*wrong, *(there - set(made))])
+
+
+def _says(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_text(encoding="utf-8") == text
+
+
+def write(folder: Path = DOCS) -> None:
+    """Write every page, and remove those of methods that are gone."""
+    made = pages()
+    (folder / "methods").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "methods").glob("*.md"):
+        old.unlink()
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
