@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -31,7 +32,7 @@ class Waveform:
     rate: int
 
 
-#: One raw input: uint8 image (h, w, c) with c in {1, 3, 4}, a string, or a waveform.
+#: One raw input: uint8 image (h, w, c) with c in {1, 3}, a string, or a waveform.
 Raw: TypeAlias = npt.NDArray[np.uint8] | str | Waveform
 
 
@@ -44,13 +45,48 @@ class Batch:
     y: npt.NDArray[np.int64] | None
 
 
-@dataclass(frozen=True)
 class Provenance:
-    """Say where samples came from: path as given, sha256 over the files read (None if unknown), rows."""
+    """Say where samples came from.
 
-    path: str
-    sha256: str | None
-    rows: int
+    Attributes:
+        path: as the user gave it.
+        rows: how many samples lie there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        sha256: str | None,
+        rows: int,
+        *,
+        files: Callable[[], Mapping[str, Path]] | None = None,
+    ) -> None:
+        self.path, self.rows = path, rows
+        self._sha256, self._files = sha256, files
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Return the sha256 over the files that were read, None if no file is known.
+
+        One file gives its plain sha256; several give the sha256 of their `sha256  name` lines, sorted by
+        name and ended by line feeds, with names relative to the path. Made on first use, since it reads every
+        file.
+
+        Raises:
+            InputError: if a file cannot be read any more.
+        """
+        if self._sha256 is not None or self._files is None:
+            return self._sha256
+        digests = {}
+        for name, file in self._files().items():
+            try:
+                with file.open("rb") as stream:
+                    digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"{file} cannot be read any more ({error.strerror})") from error
+        if len(digests) == 1:
+            return next(iter(digests.values()))
+        return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in sorted(digests.items())).encode()).hexdigest()
 
 
 def content_hash(raw: Raw) -> str:
@@ -99,7 +135,7 @@ class Samples(ABC):
 
     @abstractmethod
     def raw(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Any]:
-        """Decode some samples, in the order asked.
+        """Decode some samples, in the order asked. Arrays may be shared: do not change them in place.
 
         Raises:
             InputError: if one cannot be decoded; the message names its row (and file).
@@ -133,7 +169,9 @@ class Samples(ABC):
         position = {value: i for i, value in enumerate(self.ids)}
         missing = [value for value in ids if value not in position]
         if missing:
-            raise InputError(f"{len(missing)} of {len(ids)} ids are not in {self.provenance.path}, first {missing[0]!r}")
+            raise InputError(
+                f"{len(missing)} of {len(ids)} ids are not in {self.provenance.path}, first {missing[0]!r}"
+            )
         return self.select([position[value] for value in ids])
 
     def draw(self, n: int, rng: np.random.Generator) -> Samples:
@@ -184,6 +222,9 @@ class InMemorySamples(Samples):
         x: images (n, h, w, c) or (n, h, w) uint8, or a list of raw inputs.
         labels: (n,) class numbers, or None.
         classes: class names; numbers are made up from the labels where none are given.
+        path: where they came from, for people.
+        sha256: of the file they came from, if known.
+        files: names and places of the files they came from, to be hashed when asked for.
     """
 
     def __init__(
@@ -195,6 +236,7 @@ class InMemorySamples(Samples):
         modality: Modality = "image",
         path: str = "<memory>",
         sha256: str | None = None,
+        files: Callable[[], Mapping[str, Path]] | None = None,
     ) -> None:
         if isinstance(x, np.ndarray) and modality == "image":
             if x.dtype != np.uint8:
@@ -207,7 +249,7 @@ class InMemorySamples(Samples):
         count = 0 if self.labels is None or not len(self.labels) else int(self.labels.max()) + 1
         self.classes = tuple(classes) if classes is not None else tuple(str(i) for i in range(count))
         self.modality = modality
-        self.provenance = Provenance(path, sha256, len(x))
+        self.provenance = Provenance(path, sha256, len(x), files=files)
 
     def __len__(self) -> int:
         return len(self._x)

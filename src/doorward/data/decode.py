@@ -1,0 +1,118 @@
+"""Media files in memory: bytes become pixels or waveforms, and back without loss.
+
+Images are always uint8 (h, w, c). Grey ones (1, 8 or 16 bits, with or without alpha) have one channel, all
+others become RGB, palettes too. Of 16 bits the upper 8 are kept. Alpha is dropped, not blended, and the
+orientation in the EXIF data is applied: so do the `datasets` and `transformers` libraries, and a model must
+be judged on the pixels that it sees. Of animations the first frame counts.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from doorward.data.samples import Waveform
+from doorward.errors import InputError, MissingExtra
+
+#: Larger images are refused as decompression bombs (Pillow starts to warn here).
+MAX_PIXELS = 89_478_485
+#: Longer recordings are refused: one GiB of float32.
+MAX_SOUND = 2**28
+_ORIENTATION = 0x0112
+_GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats to try: no EPS, which runs Ghostscript, and nothing exotic."""
+    Image.init()
+    wanted = ("PNG", "JPEG", "WEBP", "MPO", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+    return tuple(name for name in wanted if name in Image.OPEN)
+
+
+def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
+    """Return the pixels (h, w, c) uint8, c in {1, 3}, of an image file.
+
+    Raises:
+        InputError: if it is too large, or if its pixels have no known range (32 bits).
+        Exception: whatever Pillow throws at damaged bytes.
+    """
+    with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+        image: Image.Image = opened
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"{image.width}x{image.height} pixels are too many, at most {MAX_PIXELS:,}")
+        image.load()
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        image.info.pop("transparency", None)  # Pillow would compute it anew for each conversion, and warn
+        if image.mode not in _GREY | {"RGB"}:
+            if image.mode == "F":
+                raise InputError("floating-point pixels have no known range")
+            image = image.convert("RGB")
+        elif image.mode == "I" and opened.format not in ("PNG", "PPM"):  # those hold 16 bits in a wider mode
+            raise InputError("32-bit pixels have no known range")
+        elif image.mode.startswith("I"):
+            return (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None]
+        elif image.mode in _GREY - {"L"}:
+            image = image.convert("L")
+        pixels = np.array(image, dtype=np.uint8)  # a copy: Pillow's own are read-only
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def encode_image(image: npt.NDArray[np.uint8]) -> bytes:
+    """Return an image (h, w, c) uint8, c in {1, 3}, as a PNG file without compression of its own.
+
+    The table around it compresses over all images, which is smaller and faster (408 against 454 bytes and
+    35 against 77 microseconds for an image of Fashion-MNIST, 6.8 kB each for ORL faces).
+
+    Raises:
+        InputError: if it has another shape or type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise InputError(f"images are uint8 (h, w, 1 or 3), got {image.dtype} {image.shape}")
+    out = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(out, "PNG", compress_level=0)
+    return out.getvalue()
+
+
+def decode_audio(data: bytes) -> Waveform:
+    """Return the waveform of a sound file, at its own sampling rate.
+
+    Raises:
+        MissingExtra: if the soundfile package is not installed.
+        InputError: if it is too long or holds values that are no numbers.
+        Exception: whatever soundfile throws at damaged bytes.
+    """
+    try:
+        import soundfile
+    except ImportError as error:
+        raise MissingExtra("soundfile", "audio", "reading recordings") from error
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        if sound.frames * sound.channels > MAX_SOUND:
+            raise InputError(f"{sound.frames} frames are too many, at most {MAX_SOUND:,} values")
+        pcm = sound.read(dtype="float32")
+        rate = int(sound.samplerate)
+    if not np.isfinite(pcm).all():
+        raise InputError("it holds values that are no numbers")
+    return Waveform(pcm, rate)
+
+
+def encode_audio(sound: Waveform) -> bytes:
+    """Return a waveform as a WAV file: 16 bits where they hold it exactly, else 32-bit floats."""
+    pcm = np.ascontiguousarray(sound.pcm, dtype="<f4")
+    channels = 1 if pcm.ndim == 1 else pcm.shape[1]
+    scaled = pcm * np.float32(32768)
+    exact = bool(((scaled == np.rint(scaled)) & (scaled >= -32768) & (scaled < 32768)).all())
+    body = scaled.astype("<i2").tobytes() if exact else pcm.tobytes()
+    code, width = (1, 2) if exact else (3, 4)
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", 36 + len(body), b"WAVE", b"fmt ", 16, code, channels),
+        *(sound.rate, sound.rate * channels * width, channels * width, 8 * width, b"data", len(body)),
+    )
+    return head + body

@@ -1,0 +1,109 @@
+"""Data sets of the Hugging Face hub, fetched and kept by the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from doorward.data.columns import columns_of, file_bytes, label_values
+from doorward.data.labels import names_of, number_labels
+from doorward.data.request import Request, reading, reason
+from doorward.data.samples import Provenance, Samples
+from doorward.data.stored import StoredSamples, modality_of
+from doorward.errors import InputError, MissingExtra
+
+
+def open_hub(request: Request) -> Samples:
+    """Open a data set of the hub by its name; its files are fetched once and kept by the `datasets` library.
+
+    Nothing of it is executed: data sets that come as scripts are refused. The sha256 is over the Arrow files
+    in the library's cache.
+
+    Raises:
+        MissingExtra: if the library is not installed.
+        InputError: if there is no such data set, if it cannot be fetched, or if its columns do not fit.
+    """
+    name = str(request.path)
+    try:
+        import datasets
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        purpose = (
+            f"there is no file or folder {name!r}; reading a data set of that name from the Hugging Face hub"
+        )
+        raise MissingExtra("datasets", "hf", purpose) from error
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().dataset_info(name, timeout=10)  # tells at once what load_dataset tells after many retries
+        # versions before 4 would ask whether to run a script
+        splits = datasets.load_dataset(name, trust_remote_code=False)
+    except Exception as error:
+        hint = (
+            ""
+            if isinstance(error, HfHubHTTPError)
+            else "; offline, HF_HUB_OFFLINE=1 reads what is in its cache"
+        )
+        raise InputError(
+            f"there is no file or folder {name!r}, and the Hugging Face hub gives no data set of that name "
+            f"({reason(error)}){hint}"
+        ) from error
+    split = request.choose_split(list(splits))
+    data = splits[split]
+    if not len(data):
+        raise InputError(f"{request.given}, split {split!r}, has no rows")
+    columns = columns_of(data.features.arrow_schema, request, name)
+    roots = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
+    store = _HubStore(data, columns.inputs, f"{name}, split {split!r}", roots)
+    names = columns.names
+    if columns.labels is not None and columns.textual:
+        names = names_of(label_values([_column(other, columns.labels) for other in splits.values()]))
+    labels = number_labels(
+        None if columns.labels is None else label_values([_column(data, columns.labels)]),
+        where=name,
+        names=names,
+        classes=request.classes,
+    )
+    files = [Path(file["filename"]) for file in data.cache_files]
+    provenance = Provenance(
+        request.given,
+        None,
+        len(data),
+        files=(lambda: {file.name: file for file in files}) if files else None,
+    )
+    return StoredSamples(store, modality_of(columns.kind, store), labels, provenance)
+
+
+def _column(data: Any, name: str) -> pa.ChunkedArray:
+    with reading(name, "a column"):
+        return data.select_columns([name]).with_format("arrow")[:].column(name)
+
+
+class _HubStore:
+    """Is one column of a data set that the `datasets` library maps from the disk."""
+
+    def __init__(self, data: Any, column: str, name: str, roots: Sequence[Path]) -> None:
+        self._data = data.select_columns([column]).with_format("arrow")
+        self._column, self._name, self._roots = column, name, roots
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def cells(self, rows: npt.NDArray[np.int64]) -> list[Any]:
+        """Return what lies in some rows."""
+        with reading(self._name, "a data set"):
+            cells: list[Any] = self._data[rows.tolist()].column(self._column).to_pylist()
+        return cells
+
+    def load(self, cell: Any, row: int) -> bytes | str | None:
+        """Return the file or the text that a cell holds."""
+        return file_bytes(cell, self._roots)
+
+    def where(self, row: int) -> str:
+        """Name a row for messages."""
+        return f"{self._name}, row {row}"

@@ -1,0 +1,118 @@
+"""Open whatever holds data: folders, files, names on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from doorward.data.request import Request
+from doorward.data.samples import Samples
+from doorward.errors import InputError
+
+_SPLIT = re.compile(
+    r"(?P<path>.{2,}):(?P<split>\w[\w.-]*)", re.DOTALL
+)  # one letter and a colon are a Windows drive
+_HUB_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_FILE_NAME = re.compile(r".*\.(parquet|npz|csv|tsv|jsonl?|ndjson|idx\d?|gz|zip)", re.IGNORECASE)
+_IDX = re.compile(r".*(\.idx\d?|ubyte)(\.gz)?", re.DOTALL)
+_FILES = ".parquet, .npz, .csv, .tsv, .jsonl, or idx (such as train-images-idx3-ubyte.gz)"
+
+
+def open_samples(
+    path: str | Path,
+    *,
+    column: str | None = None,
+    label_column: str | None = None,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    prefer: tuple[str, ...] = ("test", "validation", "val", "train"),
+) -> Samples:
+    """Open images, texts or recordings, with labels where there are some. Inputs are decoded when asked for.
+
+    Args:
+        path: a folder of parquet files in the hub's layout, of images or recordings by class, or of idx
+            files; a .parquet, .npz, idx, .csv, .tsv or .jsonl file; or, where no such path exists, the name
+            of a data set on the Hugging Face hub. `path:split` picks a split.
+        column: the column (or .npz key) of the inputs, where it cannot be told.
+        label_column: the column (or .npz key) of the labels, where it cannot be told.
+        split: the split, instead of `path:split`.
+        classes: class names in the order of their numbers. Data that names its classes is matched by name;
+            bare numbers are positions among these names.
+        prefer: splits to take, the best first, where there are several and none is asked for.
+
+    Raises:
+        InputError: if there is no such path, if it cannot be read, or if split, columns or labels do not fit.
+        MissingExtra: if an optional package is needed to read it.
+    """
+    given = os.fspath(path)
+    name = given
+    if not os.path.lexists(given) and (match := _SPLIT.fullmatch(given)):
+        if split is not None and split != match["split"]:
+            raise InputError(
+                f"{given} asks for split {match['split']!r}, the option for {split!r}; give one of them"
+            )
+        name, split = match["path"], match["split"]
+    names = None if classes is None else tuple(classes)
+    request = Request(given, Path(name), column, label_column, split, names, tuple(prefer))
+    try:
+        if request.path.is_dir():
+            return _open_folder(request)
+        if request.path.is_file():
+            return _open_file(request)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror or error})") from error
+    if _may_be_on_hub(name):
+        from doorward.data.hub import open_hub
+
+        return open_hub(request)
+    raise InputError(f"there is no file or folder {name!r}")
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Tell whether a path that does not exist may name a data set; one in a folder that exists was a path."""
+    in_folder = "/" in name and Path(name).parent.exists()
+    return _HUB_NAME.fullmatch(name) is not None and _FILE_NAME.fullmatch(name) is None and not in_folder
+
+
+def _open_folder(request: Request) -> Samples:
+    from doorward.data.arrays import find_idx, open_idx
+    from doorward.data.folders import find_media, open_folder
+    from doorward.data.parquet import find_parquet, open_parquet
+
+    if splits := find_parquet(request.path):
+        return open_parquet(request, splits)
+    if images := find_idx(request.path):
+        return open_idx(request, images)
+    if media := find_media(request.path):
+        return open_folder(request, media)
+    inside = sorted(entry.name for entry in request.path.iterdir())
+    found = (
+        f"it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "it is empty"
+    )
+    raise InputError(
+        f"{request.path} is a folder without parquet files, idx files, images or recordings: {found}. "
+        f"Of other data, give the file itself ({_FILES})"
+    )
+
+
+def _open_file(request: Request) -> Samples:
+    name = request.path.name.lower()
+    if name.endswith(".parquet"):
+        from doorward.data.parquet import open_parquet, split_of
+
+        return open_parquet(request, {split_of(request.path): [request.path]})
+    if name.endswith(".npz"):
+        from doorward.data.arrays import open_npz
+
+        return open_npz(request)
+    if name.endswith((".csv", ".tsv", ".jsonl", ".ndjson", ".json")):
+        from doorward.data.tables import open_table
+
+        return open_table(request)
+    if _IDX.fullmatch(name):
+        from doorward.data.arrays import open_idx
+
+        return open_idx(request, {})
+    raise InputError(f"{request.path} is no file that can be read as data; expected {_FILES}, or a folder")
