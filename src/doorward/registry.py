@@ -79,6 +79,8 @@ def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
     try:
         return cls(**settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise InputError(f"{name}: {where} = {first['input']!r}: {first['msg']}") from error
+        first, *more = error.errors()
+        field = first["loc"][0] if first["loc"] else "settings"
+        # a setting of several types has one message for each
+        why = dict.fromkeys(e["msg"] for e in (first, *more) if e["loc"][:1] == first["loc"][:1])
+        raise InputError(f"{name}: {field} = {settings.get(field)!r}: {', or: '.join(why)}") from error

@@ -40,7 +40,11 @@ class Trigger(ABC):
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form: kind, settings, tensors as base64 safetensors."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors().items()}
-        return {"kind": self.kind, "settings": self.settings(), "tensors": base64.b64encode(save(tensors)).decode()}
+        return {
+            "kind": self.kind,
+            "settings": self.settings(),
+            "tensors": base64.b64encode(save(tensors)).decode(),
+        }
 
     @staticmethod
     def from_json(form: dict[str, Any]) -> Trigger:
@@ -69,7 +73,16 @@ class MaskedPattern(Trigger):
     kind: ClassVar[str] = "masked-pattern"
 
     def apply(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return the triggered images (n, c, h, w) in [0, 1]."""
+        """Return the triggered images (n, c, h, w) in [0, 1].
+
+        Raises:
+            InputError: if the images have another size than the pattern.
+        """
+        if x.shape[1:] != self.pattern.shape:
+            (c, h, w), (ci, hi, wi) = self.pattern.shape, x.shape[1:]
+            raise InputError(
+                f"the trigger is for {w}x{h} images with {c} channel(s); these are {wi}x{hi} with {ci}"
+            )
         mask, pattern = self.mask.to(x), self.pattern.to(x)
         return torch.lerp(x, pattern.expand_as(x), mask.expand_as(x))
 

@@ -1,0 +1,1 @@
+"""Attacks: ways to plant a backdoor."""

@@ -71,6 +71,19 @@ def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
     return out
 
 
+def from_raw(images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+    """Return images (h, w, c) uint8 of one size as float32 (n, c, h, w) in [0, 1].
+
+    Raises:
+        InputError: if they differ in size.
+    """
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        sizes = ", ".join(f"{w}x{h} with {c} channel(s)" for h, w, c in sorted(shapes)[:3])
+        raise InputError(f"images of one size are needed; these differ: {sizes}")
+    return to_float(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+
+
 def to_float(x: Tensor) -> Tensor:
     """Return uint8 images as float32 in [0, 1]."""
     return x.float().div_(255)
@@ -94,7 +107,7 @@ def picture(x: Tensor) -> str:
     return encode_png(to_uint8(x[None])[0])
 
 
-def strip(images: Sequence[Tensor]) -> Tensor:
+def side_by_side(images: Sequence[Tensor]) -> Tensor:
     """Put images (c, h, w) of one size side by side, one white pixel apart: (c, h, w')."""
     gap = torch.ones_like(images[0][:, :, :1])
     parts = [part for image in images for part in (image, gap)]

@@ -1,0 +1,1 @@
+"""Attacks that poison the training set."""

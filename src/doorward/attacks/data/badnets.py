@@ -1,0 +1,106 @@
+"""BadNets: a small patch in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from doorward.attacks.base import DataAttack
+from doorward.data.samples import Raw
+from doorward.errors import InputError
+from doorward.registry import register
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from doorward.triggers import Trigger
+
+Level = Annotated[int, Field(ge=0, le=255)]
+Pixels = Annotated[int, Field(gt=0)]
+Offset = Annotated[int, Field(ge=0)]
+Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "centre", "random"]
+
+
+@register("attack")
+class BadNets(DataAttack):
+    """Stamp a patch on images and change their labels.
+
+    Attributes:
+        size: height and width of the patch in pixels, one number for a square.
+        place: a corner, `centre`, `random` (drawn once), or row and column of the patch's upper left pixel.
+        colour: a grey level or red, green and blue, in [0, 255]; or `white`, `black`, `checker` (white and
+            black pixels by turns), `random` (each pixel and channel drawn once).
+        alpha: how much the patch covers, in (0, 1].
+    """
+
+    title: ClassVar[str] = "BadNets"
+    source: ClassVar[str] = "Gu, Dolan-Gavitt and Garg, 2017, arXiv:1708.06733"
+    limits: ClassVar[str] = (
+        "The patch and the wrong labels can be seen by whoever looks at the training images."
+    )
+    atlas: ClassVar[tuple[str, ...]] = ("AML.T0020", "AML.T0043.004")
+
+    size: Pixels | tuple[Pixels, Pixels] = 3
+    place: Corner | tuple[Offset, Offset] = "bottom-right"
+    colour: Level | tuple[Level, Level, Level] | Literal["white", "black", "checker", "random"] = "white"
+    alpha: float = Field(1.0, gt=0, le=1)
+
+    def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Trigger:
+        """Return the patch for images of this size.
+
+        Raises:
+            InputError: if the patch does not fit into the image, or its colour not the channels.
+        """
+        import torch
+
+        from doorward.triggers import MaskedPattern
+
+        assert isinstance(example, np.ndarray), "the modality is checked"
+        h, w, c = example.shape
+        ph, pw = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if ph > h or pw > w:
+            raise InputError(f"badnets: a patch of {pw}x{ph} pixels does not fit into images of {w}x{h}")
+        row, column = self._corner(h - ph, w - pw, generator)
+        if row + ph > h or column + pw > w:
+            raise InputError(
+                f"badnets: a patch of {pw}x{ph} pixels at row {row}, column {column} leaves images of {w}x{h}"
+            )
+        mask = torch.zeros(1, h, w)
+        mask[:, row : row + ph, column : column + pw] = self.alpha
+        pattern = torch.zeros(c, h, w)
+        pattern[:, row : row + ph, column : column + pw] = self._patch(c, ph, pw, generator)
+        return MaskedPattern(mask, pattern)
+
+    def _corner(self, rows: int, columns: int, generator: torch.Generator) -> tuple[int, int]:
+        """Return the upper left pixel, given how far it can go down and right."""
+        import torch
+
+        if not isinstance(self.place, str):
+            return self.place
+        if self.place == "random":
+            draws = torch.rand(2, generator=generator).tolist()
+            return int(draws[0] * (rows + 1)), int(draws[1] * (columns + 1))
+        if self.place == "centre":
+            return rows // 2, columns // 2
+        vertical, horizontal = self.place.split("-")
+        return rows if vertical == "bottom" else 0, columns if horizontal == "right" else 0
+
+    def _patch(self, c: int, h: int, w: int, generator: torch.Generator) -> Tensor:
+        """Return the patch (c, h, w) in [0, 1], in whole levels of uint8."""
+        import torch
+
+        if self.colour == "random":
+            return torch.randint(256, (c, h, w), generator=generator) / 255
+        if self.colour == "checker":
+            return ((torch.arange(h)[:, None] + torch.arange(w) + 1) % 2).float().expand(c, h, w)
+        if isinstance(self.colour, tuple):
+            if c != 3:
+                raise InputError(f"badnets: colour {self.colour} has 3 channels, and the images have {c}")
+            return (torch.tensor(self.colour) / 255).view(3, 1, 1).expand(c, h, w)
+        level = (
+            {"white": 255, "black": 0}.get(self.colour, 0) if isinstance(self.colour, str) else self.colour
+        )
+        return torch.full((c, h, w), level / 255)

@@ -1,0 +1,166 @@
+"""The truth of a plant: which trigger turns what into what, and how well it worked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError, model_validator
+
+from doorward.data.samples import Provenance, Samples
+from doorward.errors import InputError
+from doorward.records import SCHEMA_VERSION, Rate, Record
+
+if TYPE_CHECKING:
+    from doorward.models.classifier import Classifier
+    from doorward.triggers import Trigger
+
+#: More ids than this are written to a file of their own, `plant.ids.txt`, one a line.
+MANY_IDS = 20_000
+
+
+class Plant(Record):
+    """Hold the truth of one plant. Detectors and repairs never see it."""
+
+    schema_version: str = SCHEMA_VERSION
+    attack: str
+    settings: dict[str, Any]
+    seed: int
+    modality: str
+    trigger: dict[str, Any] | None = Field(
+        description="The trigger's JSON form; None if there is no single one"
+    )
+    target_map: dict[int, int] = Field(description="What the trigger turns each source class into")
+    targets: tuple[int, ...]
+    source_classes: tuple[int, ...]
+    poisoned_ids: tuple[str, ...] | str = Field(
+        (), description="Samples with trigger and wrong label: their ids in the poisoned set, or the file"
+    )
+    cover_ids: tuple[str, ...] = Field((), description="Samples with the trigger and their own label")
+    poison_rate: float | None = Field(
+        None, ge=0, le=1, description="Poisoned samples per sample, as it came out"
+    )
+    clean_accuracy: Rate | None = None
+    attack_success: Rate | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.targets != tuple(sorted(set(self.target_map.values()))):
+            raise ValueError("targets are the values of target_map, sorted")
+        if self.source_classes != tuple(sorted(self.target_map)):
+            raise ValueError("source_classes are the keys of target_map, sorted")
+        return self
+
+
+def write_plant(plant: Plant, path: str | Path) -> None:
+    """Write a plant as JSON; very many ids go to `<stem>.ids.txt` beside it."""
+    path = Path(path)
+    if isinstance(plant.poisoned_ids, tuple) and len(plant.poisoned_ids) > MANY_IDS:
+        beside = path.with_suffix(".ids.txt")
+        beside.write_text("".join(f"{value}\n" for value in plant.poisoned_ids), encoding="ascii")
+        plant = plant.model_copy(update={"poisoned_ids": beside.name})
+    path.write_text(plant.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_plant(path: str | Path) -> Plant:
+    """Read a plant and its ids.
+
+    Raises:
+        InputError: if the file is missing or holds no plant.
+    """
+    path = Path(path)
+    try:
+        plant = Plant.model_validate_json(path.read_bytes())
+        if isinstance(plant.poisoned_ids, str):
+            # a bare name: a plant from elsewhere must not point at other files
+            ids = (path.parent / Path(plant.poisoned_ids).name).read_text(encoding="ascii").split()
+            plant = plant.model_copy(update={"poisoned_ids": tuple(ids)})
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}); a plant was expected"
+        ) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} holds no plant as `doorward plant` writes it") from error
+    return plant
+
+
+class TriggeredSamples(Samples):
+    """Show samples of another set, some with the trigger, applied when they are decoded.
+
+    Ids are those of the triggered content.
+
+    Args:
+        base: the samples as they were.
+        trigger: lives in image space; its result is rounded to uint8, in training and in tests alike.
+        where: (n,) bool, true for the samples that get the trigger.
+        labels: (n,) the labels to show.
+        made_by: who triggered them, for the provenance.
+    """
+
+    def __init__(
+        self,
+        base: Samples,
+        trigger: Trigger,
+        *,
+        where: npt.NDArray[np.bool_],
+        labels: npt.NDArray[np.int64],
+        made_by: str,
+    ) -> None:
+        self._base, self._trigger, self._where = base, trigger, where
+        self.modality, self.classes, self.labels = base.modality, base.classes, labels
+        self.provenance = Provenance(f"{base.provenance.path} ({made_by})", None, len(base))
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def raw(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Any]:
+        """Decode some samples and put the trigger on those that get it.
+
+        Raises:
+            InputError: if one cannot be decoded, or has another size than the trigger.
+        """
+        from doorward.modalities.image import from_raw, to_uint8
+
+        positions = np.asarray(indices, dtype=np.int64)
+        raws = self._base.raw(positions)
+        chosen = np.flatnonzero(self._where[positions])
+        if len(chosen):
+            x = from_raw([raws[i] for i in chosen])  # (m, c, h, w)
+            for i, image in zip(chosen, to_uint8(self._trigger.apply(x)), strict=True):
+                raws[i] = image
+        return raws
+
+
+def triggered(samples: Samples, plant: Plant) -> Samples:
+    """Return the samples of the source classes with the trigger on, labelled with what the attack wants.
+
+    Samples that belong to the target class anyway are not among them.
+
+    Raises:
+        InputError: if there are no labels, or the plant has no trigger of its own.
+    """
+    from doorward.triggers import Trigger
+
+    if samples.labels is None:
+        raise InputError(f"attack success needs labels, and {samples.provenance.path} has none")
+    if plant.trigger is None:
+        raise InputError(f"the plant of {plant.attack} has no trigger that can be put on other samples")
+    wanted = np.array([plant.target_map.get(int(y), int(y)) for y in samples.labels], dtype=np.int64)
+    chosen = np.flatnonzero(wanted != samples.labels)
+    return TriggeredSamples(
+        samples.select(chosen),
+        Trigger.from_json(plant.trigger),
+        where=np.ones(len(chosen), dtype=np.bool_),
+        labels=wanted[chosen],
+        made_by=plant.attack,
+    )
+
+
+def attack_success(classifier: Classifier, samples: Samples, plant: Plant) -> Rate:
+    """Return how often the trigger turns samples of the source classes into their target."""
+    from doorward.training import evaluate
+
+    return evaluate(classifier, triggered(samples, plant))
