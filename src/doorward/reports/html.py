@@ -1,0 +1,101 @@
+"""The report as one HTML page that loads nothing and runs no script."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from doorward.records import Finding, Picture, Report
+from doorward.reports import atlas, wording
+from doorward.reports.chart import per_class_chart
+from doorward.reports.json_report import dump
+
+#: Pictures lower than this many pixels are enlarged, by a whole factor, to about `PICTURE_HEIGHT`.
+SMALL = 100
+PICTURE_HEIGHT = 168
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Hold one picture as the page shows it; without `source` the PNG file is damaged."""
+
+    title: str
+    alt: str
+    source: str | None = None
+    width: int = 0
+    height: int = 0
+    enlarged: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Tell whether it is a strip of several images rather than one."""
+        return self.width > 2 * self.height
+
+
+def to_html(report: Report) -> str:
+    """Write a report as one self-contained HTML page."""
+    classes = wording.class_names(report)
+    charts = [(finding, per_class_chart(finding, classes)) for finding in report.findings]
+    settings = {one.detector: {"seed": one.seed, "settings": one.settings} for one in report.findings}
+    return _template().render(
+        report=report,
+        words=wording,
+        classes=classes,
+        steps=wording.next_steps(report),
+        shown=[(one, pictures) for one in report.findings if one.flagged and (pictures := figures(one))],
+        charts=[(finding, chart) for finding, chart in charts if chart],
+        figures=figures,
+        atlas=atlas,
+        details=[
+            ("Settings of every detector", dump(settings)),
+            ("What was asked for", dump(report.request)),
+            ("Environment", dump(report.environment.model_dump(mode="json"))),
+        ],
+    )
+
+
+def figures(finding: Finding) -> list[Figure]:
+    """Return a finding's pictures as the page shows them."""
+    return [_figure(evidence) for evidence in finding.evidence if isinstance(evidence, Picture)]
+
+
+def _figure(picture: Picture) -> Figure:
+    try:
+        data = base64.b64decode(picture.png, validate=True)
+        signature, width, height = struct.unpack(">8s8xII", data[:24])
+    except (binascii.Error, struct.error):
+        return Figure(picture.title, picture.alt)
+    if signature != b"\x89PNG\r\n\x1a\n" or not width or not height:
+        return Figure(picture.title, picture.alt)
+    factor = max(1, PICTURE_HEIGHT // height) if height < SMALL else 1
+    source = f"data:image/png;base64,{picture.png}"
+    return Figure(picture.title, picture.alt, source, width * factor, height * factor, factor > 1)
+
+
+def _harmless(value: Any) -> Any:
+    """Pass every string that the template prints through `plain`; autoescaping follows."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return wording.plain(value, lines=True)
+    return value
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("doorward.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_harmless,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["atlas"] = atlas.lookup
+    environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+    return environment.get_template("report.html.j2")
