@@ -1,0 +1,125 @@
+"""`doorward scan`: give a model, get a verdict with evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from doorward.cli.options import FailOn, Format, check_device, labels, numbers, status
+
+
+def scan(
+    model: str = typer.Argument(
+        ...,
+        help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, or a Doorward "
+        "directory. With --factory: any name for the model.",
+    ),
+    clean: str | None = typer.Option(
+        None, metavar="DATA", help="Images that you trust: a folder, a file or a hub id; DATA:SPLIT picks a split."
+    ),
+    train: str | None = typer.Option(
+        None, metavar="DATA", help="The training set; its images serve where no clean ones are given."
+    ),
+    detector: list[str] = typer.Option([], metavar="NAME", help="Run this detector only; may be repeated."),
+    out: Path | None = typer.Option(
+        None, metavar="DIR", help="Write report.html, report.json, report.sarif and report.txt there."
+    ),
+    format: Format = typer.Option(Format.text, help="What to print on standard output."),
+    fail_on: FailOn = typer.Option(FailOn.suspicious, help="From which verdict on the exit code is 1."),
+    seed: int = typer.Option(0, min=0, help="Seed of everything random."),
+    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    time_budget: float = typer.Option(900.0, min=1.0, metavar="S", help="Seconds that the scan may take."),
+    images: int = typer.Option(300, min=4, help="Most clean images to use."),
+    factory: str | None = typer.Option(
+        None, metavar="F", help="package.module:function that returns the torch module. This runs your code."
+    ),
+    weights: Path | None = typer.Option(
+        None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
+    ),
+    input_range: str | None = typer.Option(
+        None, metavar="LOW,HIGH", help="What [0, 1] images are stretched to before mean and std, as in 0,255."
+    ),
+    mean: str | None = typer.Option(None, metavar="M", help="One number, or one per channel with commas."),
+    std: str | None = typer.Option(None, metavar="S", help="One number, or one per channel with commas."),
+    layout: str | None = typer.Option(None, metavar="NCHW|NHWC", help="Order of the axes the model takes."),
+    size: str | None = typer.Option(
+        None, metavar="C,H,W", help="Channels, height and width, where the file does not tell."
+    ),
+    output: str | None = typer.Option(
+        None, metavar="KIND", help="What the model gives: logits, probabilities or one_logit."
+    ),
+    label_names: str | None = typer.Option(
+        None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
+    ),
+    features: str | None = typer.Option(
+        None, metavar="NAME", help="The layer whose input are the features, if not the last linear one."
+    ),
+    data_column: str | None = typer.Option(None, metavar="NAME", help="The column that holds the images."),
+) -> None:
+    """Look for a backdoor in a model.
+
+    Exit code: 0 nothing found, 1 found or unsafe to load, 2 unreadable input, 3 could not tell.
+    """
+    from doorward import reports
+    from doorward.errors import InputError
+    from doorward.models import LoadOptions
+    from doorward.scan import ScanRequest
+    from doorward.scan import scan as run
+
+    low_high = numbers(input_range, "--input-range")
+    if low_high is not None and len(low_high) != 2:
+        raise InputError(f"--input-range takes two numbers, as in 0,255, got {input_range!r}")
+    shape = numbers(size, "--size")
+    if shape is not None and (len(shape) != 3 or any(v != int(v) or v < 1 for v in shape)):
+        raise InputError(f"--size takes channels,height,width, as in 3,224,224, got {size!r}")
+    if layout not in (None, "NCHW", "NHWC"):
+        raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
+    if output not in (None, "logits", "probabilities", "one_logit"):
+        raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
+    request = ScanRequest(
+        model=model,
+        clean=clean,
+        train=train,
+        detectors=tuple(detector),
+        seed=seed,
+        device=check_device(device),
+        time_budget=time_budget,
+        images=images,
+        factory=factory,
+        weights=str(weights) if weights else None,
+        data_column=data_column,
+        options=LoadOptions(
+            input_range=(low_high[0], low_high[1]) if low_high else None,
+            mean=numbers(mean, "--mean"),
+            std=numbers(std, "--std"),
+            layout=layout,  # type: ignore[arg-type]
+            output=output,  # type: ignore[arg-type]
+            labels=labels(label_names),
+            features=features,
+            size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
+        ),
+    )
+    with status() as progress:
+        report = run(request, progress=progress)
+    written = reports.write_reports(report, out) if out else {}
+    print_report(report, format)
+    for path in written.values():
+        typer.echo(f"written: {path}", err=True)
+    raise typer.Exit(reports.exit_code(report.verdict, fail_on.value))
+
+
+def print_report(report: object, format: Format) -> None:
+    """Print a report on standard output in the wanted format."""
+    from doorward import reports
+    from doorward.records import Report
+
+    assert isinstance(report, Report)
+    if format is Format.json:
+        typer.echo(reports.to_json(report))
+    elif format is Format.sarif:
+        typer.echo(reports.to_sarif(report))
+    else:
+        from rich.console import Console
+
+        reports.render(report, Console())

@@ -1,0 +1,444 @@
+"""Scan a model: choose detectors by the evidence at hand, run them, and conclude one verdict."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from doorward import __version__, measures, registry
+from doorward.data import Samples, open_samples
+from doorward.detectors.base import Detector
+from doorward.errors import InputError, UnsafeArtifact
+from doorward.inversion import batched_logits
+from doorward.methods import Deadline, derive_seed
+from doorward.modalities.image import picture, side_by_side, to_float, to_tensor
+from doorward.models import Classifier, LoadOptions, open_classifier
+from doorward.models.loading import artifact_digest
+from doorward.records import (
+    SEVERITY,
+    Confirmation,
+    DataRecord,
+    Environment,
+    Finding,
+    NotRun,
+    Picture,
+    Rate,
+    RecoveredTrigger,
+    Report,
+    SubjectRecord,
+    Verdict,
+)
+from doorward.subject import Subject
+from doorward.triggers import Trigger
+
+#: Told to the caller as the scan goes on: what is being done now.
+Progress = Callable[[str], None]
+
+SUSPICIOUS, BACKDOORED, CONFIRMED = 0.05, 0.01, 0.75
+PICTURES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRequest:
+    """Hold a scan's arguments; `doorward verify` reruns a report from them.
+
+    Attributes:
+        model: path or hub id, as `open_classifier` takes it.
+        clean, train: data paths, as `open_samples` takes them. Training images serve where no clean ones are.
+        detectors: names; all that the evidence allows if empty.
+        seed: one seed for everything.
+        device: torch device.
+        time_budget: seconds for the whole scan; a detector that would not fit is not run.
+        images: most clean images that are used; every class gives its share. A quarter at least, and half
+            at most, is kept back to confirm a recovered trigger.
+    """
+
+    model: str
+    clean: str | None = None
+    train: str | None = None
+    detectors: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    time_budget: float = 900.0
+    images: int = 300
+    factory: str | None = None
+    weights: str | None = None
+    data_column: str | None = None
+    options: LoadOptions = LoadOptions()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments as JSON types."""
+        return asdict(self) | {"detectors": list(self.detectors)}
+
+    @staticmethod
+    def from_json(form: dict[str, Any]) -> ScanRequest:
+        """Rebuild a request from a report's `request`."""
+        def tuples(value: Any) -> Any:
+            return tuple(value) if isinstance(value, list) else value
+
+        options = LoadOptions(**{name: tuples(value) for name, value in form["options"].items()})
+        return ScanRequest(**{name: tuples(value) for name, value in form.items()} | {"options": options})
+
+
+def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
+    """Scan a model from its file and return the report.
+
+    The files are examined before anything is loaded; what would execute code is reported and not loaded.
+
+    Raises:
+        InputError: if something is missing, unreadable or does not fit.
+    """
+    tell = progress or (lambda _: None)
+    deadline = Deadline(request.time_budget)
+    chosen = _choose(request.detectors)
+    path = Path(request.model)
+    findings: list[Finding] = []
+    if path.exists():
+        artifact = Subject(artifact=path)
+        for detector in chosen:
+            if detector.needs <= artifact.offers:
+                tell(f"{detector.method()}: looking at the files")
+                findings.append(detector(artifact, seed=request.seed, deadline=deadline))
+    behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]
+    unsafe = any(f.verdict == "unsafe" for f in findings)
+    if not unsafe:
+        tell("loading the model")
+        try:
+            classifier = open_classifier(
+                request.model,
+                options=request.options,
+                factory=request.factory,
+                weights=Path(request.weights) if request.weights else None,
+                device=request.device,
+            )
+        except UnsafeArtifact as refusal:
+            if refusal.finding is None:
+                raise
+            findings.append(refusal.finding)
+            unsafe = True
+    if unsafe:
+        reason = "the model was not loaded, because loading it would execute code"
+        return Report(
+            subject=_file_record(request.model),
+            verdict="unsafe",
+            findings=tuple(findings),
+            not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in behavioural),
+            request=request.to_json(),
+            seconds=deadline.spent(),
+            environment=environment(request.device),
+        )
+    role = "clean" if request.clean else "train"
+    source = request.clean or request.train
+    samples = None
+    if source is not None:
+        tell("opening the data")
+        samples = open_samples(source, column=request.data_column)
+    report = examine(
+        classifier,
+        samples,
+        detectors=behavioural,
+        seed=request.seed,
+        device=request.device,
+        deadline=deadline,
+        images=request.images,
+        role=role,
+        progress=progress,
+        before=tuple(findings),
+    )
+    assert report.subject is not None
+    digest, size = artifact_digest(request.weights or request.model) if path.exists() or request.weights else (None, None)
+    subject = report.subject.model_copy(update={"path": request.model, "sha256": digest, "bytes": size})
+    return report.model_copy(update={"subject": subject, "request": request.to_json()})
+
+
+def examine(
+    classifier: Classifier,
+    samples: Samples | None = None,
+    *,
+    detectors: Sequence[Detector] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    deadline: Deadline | None = None,
+    images: int = 300,
+    role: str = "clean",
+    progress: Progress | None = None,
+    before: tuple[Finding, ...] = (),
+) -> Report:
+    """Examine a classifier's behaviour and return the report; `scan` does it for files.
+
+    Args:
+        samples: clean images, labelled or not; some detectors need none.
+        detectors: those to run; all model detectors if None.
+        images: most images used (see ScanRequest).
+        before: findings made already, on the files.
+
+    Raises:
+        InputError: if the images or their labels do not fit the model.
+    """
+    tell = progress or (lambda _: None)
+    deadline = deadline or Deadline()
+    chosen = list(detectors) if detectors is not None else [d for d in _choose(()) if "artifact" not in d.needs]
+    evidence = _draw(classifier, samples, images, seed) if samples is not None else None
+    accuracy = None
+    reason = None
+    if len(classifier.classes) < 2:
+        reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
+    else:
+        tell("measuring clean accuracy" if evidence else "trying the model")
+        accuracy, reason = _sanity(classifier, evidence, seed)
+    findings = list(before)
+    not_run: list[NotRun] = []
+    subject = Subject(classifier=classifier, clean=evidence.fit if evidence else None)
+    for detector in chosen:
+        missing = detector.missing(subject)
+        if reason is not None:
+            not_run.append(NotRun(detector=detector.method(), reason=reason))
+        elif missing:
+            not_run.append(NotRun(detector=detector.method(), reason=_why_missing(missing, classifier)))
+        else:
+            tell(f"{detector.method()}: {detector.title}")
+            findings.append(detector(subject, seed=seed, device=device, deadline=deadline))
+    conclusion = _conclude(findings, reason)
+    confirmations: list[Confirmation] = []
+    if evidence is not None and reason is None:
+        findings = [_confirm(f, classifier, evidence, confirmations) for f in findings]
+    verdict = conclusion.verdict
+    return Report(
+        subject=SubjectRecord(
+            path="<memory>",
+            format=classifier.format,
+            classes=classifier.classes,
+            parameters=classifier.parameters,
+            spec=classifier.spec.model_dump(mode="json", exclude={"assumed"}),
+            assumed=classifier.spec.assumed,
+            architecture=classifier.architecture,
+            clean_accuracy=accuracy,
+        ),
+        data=(evidence.record(role),) if evidence else (),
+        verdict=verdict,
+        reason=conclusion.reason,
+        targets=conclusion.targets,
+        p_value=conclusion.p_value,
+        confirmations=tuple(confirmations),
+        findings=tuple(findings),
+        not_run=tuple(not_run),
+        seconds=deadline.spent(),
+        environment=environment(device),
+    )
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """Hold the images in use: some to fit, some to confirm on."""
+
+    whole: Samples
+    fit: Samples
+    confirm: Samples
+
+    def record(self, role: str) -> DataRecord:
+        origin = self.whole.provenance
+        return DataRecord(
+            role=role,  # type: ignore[arg-type]
+            path=origin.path,
+            sha256=origin.sha256,
+            rows=origin.rows,
+            used=len(self.fit) + len(self.confirm),
+            labelled=self.whole.labels is not None,
+        )
+
+
+@dataclass(frozen=True)
+class _Conclusion:
+    verdict: Verdict
+    targets: tuple[int, ...] = ()
+    p_value: float | None = None
+    reason: str | None = None
+
+
+def _choose(names: Sequence[str]) -> list[Detector]:
+    """Return the named detectors, or all, the cheap and safe ones first."""
+    detectors = [registry.build("detector", name, {}) for name in names or registry.modules("detector")]
+    return sorted(detectors, key=lambda d: (d.order, d.method()))
+
+
+def _draw(classifier: Classifier, samples: Samples, images: int, seed: int) -> _Evidence:
+    """Draw images evenly over the classes and split them into those to fit and those to confirm on."""
+    if samples.modality != "image":
+        raise InputError(f"the model takes images, {samples.provenance.path} holds {samples.modality}")
+    samples = _match_labels(samples, classifier)
+    rng = np.random.default_rng(derive_seed(seed, "images"))
+    drawn = samples.draw(min(images, len(samples)), rng)
+    # the draw goes round the classes, so every other image leaves each class in both halves
+    turns = np.arange(len(drawn))
+    if samples.labels is not None:
+        turns = turns // max(1, len(np.unique(samples.labels)))
+    return _Evidence(samples, drawn.select(np.flatnonzero(turns % 2 == 0)), drawn.select(np.flatnonzero(turns % 2 == 1)))
+
+
+def _match_labels(samples: Samples, classifier: Classifier) -> Samples:
+    """Return the samples with labels that are class numbers of the model.
+
+    Class names in another order are matched by name; otherwise numbers are taken as they are.
+    """
+    if samples.labels is None:
+        return samples
+    names = {name: i for i, name in enumerate(classifier.classes)}
+    if samples.classes != classifier.classes and len(names) == len(classifier.classes):
+        if set(samples.classes) <= set(names):
+            return samples.relabel(np.array([names[name] for name in samples.classes]), classifier.classes)
+    k = len(classifier.classes)
+    highest = int(samples.labels.max()) if len(samples) else -1
+    if highest >= k or (len(samples) and int(samples.labels.min()) < 0):
+        raise InputError(
+            f"{samples.provenance.path} has labels up to {highest}, the model has {k} classes (0 to {k - 1}); "
+            "is this the model's data? Class names in another order are matched when all are the model's"
+        )
+    return samples
+
+
+def _sanity(classifier: Classifier, evidence: _Evidence | None, seed: int) -> tuple[Rate | None, str | None]:
+    """Return the clean accuracy, and why the model's behaviour cannot be judged (None if it can)."""
+    if evidence is None:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "noise"))
+        logits = batched_logits(classifier, torch.rand(8, *classifier.spec.shape, generator=generator))
+        labels = None
+    else:
+        parts = [part for part in (evidence.fit, evidence.confirm) if len(part)]
+        logits = torch.cat([batched_logits(classifier, to_float(to_tensor(p, classifier.spec))) for p in parts])
+        labels = None if evidence.whole.labels is None else np.concatenate([p.labels for p in parts if p.labels is not None])
+    if not bool(torch.isfinite(logits).all()):
+        return None, "the model gives outputs that are not finite"
+    if len(logits) > 1 and bool(((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax())):
+        return None, "the model gives the same output for every image"
+    if labels is None:
+        return None, None
+    predicted = logits.argmax(1).cpu().numpy()
+    accuracy = measures.rate(int((predicted == labels).sum()), len(labels))
+    guess = max(1 / len(classifier.classes), np.bincount(labels).max() / len(labels))
+    if stats.binomtest(accuracy.successes, accuracy.n, guess, alternative="greater").pvalue > SUSPICIOUS:
+        return accuracy, (
+            f"the model is right on {accuracy.successes} of {accuracy.n} clean images, no better than chance: "
+            "is the preprocessing right (--input-range, --mean, --std, --layout), and are the labels the model's?"
+        )
+    return accuracy, None
+
+
+def _why_missing(missing: frozenset[str], classifier: Classifier) -> str:
+    """Say what evidence a detector lacks and how to give it."""
+    limitation = getattr(classifier, "limitation", None)
+    if missing & {"gradients", "features", "weights", "graph"}:
+        return f"needs {', '.join(sorted(missing))}: {limitation or f'not reachable in this {classifier.format} model'}"
+    if "clean" in missing:
+        return "needs clean images: give them with --clean DATA"
+    return f"needs {', '.join(sorted(missing))}, which were not given"
+
+
+def _conclude(findings: Sequence[Finding], reason: str | None) -> _Conclusion:
+    """Combine findings into one verdict: found before could-not-tell before nothing-found.
+
+    One p-value for the report: the smallest of the detectors', times their number (Bonferroni). Until a
+    bank of clean models calibrates them, it is at most "suspicious".
+    """
+    if any(f.verdict == "unsafe" for f in findings):
+        return _Conclusion("unsafe")
+    if reason is not None:
+        return _Conclusion("could_not_tell", reason=reason)
+    judged = [f for f in findings if f.kind == "backdoor" and f.p_value is not None]
+    others = [f for f in findings if f.flagged and f not in judged]
+    if not judged and not others:
+        why = "; ".join(f"{f.detector}: {f.reason}" for f in findings if f.reason)
+        return _Conclusion("could_not_tell", reason=why or "no detector that looks at behaviour could run")
+    p = min(1.0, len(judged) * min((f.p_value for f in judged if f.p_value is not None), default=1.0))
+    if p <= SUSPICIOUS or others:
+        guilty = [f for f in judged if f.p_value is not None and f.p_value * len(judged) <= SUSPICIOUS] + others
+        guilty.sort(key=lambda f: 1.0 if f.p_value is None else f.p_value)
+        targets = tuple(dict.fromkeys(t for f in guilty for t in f.targets))
+        worst = max((f.verdict for f in others), key=SEVERITY.__getitem__, default="suspicious")
+        return _Conclusion(worst, targets, p if judged else None)
+    return _Conclusion("nothing_found", (), p)
+
+
+def _confirm(
+    finding: Finding, classifier: Classifier, evidence: _Evidence, confirmations: list[Confirmation]
+) -> Finding:
+    """Try a finding's triggers on the images kept back, and draw them on some."""
+    recovered = [e for e in finding.evidence if isinstance(e, RecoveredTrigger)]
+    if not recovered or not len(evidence.confirm):
+        return finding
+    images = to_float(to_tensor(evidence.confirm, classifier.spec))  # (n, c, h, w)
+    before = batched_logits(classifier, images).argmax(1).cpu()
+    labels = evidence.confirm.labels
+    pictures: list[Picture] = []
+    for item in recovered:
+        trigger, target = Trigger.from_json(item.trigger), item.target
+        outside = before != target
+        if labels is not None:
+            outside &= torch.from_numpy(labels) != target
+        triggered = trigger.apply(images[outside])
+        after = batched_logits(classifier, triggered).argmax(1).cpu()
+        success = measures.rate(int((after == target).sum()), int(outside.sum()))
+        confirmations.append(Confirmation(target=target, detector=finding.detector, success=success))
+        name = classifier.classes[target]
+        shown = range(min(PICTURES, len(triggered)))
+        names = [classifier.classes[int(c)] for c in before[outside][: len(shown)]]
+        pictures += [
+            Picture(
+                title=f"Recovered trigger for {name}",
+                alt=f"The recovered trigger for class {name} on grey",
+                png=picture(trigger.apply(torch.full_like(images[:1], 0.5))[0]),
+            ),
+            Picture(
+                title="Images before",
+                alt=f"Images that the model sees as {', '.join(names)}",
+                png=picture(side_by_side([images[outside][i] for i in shown])),
+            ),
+            Picture(
+                title="The same images with the trigger",
+                alt=f"The same images with the trigger; the model now sees {', '.join(classifier.classes[int(c)] for c in after[: len(shown)])}",
+                png=picture(side_by_side([triggered[i] for i in shown])),
+            ),
+        ]
+    return finding.model_copy(update={"evidence": (*pictures, *finding.evidence)})
+
+
+def _file_record(path: str) -> SubjectRecord:
+    digest, size = artifact_digest(path)
+    return SubjectRecord(path=path, format="not loaded", sha256=digest, bytes=size)
+
+
+def environment(device: str) -> Environment:
+    """Describe this machine and the versions in use."""
+    packages = {}
+    for name in ("torch", "numpy", "scipy", "transformers", "onnx", "onnxruntime"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        doorward=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages=packages,
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        threads=torch.get_num_threads(),
+        peak_memory_bytes=_peak_memory(),
+    )
+
+
+def _peak_memory() -> int | None:
+    """Return this process's largest resident size so far, where the system tells it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
