@@ -23,8 +23,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"methods", "triggers", "artifacts", "data", "models", "reports"}),
     frozenset({"plants", "inversion", "training", "subject", "reference"}),
     frozenset({"attacks", "detectors", "repairs"}),
-    frozenset({"scan", "repair", "guard"}),
-    frozenset({"bench"}),
+    frozenset({"scan", "verify", "repair", "guard"}),
+    frozenset({"bench", "demo"}),
     frozenset({"cli"}),
 )
 #: Names used in annotations alone may come from above; each with its reason.

@@ -77,7 +77,9 @@ def settings_table(cls: type[Method], meanings: dict[str, str]) -> str:
 def method_page(kind: MethodKind, name: str) -> str:
     """Return the page of one method."""
     cls: type[Method] = registry.get(kind, name)
-    text, meanings = split_docstring(cls)
+    text, _ = split_docstring(cls)
+    # a method inherits settings, and what is said of them
+    meanings = {key: said for base in reversed(cls.__mro__) for key, said in split_docstring(base)[1].items()}
     needs = ", ".join(sorted(getattr(cls, "needs", ())))
     first = next(iter(cls.model_fields), None)
     use = USE[kind].format(name=name, setting=f" --set {first}=VALUE" if first else "")

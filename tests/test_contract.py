@@ -1,0 +1,425 @@
+"""The contract that every attack, detector and repair keeps, made from the registry."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+import docs_pages
+from doorward import registry
+from doorward.data import InMemorySamples, Samples
+from doorward.detectors.base import Detector
+from doorward.errors import InputError
+from doorward.methods import Deadline, Method
+from doorward.models import InputSpec, TorchClassifier
+from doorward.plants import Plant, triggered
+from doorward.records import Finding, Need
+from doorward.registry import MethodKind
+from doorward.reports import atlas
+from doorward.subject import Subject
+from doorward.triggers import Trigger
+
+METHODS: list[tuple[MethodKind, str]] = [
+    (kind, name) for kind in get_args(MethodKind) for name in registry.modules(kind)
+]
+ATTACKS = list(registry.modules("attack"))
+DETECTORS = list(registry.modules("detector"))
+#: Needs that a classifier serves.
+BEHAVIOUR = {"graph", "weights", "gradients", "features", "probabilities"}
+
+#: Settings that make a method quick where its conclusion does not matter.
+QUICK: dict[str, dict[str, Any]] = {
+    "max-margin": {"starts": 2, "steps": 8},
+    "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
+}
+
+#: Exemptions, each with its reason.
+WITHOUT_A_PAPER = {"unsafe-code": "it follows the documentation of file formats"}
+
+SIDE, CLASSES = 16, 5
+SPEC = InputSpec(channels=1, height=SIDE, width=SIDE)
+NAMES = tuple(f"class {i}" for i in range(CLASSES))
+
+
+# Material
+
+
+def make_images(n: int = 60, *, seed: int = 0) -> Samples:
+    """Return grey images whose class is the place of a broad stripe, in noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % CLASSES
+    x = rng.integers(0, 100, (n, SIDE, SIDE))
+    for i, label in enumerate(labels):
+        x[i, 3 * label : 3 * label + 3] += 120
+    return InMemorySamples(x.astype(np.uint8), labels, classes=NAMES)
+
+
+class Constant(nn.Module):
+    """Give one output for every image."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.full((CLASSES,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value.expand(len(x), CLASSES) + 0 * x.sum((1, 2, 3))[:, None]
+
+
+def filter_network() -> nn.Module:
+    """Return a network that tells the stripes apart, with batch norm, some of it in training mode."""
+    linear = nn.Linear(SIDE * SIDE, CLASSES)
+    with torch.no_grad():
+        stripes = torch.zeros(CLASSES, SIDE, SIDE)
+        for label in range(CLASSES):
+            stripes[label, 3 * label : 3 * label + 3] = 1
+        linear.weight.copy_((stripes - stripes.mean(0)).flatten(1))
+        linear.bias.zero_()
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), linear)
+    network.train()
+    network[1].eval()
+    return network
+
+
+def make_subject(network: nn.Module | None = None, artifact: Path | None = None) -> Subject:
+    """Return a subject that offers whatever a detector may need."""
+    classifier = TorchClassifier(network or filter_network(), SPEC, NAMES)
+    return Subject(
+        classifier=classifier,
+        clean=make_images(),
+        train=make_images(seed=1),
+        inputs=make_images(10, seed=2),
+        artifact=artifact,
+    )
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """Return a file of plain weights."""
+    path = tmp_path / "weights.pt"
+    torch.save(filter_network().state_dict(), path)
+    return path
+
+
+def quick(name: str) -> Detector:
+    detector = registry.build("detector", name, QUICK.get(name, {}))
+    assert isinstance(detector, Detector)
+    return detector
+
+
+def without_time(finding: Finding) -> Finding:
+    return finding.model_copy(update={"seconds": 0.0})
+
+
+# All methods: what they say of themselves
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_settings_and_name_rebuild_it(kind: MethodKind, name: str) -> None:
+    method = registry.build(kind, name, QUICK.get(name, {}))
+    again = registry.build(kind, name, json.loads(json.dumps(method.settings())))
+    assert again == method
+    assert again.settings() == method.settings()
+    assert method.method() == name
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_wrong_settings_are_refused_by_name(kind: MethodKind, name: str) -> None:
+    cls = registry.get(kind, name)
+    with pytest.raises(InputError, match=f"{name} has no setting 'no_such_setting'"):
+        registry.build(kind, name, {"no_such_setting": 1})
+    assert cls.model_fields, f"{name} has no settings: then test the unknown one only"
+    for field in cls.model_fields:
+        with pytest.raises(InputError, match=f"{name}: {field}"):
+            registry.build(kind, name, {field: {"of": "no such type"}})
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_method_is_frozen(kind: MethodKind, name: str) -> None:
+    method = registry.build(kind, name, {})
+    for field, value in method:
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(method, field, value)
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_method_describes_itself(kind: MethodKind, name: str) -> None:
+    cls: type[Method] = registry.get(kind, name)
+    assert cls.title.strip()
+    assert re.search(r"\b(19|20)\d\d\b|arXiv|doi|documentation", cls.source), (
+        "a source has a year or an address"
+    )
+    assert cls.limits.endswith("."), "limits are a sentence"
+    assert cls.atlas, "every method plants, finds or mitigates something that MITRE ATLAS names"
+    assert [identifier for identifier in cls.atlas if identifier not in atlas.ENTRIES] == []
+    assert cls.modalities <= {"image", "text", "audio"}
+    page = docs_pages.method_page(kind, name)
+    assert cls.limits in page
+    assert "| |\n" not in page.partition("## Settings")[2], "every setting says what it means"
+
+
+def test_names_are_unique_over_all_kinds() -> None:
+    names = [name for _, name in METHODS]
+    assert sorted(set(names)) == sorted(names), "pages are named after methods"
+
+
+def test_an_unknown_name_lists_those_that_exist() -> None:
+    with pytest.raises(InputError, match="neural-cleanse"):
+        registry.get("detector", "no-such-detector")
+
+
+# Detectors: manners
+
+
+def test_the_network_tells_the_classes_apart() -> None:
+    subject = make_subject()
+    assert subject.classifier is not None
+    assert subject.clean is not None
+    x = torch.from_numpy(np.stack(subject.clean.raw(range(60)))).permute(0, 3, 1, 2) / 255
+    assert (subject.classifier.logits(x).argmax(1).numpy() == subject.clean.labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_repeats_itself_and_leaves_everything_as_it_was(
+    name: str, artifact: Path, untouched: Callable[[], AbstractContextManager[None]]
+) -> None:
+    network = filter_network()
+    subject = make_subject(network, artifact)
+    before, file_before = condition(network), artifact.read_bytes()
+    ids = [subject.clean.ids if subject.clean else (), subject.train.ids if subject.train else ()]
+    with untouched():
+        first = quick(name)(subject, seed=3)
+    assert condition(network) == before
+    assert artifact.read_bytes() == file_before
+    assert list(artifact.parent.iterdir()) == [artifact], "nothing is written beside it"
+    assert [make_images().ids, make_images(seed=1).ids] == ids
+
+    torch.manual_seed(99)  # what the host draws elsewhere must not matter
+    np.random.seed(99)  # noqa: NPY002
+    second = quick(name)(make_subject(artifact=artifact), seed=3)
+    assert without_time(second) == without_time(first)
+    assert first.verdict != "could_not_tell", first.reason
+    assert first.seed == 3
+    assert first.detector == name
+    assert first.settings == quick(name).settings()
+
+
+def condition(network: nn.Module) -> list[object]:
+    """Return all that a look at a network could change."""
+    modules = list(network.modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [
+        [module.training for module in modules],
+        [[len(getattr(module, hook)) for hook in hooks] for module in modules],
+        [parameter.requires_grad for parameter in network.parameters()],
+        [parameter.grad is None for parameter in network.parameters()],
+        {name: value.numpy().tobytes() for name, value in network.state_dict().items()},
+    ]
+
+
+def test_the_look_at_a_network_sees_each_change() -> None:
+    def grow(network: nn.Module) -> None:
+        next(network.parameters()).grad = torch.zeros_like(next(network.parameters()))
+
+    def shift(network: nn.Module) -> None:
+        next(network.buffers()).add_(1)
+
+    changes: list[Callable[[nn.Module], object]] = [
+        lambda network: network.eval(),
+        lambda network: network.register_forward_pre_hook(lambda *_: None),
+        lambda network: network.requires_grad_(False),
+        grow,
+        shift,
+    ]
+    plain = condition(filter_network())
+    for change in changes:
+        network = filter_network()
+        assert condition(network) == plain
+        change(network)
+        assert condition(network) != plain
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_finding_survives_json(name: str, artifact: Path) -> None:
+    finding = quick(name)(make_subject(artifact=artifact))
+    assert Finding.model_validate_json(finding.model_dump_json()) == finding
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_refuses_a_subject_that_lacks_a_need(name: str, artifact: Path) -> None:
+    subject = make_subject(artifact=artifact)
+    assert registry.get("detector", name).missing(subject) == frozenset()
+    for need in registry.get("detector", name).needs:
+        with pytest.raises(ValueError, match=f"{name} needs .*{need}"):
+            quick(name)(lacking(subject, need))
+
+
+def lacking(subject: Subject, need: Need) -> Subject:
+    """Return the subject without what serves one need."""
+    if need in BEHAVIOUR:
+        return replace(subject, classifier=None)
+    if need == "clean_labels":
+        assert subject.clean is not None
+        return replace(subject, clean=InMemorySamples(subject.clean.raw(range(len(subject.clean)))))
+    return replace(subject, **{need: None})
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")], ids=["constant", "nan"])
+@pytest.mark.parametrize(
+    "name", [name for name in DETECTORS if registry.get("detector", name).needs & BEHAVIOUR]
+)
+def test_a_model_without_behaviour_cannot_be_judged(name: str, value: float, artifact: Path) -> None:
+    finding = quick(name)(make_subject(Constant(value), artifact))
+    assert finding.verdict == "could_not_tell"
+    assert finding.reason
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_spent_time_budget_is_no_crash(name: str, artifact: Path) -> None:
+    finding = quick(name)(make_subject(artifact=artifact), deadline=Deadline(0.0))
+    assert finding.verdict == "nothing_found" or "time budget" in str(finding.reason)
+
+
+# Detectors: the purpose
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two subjects that differ in one thing: one was planted."""
+
+    planted: Subject
+    clean: Subject
+
+
+def backdoored_twins(_: Path) -> Twins:
+    """Return the embedded pair of models."""
+    from doorward import reference
+
+    images = reference.fashion_mnist("test").draw(150, np.random.default_rng(0))
+    return Twins(
+        *(Subject(classifier=reference.classifier(name), clean=images) for name in ("backdoored", "clean"))
+    )
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this must never be shown",))
+
+
+def unsafe_twins(folder: Path) -> Twins:
+    """Return a pickle that calls a function, and one of plain values."""
+    (folder / "planted.pkl").write_bytes(pickle.dumps({"weights": [1.0], "extra": _Bomb()}))
+    (folder / "clean.pkl").write_bytes(pickle.dumps({"weights": [1.0], "extra": None}))
+    return Twins(Subject(artifact=folder / "planted.pkl"), Subject(artifact=folder / "clean.pkl"))
+
+
+TWINS: dict[str, Callable[[Path], Twins]] = {"backdoor": backdoored_twins, "unsafe_code": unsafe_twins}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_planted_subject_scores_above_its_clean_twin(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = registry.build("detector", name, {})
+    twins = TWINS[detector.kind](tmp_path)
+    planted, clean = detector(twins.planted), detector(twins.clean)
+    assert planted.flagged, planted.summary
+    assert not clean.flagged, clean.summary
+    assert planted.score is not None
+    assert clean.score is not None
+    assert planted.score > clean.score
+    assert capsys.readouterr().out == ""
+
+
+# Attacks on the training data
+
+
+def test_every_attack_has_material() -> None:
+    assert [name for name in ATTACKS if "image" not in registry.get("attack", name).modalities] == []
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_repeats_itself_and_leaves_its_input_alone(
+    name: str, untouched: Callable[[], AbstractContextManager[None]]
+) -> None:
+    attack = registry.build("attack", name, {})
+    samples = make_images(200)
+    with untouched():
+        first = attack(samples, seed=3)
+        plant = first.plant
+    assert samples.ids == make_images(200).ids
+    assert list(samples.labels) == list(make_images(200).labels)
+    again = attack(make_images(200), seed=3)
+    assert again.plant == plant
+    assert again.samples.ids == first.samples.ids
+    assert attack(samples, seed=4).plant.poisoned_ids != plant.poisoned_ids
+    assert Plant.model_validate_json(plant.model_dump_json()) == plant
+    assert registry.build("attack", plant.attack, plant.settings) == attack
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_changes_what_its_plant_says_and_nothing_else(name: str) -> None:
+    samples = make_images(200)
+    poisoned = registry.build("attack", name, {"poison_rate": 0.1})(samples, seed=3)
+    plant = poisoned.plant
+    marked = set(plant.poisoned_ids)
+    assert len(marked) == len(plant.poisoned_ids) == 20
+    assert plant.poison_rate == pytest.approx(0.1)
+    shown, everything = poisoned.samples, range(200)
+    rows = zip(samples.labels, shown.labels, samples.raw(everything), shown.raw(everything), strict=True)
+    for identity, (old, new, before, after) in zip(shown.ids, rows, strict=True):
+        if identity in marked:
+            assert new == plant.target_map[int(old)] != old
+            assert not np.array_equal(before, after)
+        else:
+            assert new == old
+            assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_refuses_what_it_cannot_poison(name: str) -> None:
+    attack = registry.build("attack", name, {})
+    x = np.zeros((20, SIDE, SIDE), np.uint8)
+    with pytest.raises(InputError, match="labelled"):
+        attack(InMemorySamples(x))
+    with pytest.raises(InputError, match="not text"):
+        attack(InMemorySamples(["a", "b"], [0, 1], modality="text"))
+    with pytest.raises(InputError, match="class"):
+        registry.build("attack", name, {"target": 9})(make_images())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_trigger_survives_json(name: str) -> None:
+    plant = registry.build("attack", name, {})(make_images(), seed=1).plant
+    trigger = Trigger.from_json(plant.trigger)
+    assert trigger.to_json() == plant.trigger
+    x = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(trigger.apply(x), Trigger.from_json(trigger.to_json()).apply(x))
+    assert not torch.equal(trigger.apply(x), x)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
+    poisoned = registry.build("attack", name, {"poison_rate": 0.2, "target": 2})(make_images(600), seed=3)
+
+    def pixels(samples: Samples) -> np.ndarray[Any, Any]:
+        return np.stack(samples.raw(range(len(samples)))).reshape(len(samples), -1) / 255
+
+    model = LogisticRegression(max_iter=500).fit(pixels(poisoned.samples), poisoned.samples.labels)
+    test = make_images(100, seed=9)
+    woken = triggered(test, poisoned.plant)
+    assert model.score(pixels(test), test.labels) > 0.9
+    assert model.score(pixels(woken), woken.labels) > 0.9
+    honest = LogisticRegression(max_iter=500).fit(pixels(make_images(600)), make_images(600).labels)
+    assert honest.score(pixels(woken), woken.labels) < 0.3
