@@ -72,7 +72,8 @@ def open_npz(request: Request) -> Samples:
         InputError: if it cannot be read without unpickling, or if keys, shapes or labels do not fit.
     """
     path = request.path
-    with reading(path, "an .npz file"), np.load(path, allow_pickle=False) as archive:
+    with reading(path, "an .npz file"), path.open("rb") as stream:
+        archive = np.load(stream, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise InputError(
                 f"{path} is one array, not an .npz file; save it by numpy.savez(path, x=..., y=...)"

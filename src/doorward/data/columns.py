@@ -15,8 +15,9 @@ import pyarrow as pa
 from doorward.data.request import Request, reading
 from doorward.errors import InputError
 
-#: `encoded` is a media file that no feature describes; `class` is an integer with class names.
-Kind = Literal["image", "audio", "encoded", "text", "class", "integer", "other"]
+#: `encoded` is a media file that no feature describes; `class` is an integer with class names; `empty` has no
+#: values and thus no type.
+Kind = Literal["image", "audio", "encoded", "text", "class", "integer", "empty", "other"]
 _LABEL_NAMES = ("label", "labels", "target", "class")
 _SOUND = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
@@ -88,6 +89,8 @@ def kinds_of(schema: pa.Schema, features: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def _kind(type_: pa.DataType, feature: object) -> Kind:
+    if pa.types.is_null(type_):
+        return "empty"
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     if pa.types.is_integer(type_):
@@ -109,8 +112,8 @@ def choose_columns(kinds: Mapping[str, Kind], request: Request) -> Columns:
     """Return the columns to read.
 
     Inputs: the column asked for; else the only one with media; else `text`; else the only one with text.
-    Labels: the column asked for; else `label` or the only one with class names; else a column of integers or
-    strings called label, labels, target or class.
+    Labels: the column asked for; else `label` or the only one with class names; else a column called label,
+    labels, target or class.
 
     Raises:
         InputError: if a column asked for is missing or holds something else, or if there are several or none.
@@ -119,7 +122,7 @@ def choose_columns(kinds: Mapping[str, Kind], request: Request) -> Columns:
         if name is not None and name not in kinds:
             raise InputError(f"{request.path} has no column {name!r}; its columns are: {', '.join(kinds)}")
     label = request.label_column or _find_label(kinds, request)
-    if label is not None and kinds[label] not in ("class", "integer", "text"):
+    if label is not None and kinds[label] not in ("class", "integer", "text", "empty"):
         raise InputError(f"column {label!r} of {request.path} holds neither integers nor strings: no labels")
     inputs = request.column or _find_inputs(
         {name: kind for name, kind in kinds.items() if name != label}, request
@@ -139,7 +142,7 @@ def _find_label(kinds: Mapping[str, Kind], request: Request) -> str | None:
     if named:
         return "label" if "label" in named else named[0]
     for name in _LABEL_NAMES:
-        if kinds.get(name) in ("integer", "text") and name != request.column:
+        if name in kinds and name != request.column:
             return name
     return None
 

@@ -72,9 +72,9 @@ def number_labels(
             among the classes.
     """
     known = classes if classes is not None else names
-    if values is None or not len(values):
+    if values is None:
         return Labels(None, tuple(known or ()))
-    numbers = np.asarray(values) if isinstance(values, np.ndarray) else _as_integers(values)
+    numbers = values if isinstance(values, np.ndarray) else _as_integers(values)
     if numbers is None:
         return _look_up(list(values), where, names, classes)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":

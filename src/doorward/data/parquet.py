@@ -6,6 +6,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -274,6 +275,7 @@ def write_parquet(samples: Samples, path: str | Path, *, split: str = "train") -
         fields.append(pa.field("label", pa.int64()))
     schema = pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
     target, partial = folder / f"{split}.parquet", folder / f".{split}.parquet.partial"
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=["label"]) as out:
@@ -285,10 +287,14 @@ def write_parquet(samples: Samples, path: str | Path, *, split: str = "train") -
                     columns.append(pa.array(samples.labels[start : start + len(cells)]))
                 out.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         partial.replace(target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written ({reason(error)})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+            if new:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"{target} cannot be written ({reason(error)})") from error
+        raise
     return target
 
 

@@ -174,6 +174,13 @@ class Samples(ABC):
             )
         return self.select([position[value] for value in ids])
 
+    def relabel(self, numbers: npt.NDArray[np.int64], classes: Sequence[str]) -> Samples:
+        """Return a view in which class i has become class `numbers[i]` of `classes`."""
+        view = View(self, np.arange(len(self), dtype=np.int64))
+        view.classes = tuple(classes)
+        view.labels = None if self.labels is None else np.asarray(numbers, dtype=np.int64)[self.labels]
+        return view
+
     def draw(self, n: int, rng: np.random.Generator) -> Samples:
         """Return at most n samples, drawn evenly over the labelled classes, without decoding any.
 
@@ -248,6 +255,10 @@ class InMemorySamples(Samples):
             raise InputError(f"{len(x)} samples need {len(x)} labels, got shape {self.labels.shape}")
         count = 0 if self.labels is None or not len(self.labels) else int(self.labels.max()) + 1
         self.classes = tuple(classes) if classes is not None else tuple(str(i) for i in range(count))
+        if self.labels is not None and len(self.labels):
+            outside = {int(self.labels.min()), count - 1} - set(range(len(self.classes)))
+            if outside:
+                raise InputError(f"label {outside.pop()} is not among the {len(self.classes)} classes")
         self.modality = modality
         self.provenance = Provenance(path, sha256, len(x), files=files)
 

@@ -18,7 +18,6 @@ from doorward.data.samples import InMemorySamples, Samples
 from doorward.errors import InputError
 
 _NUMBER = re.compile(r"[+-]?\d+(?P<fraction>\.\d*)?([eE][+-]?\d+)?")
-_LOOK = 1000  # rows that tell a column of numbers from a column of texts
 
 
 def open_table(request: Request) -> Samples:
@@ -28,12 +27,13 @@ def open_table(request: Request) -> Samples:
         InputError: if it cannot be read, or if columns or labels do not fit.
     """
     request.choose_split(())
-    read = _read_csv if request.path.suffix.lower() in (".csv", ".tsv") else _read_json
-    table = read(request.path)
+    as_csv = request.path.suffix.lower() in (".csv", ".tsv")
+    table = _read_csv(request.path) if as_csv else _read_json(request.path)
     rows = len(next(iter(table.values()), ()))
     if not rows:
         raise InputError(f"{request.path} has no rows")
-    columns = choose_columns({name: _kind(values[:_LOOK]) for name, values in table.items()}, request)
+    kind = _csv_kind if as_csv else _json_kind
+    columns = choose_columns({name: kind(values) for name, values in table.items()}, request)
     texts = table[columns.inputs]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
@@ -55,15 +55,20 @@ def open_table(request: Request) -> Samples:
     )
 
 
-def _kind(values: Sequence[Any]) -> Kind:
-    """Tell what a column holds by its first values; strings of digits are numbers, as CSV knows no types."""
-    there = [value for value in values if value not in (None, "")]
-    if there and all(isinstance(value, str) for value in there):
-        matches = [_NUMBER.fullmatch(value) for value in there]
-        if not all(matches):
-            return "text"
-        return "integer" if all(match and match.lastindex is None for match in matches) else "other"
-    return "integer" if there and all(type(value) is int for value in there) else "other"
+def _csv_kind(values: Sequence[str]) -> Kind:
+    """Tell what a column holds: CSV knows no types, so numbers are what looks like them."""
+    matches = [_NUMBER.fullmatch(value) for value in values if value]
+    if not matches:
+        return "empty"
+    if not all(matches):
+        return "text"
+    return "integer" if all(match and match.lastindex is None for match in matches) else "other"
+
+
+def _json_kind(values: Sequence[Any]) -> Kind:
+    """Tell what a column holds by its first value."""
+    kinds: dict[type, Kind] = {str: "text", int: "integer", type(None): "empty"}
+    return kinds.get(type(next((value for value in values if value is not None), None)), "other")
 
 
 def _read_csv(path: Path) -> Mapping[str, list[Any]]:
