@@ -6,7 +6,7 @@ All targets are worked on in one batch. This serves the detectors and the repair
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from doorward.errors import CouldNotTell
-from doorward.methods import Deadline
+from doorward.methods import Deadline, make_generator
 from doorward.models import Classifier
 from doorward.triggers import MaskedPattern
 
@@ -67,9 +67,9 @@ class SourcePools:
         # stable sort puts each target's sources first: (k, n)
         self.order = (~outside).T.to(torch.uint8).sort(dim=1, stable=True).indices
 
-    def draw(self, targets: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Draw `size` source positions for each target, with replacement: (k, size)."""
-        u = torch.rand(len(targets), size, generator=generator)
+    def draw(self, targets: Tensor, size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw `size` source positions for each target, with replacement, each by its own generator: (k, size)."""
+        u = torch.stack([torch.rand(size, generator=g) for g in generators])
         pick = (u * self.count[targets, None]).long()
         return self.order[targets].gather(1, pick)
 
@@ -143,9 +143,11 @@ def invert(
     device = classifier.device
     k, (c, h, w) = len(targets), images.shape[1:]
     images = images.to(device)
+    base = int(torch.randint(2**62, (), generator=generator))
+    own = [make_generator(base, str(t)) for t in targets.tolist()]
     # start from a faint mask: sigmoid(-2.2) is .1
-    mask_at = (torch.randn(k, 1, h, w, generator=generator) * 0.1 - 2.2).to(device)
-    pattern_at = (torch.randn(k, c, h, w, generator=generator) * 0.5).to(device)
+    mask_at = torch.stack([torch.randn(1, h, w, generator=g) * 0.1 - 2.2 for g in own]).to(device)
+    pattern_at = torch.stack([torch.randn(c, h, w, generator=g) * 0.5 for g in own]).to(device)
     state = [_Adam(mask_at, learning_rate), _Adam(pattern_at, learning_rate)]
     cost = torch.full((k,), math.log(initial_cost), device=device)
     held = torch.zeros(k, device=device)
@@ -155,7 +157,7 @@ def invert(
     clock = Deadline()
     for step in range(steps):
         _check_time(deadline, clock, step, steps)
-        drawn = pools.draw(targets, batch_size, generator).to(device)  # (k, b)
+        drawn = pools.draw(targets, batch_size, own).to(device)  # (k, b)
         for part in torch.arange(k).split(per_chunk):
             part = part.to(device)
             where = targets[part.cpu()].to(device).repeat_interleave(batch_size)  # (p * b,)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from doorward.errors import CouldNotTell
+from doorward.inversion import SourcePools, batched_logits, invert, margin, outside_class, trigger_success
+from doorward.methods import Deadline, make_generator
+from doorward.models.classifier import TorchClassifier
+from doorward.models.spec import InputSpec
+
+SIDE, CLASSES, TARGET = 8, 5, 3
+
+
+class Wired(nn.Module):
+    """Tells class by which of five bands is bright; a bright 2x2 corner adds much to class 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, CLASSES)
+        with torch.no_grad():
+            self.fc.weight.zero_()
+            self.fc.bias.zero_()
+            for k in range(CLASSES):
+                self.fc.weight[k, k] = 8.0
+            self.fc.weight[TARGET, 5] = 40.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bands = [x[:, 0, k, 2:].mean(1) for k in range(CLASSES)]
+        corner = x[:, 0, 6:, :2].mean((1, 2))
+        return self.fc(torch.stack([*bands, corner], dim=1))
+
+
+@pytest.fixture(scope="module")
+def wired() -> TorchClassifier:
+    spec = InputSpec(channels=1, height=SIDE, width=SIDE)
+    return TorchClassifier(Wired(), spec, [str(i) for i in range(CLASSES)])
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(40) % CLASSES
+    x = torch.rand(40, 1, SIDE, SIDE, generator=make_generator(1)) * 0.2
+    for i, k in enumerate(labels.tolist()):
+        x[i, 0, k] = 0.9
+    return x, labels
+
+
+def run(classifier: TorchClassifier, images: tuple[torch.Tensor, torch.Tensor], targets: list[int], **more):
+    x, labels = images
+    pools = SourcePools(outside_class(classifier, x, labels))
+    settings = {"steps": 60, "batch_size": 8, "generator": make_generator(0), "deadline": Deadline()} | more
+    with classifier.frozen():
+        return invert(classifier, x, pools, torch.tensor(targets), **settings)
+
+
+def test_finds_the_wired_trigger(wired, images) -> None:
+    found = run(wired, images, list(range(CLASSES)), steps=150)
+    assert int(found.norm.argmin()) == TARGET
+    assert found.norm[TARGET] < found.norm.median() / 1.5
+    assert found.success[TARGET] >= 0.9
+    # what remains of the mask sits on the wired corner
+    mask = found.mask[TARGET, 0]
+    assert mask[6:, :2].sum() > 0.6 * mask.sum()
+
+
+def test_a_target_does_not_depend_on_the_others_in_the_batch(wired, images) -> None:
+    together = run(wired, images, [1, 3, 4])
+    alone = run(wired, images, [3])
+    torch.testing.assert_close(together.mask[1], alone.mask[0], atol=1e-4, rtol=1e-3)
+    assert together.norm[1] == pytest.approx(alone.norm[0].item(), rel=1e-3)
+
+
+def test_chunks_change_nothing(wired, images, monkeypatch) -> None:
+    whole = run(wired, images, list(range(CLASSES)))
+    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 8)
+    parts = run(wired, images, list(range(CLASSES)))
+    torch.testing.assert_close(whole.norm, parts.norm, atol=1e-3, rtol=1e-3)
+
+
+def test_repeats_under_a_seed_and_leaves_the_weights_alone(wired, images) -> None:
+    before = {name: value.clone() for name, value in wired.module.state_dict().items()}
+    a, b = run(wired, images, [0, 3]), run(wired, images, [0, 3])
+    assert torch.equal(a.mask, b.mask)
+    assert all(torch.equal(value, before[name]) for name, value in wired.module.state_dict().items())
+    assert all(p.requires_grad for p in wired.module.parameters())
+
+
+def test_norm_is_the_sum_of_the_returned_mask_and_success_is_measured_on_it(wired, images) -> None:
+    found = run(wired, images, [3, 0])
+    torch.testing.assert_close(found.norm, found.mask.sum((1, 2, 3)))
+    x, labels = images
+    outside = outside_class(wired, x, labels)
+    for position, target in enumerate((3, 0)):
+        sources = x[outside[:, target]]
+        sent = batched_logits(wired, found.trigger(position).apply(sources)).argmax(1) == target
+        assert found.success[position] == pytest.approx(sent.float().mean().item())
+
+
+def test_a_target_that_is_never_reached_gets_the_whole_area(wired, images) -> None:
+    found = run(wired, images, [3], steps=1)
+    assert not found.reached[0]
+    assert found.norm[0] == SIDE * SIDE
+
+
+def test_sources_leave_out_the_class_and_what_goes_there_anyway(wired, images) -> None:
+    x, labels = images
+    wrong = labels.clone()
+    wrong[0] = 4  # a wrong label: the image is of class 0
+    outside = outside_class(wired, x, wrong)
+    assert not outside[0, 4]
+    assert not outside[0, 0]
+    assert outside[0, 1]
+    pools = SourcePools(outside)
+    drawn = pools.draw(torch.tensor([0, 4]), 200, [make_generator(0), make_generator(1)])
+    assert drawn.shape == (2, 200)
+    assert outside[drawn[0], 0].all()
+    assert outside[drawn[1], 4].all()
+
+
+def test_no_source_images_is_said() -> None:
+    with pytest.raises(CouldNotTell, match="no images outside class 1"):
+        SourcePools(torch.tensor([[True, False], [True, False]]))
+
+
+def test_the_time_budget_is_kept(wired, images) -> None:
+    with pytest.raises(CouldNotTell, match="time budget"):
+        run(wired, images, [0], steps=10_000_000, deadline=Deadline(5.0))
+    with pytest.raises(CouldNotTell, match="time budget ended"):
+        run(wired, images, [0], deadline=Deadline(0.0))
+
+
+def test_margin_by_hand() -> None:
+    logits = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
+    assert margin(logits, torch.tensor([1, 2])).tolist() == [3.0, -4.0]
+
+
+def test_success_of_a_trigger_that_does_nothing_is_zero(wired, images) -> None:
+    x, labels = images
+    outside = outside_class(wired, x, labels)[:, [2]]
+    none = trigger_success(
+        wired, x, outside, torch.tensor([2]), torch.zeros(1, 1, SIDE, SIDE), torch.zeros(1, 1, SIDE, SIDE)
+    )
+    assert none.tolist() == [0.0]
