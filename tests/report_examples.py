@@ -197,7 +197,7 @@ def backdoored() -> Report:
         not_run=(
             NotRun(detector="activation-clustering", reason="needs the training data: give --train DATA"),
         ),
-        request={"model": "models/garments.onnx", "seed": 0, "fail_on": "suspicious"},
+        request={"model": "models/garments.onnx", "seed": 0},
         seconds=15.6,
         environment=ENVIRONMENT,
     )

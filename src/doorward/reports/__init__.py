@@ -27,9 +27,10 @@ __all__ = [
 ]
 
 
-def write_reports(report: Report, directory: Path) -> dict[str, Path]:
+def write_reports(report: Report, directory: Path, *, fail_on: str = "suspicious") -> dict[str, Path]:
     """Write a report in every format into a folder, made if need be; return the path of each.
 
+    `fail_on` is what the exit code in the SARIF file follows (see `exit_code`).
     A file is replaced as a whole or left as it was: it is written beside its place and then renamed.
 
     Raises:
@@ -38,7 +39,7 @@ def write_reports(report: Report, directory: Path) -> dict[str, Path]:
     texts = {
         "json": ("report.json", to_json(report)),
         "html": ("report.html", to_html(report)),
-        "sarif": ("report.sarif", to_sarif(report)),
+        "sarif": ("report.sarif", to_sarif(report, fail_on=fail_on)),
         "text": ("report.txt", to_text(report)),
     }
     paths = {}

@@ -15,7 +15,7 @@ HOME = "https://atlas.mitre.org"
 
 @dataclass(frozen=True)
 class Entry:
-    """Hold one technique or mitigation; a sub-technique has the tactics of its technique."""
+    """Hold one technique or mitigation. A sub-technique has the tactics of its technique."""
 
     id: str
     name: str
@@ -27,27 +27,34 @@ class Entry:
         room = "mitigations" if self.id.startswith("AML.M") else "techniques"
         return f"{HOME}/{room}/{self.id}"
 
+    @property
+    def title(self) -> str:
+        """Return the name, after its technique's for a sub-technique."""
+        technique = self.id[: len("AML.T0000")]
+        return self.name if technique == self.id else f"{ENTRIES[technique].name}: {self.name}"
+
 
 _SUPPLY_CHAIN = ("Initial Access",)
 _MANIPULATE = ("Persistence", "AI Attack Staging")
 
 _ENTRIES = (
     Entry("AML.T0010", "AI Supply Chain Compromise", _SUPPLY_CHAIN),
-    Entry("AML.T0010.002", "AI Supply Chain Compromise: Data", _SUPPLY_CHAIN),
-    Entry("AML.T0010.003", "AI Supply Chain Compromise: Model", _SUPPLY_CHAIN),
-    Entry("AML.T0011.000", "User Execution: Unsafe AI Artifacts", ("Execution",)),
+    Entry("AML.T0010.002", "Data", _SUPPLY_CHAIN),
+    Entry("AML.T0010.003", "Model", _SUPPLY_CHAIN),
+    Entry("AML.T0011", "User Execution", ("Execution",)),
+    Entry("AML.T0011.000", "Unsafe AI Artifacts", ("Execution",)),
     Entry("AML.T0015", "Evade AI Model", ("Initial Access", "Defense Evasion", "Impact")),
     Entry("AML.T0018", "Manipulate AI Model", _MANIPULATE),
-    Entry("AML.T0018.000", "Manipulate AI Model: Poison AI Model", _MANIPULATE),
-    Entry("AML.T0018.001", "Manipulate AI Model: Modify AI Model Architecture", _MANIPULATE),
-    Entry("AML.T0018.002", "Manipulate AI Model: Embed Malware", _MANIPULATE),
+    Entry("AML.T0018.000", "Poison AI Model", _MANIPULATE),
+    Entry("AML.T0018.001", "Modify AI Model Architecture", _MANIPULATE),
+    Entry("AML.T0018.002", "Embed Malware", _MANIPULATE),
     Entry("AML.T0019", "Publish Poisoned Datasets", ("Resource Development",)),
     Entry("AML.T0020", "Poison Training Data", ("Resource Development", "Persistence")),
     Entry("AML.T0031", "Erode AI Model Integrity", ("Impact",)),
     Entry("AML.T0040", "AI Model Inference API Access", ("AI Model Access",)),
     Entry("AML.T0041", "Physical Environment Access", ("AI Model Access",)),
     Entry("AML.T0043", "Craft Adversarial Data", ("AI Attack Staging",)),
-    Entry("AML.T0043.004", "Craft Adversarial Data: Insert Backdoor Trigger", ("AI Attack Staging",)),
+    Entry("AML.T0043.004", "Insert Backdoor Trigger", ("AI Attack Staging",)),
     Entry("AML.T0044", "Full AI Model Access", ("AI Model Access",)),
     Entry("AML.T0058", "Publish Poisoned Models", ("Resource Development",)),
     Entry("AML.T0059", "Erode Dataset Integrity", ("Impact",)),

@@ -49,9 +49,9 @@ def to_html(report: Report) -> str:
         words=wording,
         classes=classes,
         steps=wording.next_steps(report),
-        shown=[(one, pictures) for one in report.findings if one.flagged and (pictures := figures(one))],
+        shown=[(one, rows) for one in report.findings if one.flagged and (rows := gallery(one))],
         charts=[(finding, chart) for finding, chart in charts if chart],
-        figures=figures,
+        gallery=gallery,
         atlas=atlas,
         details=[
             ("Settings of every detector", dump(settings)),
@@ -61,9 +61,16 @@ def to_html(report: Report) -> str:
     )
 
 
-def figures(finding: Finding) -> list[Figure]:
-    """Return a finding's pictures as the page shows them."""
-    return [_figure(evidence) for evidence in finding.evidence if isinstance(evidence, Picture)]
+def gallery(finding: Finding) -> list[list[list[Figure]]]:
+    """Return a finding's pictures in rows: single images, then the strips that belong to them."""
+    rows: list[list[list[Figure]]] = []
+    for evidence in finding.evidence:
+        if isinstance(evidence, Picture):
+            figure = _figure(evidence)
+            if not rows or (rows[-1][1] and not figure.wide):
+                rows.append([[], []])
+            rows[-1][figure.wide].append(figure)
+    return rows
 
 
 def _figure(picture: Picture) -> Figure:
@@ -97,5 +104,5 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["atlas"] = atlas.lookup
-    environment.filters["sentence"] = lambda text: f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+    environment.filters["sentence"] = wording.sentence
     return environment.get_template("report.html.j2")

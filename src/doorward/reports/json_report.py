@@ -16,11 +16,7 @@ _ACTING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def dump(value: Any) -> str:
-    """Write JSON for files and terminals: two spaces, keys in the order given, no characters that act.
-
-    Raises:
-        ValueError: if a number is NaN or infinite.
-    """
+    """Write JSON for files and terminals: two spaces, keys in the order given, no characters that act."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     return _ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
@@ -38,7 +34,7 @@ def from_json(text: str) -> Report:
     """
     try:
         version = json.loads(text)["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError("this is no Doorward report; expected the report.json that a scan wrote") from error
     if version != SCHEMA_VERSION:
         raise InputError(

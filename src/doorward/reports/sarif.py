@@ -35,15 +35,11 @@ _OBJECTS: dict[Level, str] = {
 }
 
 
-def to_sarif(report: Report) -> str:
-    """Write a report as SARIF 2.1.0."""
-    detectors = [
-        *(finding.detector for finding in report.findings),
-        *(one.detector for one in report.not_run),
-    ]
-    rules = {name: index for index, name in enumerate(dict.fromkeys(detectors))}
+def to_sarif(report: Report, *, fail_on: str = "suspicious") -> str:
+    """Write a report as SARIF 2.1.0; `fail_on` is what its exit code follows (see `exit_code`)."""
+    by_name = {finding.detector: finding for finding in report.findings}
+    rules = {name: index for index, name in enumerate(by_name)}
     names = sorted({identifier for finding in report.findings for identifier in finding.atlas})
-    by_name = {finding.detector: finding for finding in reversed(report.findings)}
     artifact = _artifact(report)
     run: dict[str, Any] = {
         "tool": {
@@ -56,7 +52,7 @@ def to_sarif(report: Report) -> str:
             }
         },
         "taxonomies": [_taxonomy(names)],
-        "invocations": [_invocation(report, rules)],
+        "invocations": [_invocation(report, rules, fail_on)],
         "artifacts": [artifact] if artifact else [],
         "results": [
             _result(report, finding, rules, artifact) for finding in report.findings if finding.flagged
@@ -92,7 +88,7 @@ def _rule(finding: Finding, atlas_ids: list[str]) -> dict[str, Any]:
         "defaultConfiguration": {"level": "error"},
         "properties": {
             "tags": ["security", "machine-learning", finding.kind, *finding.atlas],
-            "atlas": {entry.id: entry.name for entry in entries},
+            "atlas": {entry.id: entry.title for entry in entries},
         },
     }
     if entries:
@@ -129,8 +125,7 @@ def _taxonomy(atlas_ids: list[str]) -> dict[str, Any]:
     }
 
 
-def _invocation(report: Report, rules: dict[str, int]) -> dict[str, Any]:
-    code = exit_code(report.verdict, str(report.request.get("fail_on", "suspicious")))
+def _invocation(report: Report, rules: dict[str, int], fail_on: str) -> dict[str, Any]:
     notes: list[dict[str, Any]] = [
         {
             "level": _LEVELS[finding.verdict],
@@ -146,7 +141,7 @@ def _invocation(report: Report, rules: dict[str, int]) -> dict[str, Any]:
     ]
     return {
         "executionSuccessful": report.verdict != "could_not_tell",
-        "exitCode": code,
+        "exitCode": exit_code(report.verdict, fail_on),
         "exitCodeDescription": plain(explanation(report)),
         "toolExecutionNotifications": notes,
     }

@@ -22,6 +22,8 @@ _STYLES: dict[Verdict, str] = {
 }
 #: Below this width, labels stand above their values.
 NARROW = 64
+#: Of a longer text among the evidence, only these lines are shown.
+SHOWN_LINES = 12
 
 
 def to_text(report: Report, *, width: int = 100) -> str:
@@ -87,6 +89,13 @@ def _finding(report: Report, finding: Finding, console: Console) -> None:
     console.print(Padding(head, (0, 0, 0, 2)))
     for line in wording.finding_lines(report, finding):
         _indented(line, console, 4)
+    for evidence in finding.evidence:
+        if evidence.type == "text":
+            _indented(f"{plain(evidence.title)}:", console, 4)
+            lines = plain(evidence.text, lines=True).splitlines()
+            _indented("\n".join(lines[:SHOWN_LINES]), console, 6)
+            if len(lines) > SHOWN_LINES:
+                _indented(f"({len(lines) - SHOWN_LINES} more lines in report.json)", console, 6)
 
 
 def _heading(title: str, console: Console) -> None:

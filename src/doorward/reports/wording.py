@@ -22,6 +22,8 @@ TITLES: dict[Verdict, str] = {
     "nothing_found": "Nothing found",
 }
 
+_ROLES = {"clean": "Clean", "train": "Training", "inputs": "Input"}
+
 #: Images of each class that are enough both to fit a trigger and to confirm it on others.
 IMAGES_PER_CLASS = 20
 
@@ -53,6 +55,16 @@ def plain(text: str, *, lines: bool = False) -> str:
         else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def sentence(text: str) -> str:
+    """Make a phrase a sentence.
+
+    >>> sentence("nothing ran"), sentence("Is it right?")
+    ('Nothing ran.', 'Is it right?')
+    """
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def number(value: float) -> str:
@@ -187,7 +199,7 @@ def explanation(report: Report) -> str:
         where = f", towards {towards}" if towards else ""
         return f"Something looks like a backdoor{where}, but the evidence is not enough to be sure."
     if report.verdict == "could_not_tell":
-        return f"The scan reached no conclusion: {plain(report.reason or 'no reason was given').rstrip('.')}."
+        return sentence(f"The scan reached no conclusion: {plain(report.reason or 'no reason was given')}")
     return "None of the tests that ran found a backdoor. That does not prove that there is none."
 
 
@@ -245,9 +257,9 @@ def score_line(finding: Finding) -> str | None:
 
 def finding_lines(report: Report, finding: Finding) -> list[str]:
     """Say what one detector found, and what it cannot see."""
-    lines = [plain(finding.reason or finding.summary)]
+    lines = [sentence(plain(finding.reason or finding.summary))]
     if line := score_line(finding):
-        lines.append(f"{line[0].upper()}{line[1:]}.")
+        lines.append(sentence(line))
     if finding.targets:
         lines.append(f"Target: {classes_label(finding.targets, class_names(report))}.")
     if finding.flagged_ids:
@@ -296,9 +308,7 @@ def _after_suspicious(report: Report) -> tuple[Step, ...]:
     return (
         Step("Do not deploy this model until you know more."),
         _more_clean_data(report, "More clean images make a second scan surer."),
-        Step(
-            "Scan again with another seed: a real trigger is found again.", _scan_command(report, "--seed 1")
-        ),
+        _scan_again(report),
         Step("Ask the supplier where the model and its training data came from."),
         _keep("Keep this report. Anyone with the same files can rerun it:"),
     )
@@ -328,7 +338,7 @@ def _after_nothing_found(report: Report) -> tuple[Step, ...]:
     steps = [Step("Read what each detector cannot see: a backdoor of such a kind would have been missed.")]
     if report.not_run:
         steps.append(Step("See which detectors did not run, and why: some need only one more thing."))
-    if not any(data.role == "clean" for data in report.data):
+    if not report.data:
         steps.append(_more_clean_data(report, "With clean images more detectors can run."))
     return (
         *steps,
@@ -348,9 +358,25 @@ def _more_clean_data(report: Report, why: str) -> Step:
     )
 
 
-def _scan_command(report: Report, options: str) -> str:
-    model = shlex.quote(plain(report.subject.path)) if report.subject else "MODEL"
-    return f"doorward scan {model} {options}"
+def _scan_again(report: Report) -> Step:
+    data = [f"--{one.role} {_quoted(one.path)}" for one in report.data if one.role != "inputs"]
+    seed = report.request.get("seed", 0)
+    other = f"--seed {seed + 1 if isinstance(seed, int) else 1}"
+    return Step(
+        "Scan again with another seed: a real trigger is found again.",
+        _scan_command(report, " ".join([*data, other])),
+    )
+
+
+def _scan_command(report: Report, options: str) -> str | None:
+    """Return a command that scans the same model; None where a path does not name the model."""
+    if report.subject is None or report.request.get("factory"):
+        return None
+    return f"doorward scan {_quoted(report.subject.path)} {options}"
+
+
+def _quoted(path: str) -> str:
+    return shlex.quote(plain(path))
 
 
 def caveats(report: Report) -> tuple[str, ...]:
@@ -373,8 +399,8 @@ def caveats(report: Report) -> tuple[str, ...]:
         "nothing_found": (
             f"It does not mean that the {'model' if report.subject else 'data'} is safe. Only the kinds of "
             "backdoor that the detectors above look for were looked for.",
-            "Backdoors can be planted that no efficient test of a model's answers finds, if standard cryptography "
-            "holds (Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv 2204.06974).",
+            "Backdoors can be planted that no efficient test of a model's answers finds, if standard "
+            "cryptography holds (Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv 2204.06974).",
         ),
     }[report.verdict]
 
@@ -402,8 +428,8 @@ def tested(report: Report) -> list[tuple[str, str]]:
     for data in report.data:
         labels = "with labels" if data.labelled else "without labels"
         used = f"{data.used:,} of {data.rows:,} samples used, {labels}"
-        rows.append((f"{data.role.capitalize()} data", f"{plain(data.path)}: {used}"))
-        rows.append((f"{data.role.capitalize()} SHA-256", plain(data.sha256) if data.sha256 else "not known"))
+        rows.append((f"{_ROLES[data.role]} data", f"{plain(data.path)}: {used}"))
+        rows.append((f"{_ROLES[data.role]} SHA-256", plain(data.sha256) if data.sha256 else "not known"))
     return rows
 
 

@@ -1,0 +1,371 @@
+"""The HTML report: as markup, and as a browser shows it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doorward.records import Picture, Report
+from doorward.reports import to_html
+from doorward.reports.html import gallery
+from doorward.reports.wording import TITLES
+from report_examples import (
+    EXAMPLES,
+    backdoored,
+    hostile,
+    nothing_found,
+    png,
+    suspicious,
+    trigger_pictures,
+    unsafe,
+)
+
+every_example = pytest.mark.parametrize("name", EXAMPLES)
+
+
+# The markup
+
+
+class Page(HTMLParser):
+    """Collect a page's elements and its text."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._silent = False
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        self._silent = tag == "style"
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._silent else data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@every_example
+def test_the_page_loads_nothing_and_runs_nothing(name: str) -> None:
+    page = Page(to_html(EXAMPLES[name]()))
+    tags = Counter(tag for tag, _ in page.elements)
+    assert not tags.keys() & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "audio",
+        "video",
+        "input",
+    }
+    assert (tags["style"], tags["link"], tags["h1"]) == (1, 1, 1)
+    for tag, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on") or key == "style"], "CSP would block it"
+        for key in ("src", "srcset", "href", "xlink:href", "action", "data", "poster"):
+            value = attributes.get(key)
+            if value is None:
+                continue
+            link = tag == "a" and re.fullmatch(r"#\w+|https://atlas\.mitre\.org/[\w./]+", value)
+            assert link or value.startswith("data:"), (tag, key, value)
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert str(policy).startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert "url(" not in to_html(EXAMPLES[name]()).split("</style>")[0]
+
+
+@every_example
+def test_the_page_is_accessible(name: str) -> None:
+    page = Page(to_html(EXAMPLES[name]()))
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
+    assert all("aria-hidden" in svg or svg.get("role") == "img" or "width" in svg for svg in page.all("svg"))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels)), "no level is skipped"
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_verdict_comes_first_and_the_rest_in_order() -> None:
+    text = " ".join(Page(to_html(backdoored())).text.split())
+    order = [
+        "Doorward report models/garments.onnx Backdoored A hidden trigger makes this model answer",
+        "Do not deploy this model.",
+        "Target class 3 (Dress)",
+        "p = 0.0033 About 3 in 1,000 clean models",
+        "97.2 %",
+        "The recovered trigger",
+        "Class by class neural-cleanse",
+        "threshold 2.00",
+        "What was tested",
+        "range 0 to 1 (assumed)",
+        "91.3 % (1,826 of 2,000; 95 % interval",
+        "What each detector found, and cannot see",
+        "Limits. Triggers that change the whole image",
+        "AML.T0043.004 Craft Adversarial Data: Insert Backdoor Trigger",
+        "What did not run",
+        "Needs the training data",
+        "What it cost",
+        "61,440",
+        "What to do next",
+        "What this verdict does not mean",
+        "learning_rate",
+        '"torch": "2.13.0"',
+        "doorward verify report.json beside the same files",
+    ]
+    places = [text.find(part) for part in order]
+    assert -1 not in places, order[places.index(-1)]
+    assert places == sorted(places)
+
+
+def test_an_uncalibrated_result_says_so_in_words() -> None:
+    text = " ".join(Page(to_html(suspicious())).text.split())
+    assert "How sure Uncalibrated" in text
+    assert "the most suspicious first. Uncalibrated." in text
+
+
+def test_hostile_strings_are_text() -> None:
+    markup = to_html(hostile())
+    page = Page(markup)
+    assert "<script>document.title='owned'</script>" in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    assert not [
+        c for c in markup if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or c == "\u202e"
+    ]
+    assert len(page.all("img")) == 1, "a damaged picture is told, not drawn"
+    assert "This picture is damaged." in page.text
+
+
+def test_pictures_stand_in_rows_in_their_order() -> None:
+    finding = backdoored().findings[1]
+    twice = finding.model_copy(update={"evidence": (*trigger_pictures("3"), *trigger_pictures("5"))})
+    rows = [[[figure.title for figure in group] for group in row] for row in gallery(twice)]
+    assert rows == [
+        [
+            [f"Recovered trigger, target {t}"],
+            ["Images before", f"The same images with the trigger: all are now {t}"],
+        ]
+        for t in "35"
+    ]
+    figure = gallery(twice)[0][0][0]
+    assert (figure.width, figure.height, figure.enlarged) == (168, 168, True), "six times 28"
+
+
+@pytest.mark.parametrize(
+    "data", ["", "AAAA", "not base64!", base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 40).decode()]
+)
+def test_damaged_pictures_are_told(data: str) -> None:
+    finding = backdoored().findings[1]
+    bad = finding.model_copy(update={"evidence": (Picture(title="t", alt="a white square", png=data),)})
+    page = Page(to_html(backdoored().model_copy(update={"findings": (bad,)})))
+    assert page.all("img") == []
+    assert "It should show: a white square" in page.text
+
+
+def test_large_pictures_are_not_enlarged() -> None:
+    import numpy as np
+
+    large = Picture(title="t", alt="a", png=png(np.zeros((224, 200), np.uint8)))
+    finding = backdoored().findings[1].model_copy(update={"evidence": (large,)})
+    ((figures, _),) = gallery(finding)
+    assert (figures[0].width, figures[0].height, figures[0].enlarged) == (200, 224, False)
+
+
+# The page in a browser
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+class Browser:
+    """Show reports in headless Chromium and ask what came of it."""
+
+    def __init__(self, folder: Path) -> None:
+        from selenium import webdriver
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for flag in (
+            "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+            "disable-background-networking", "disable-component-update", "hide-scrollbars",
+            f"user-data-dir={folder / 'profile'}",
+        ):  # fmt: skip
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        service = webdriver.ChromeService(executable_path=str(DRIVER))
+        self.folder = folder
+        self.driver = webdriver.Chrome(options=options, service=service)
+
+    def command(self, name: str, **parameters: Any) -> Any:
+        return self.driver.execute_cdp_cmd(name, parameters)
+
+    def show(
+        self, report: Report, *, width: int = 1400, height: int = 900, scheme: str = "light", media: str = ""
+    ) -> None:
+        file = self.folder / "report.html"
+        file.write_text(to_html(report), encoding="utf-8")
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.command("Emulation.setEmulatedMedia", media=media, features=features)
+        self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        for kind in ("browser", "performance"):
+            self.driver.get_log(kind)  # empties it
+        self.driver.get(file.as_uri())
+
+    def ask(self, script: str) -> Any:
+        return self.driver.execute_script(f"return {script}")
+
+    def requests(self) -> list[str]:
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+    def screenshot(self) -> bytes:
+        return base64.b64decode(self.command("Page.captureScreenshot")["data"])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    page = Browser(tmp_path_factory.mktemp("browser"))
+    yield page
+    page.driver.quit()
+
+
+@pytest.mark.browser
+@every_example
+def test_a_browser_reports_no_error_and_sends_no_request(browser: Browser, name: str) -> None:
+    browser.show(EXAMPLES[name]())
+    assert browser.driver.get_log("browser") == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [
+        (browser.folder / "report.html").as_uri()
+    ]
+    assert browser.ask("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    title = TITLES[EXAMPLES[name]().verdict]
+    assert browser.driver.title.startswith(f"{title}: Doorward report on "), "no hostile string changed it"
+
+
+@pytest.mark.browser
+@every_example
+@pytest.mark.parametrize("width", [320, 360, 700, 1400])
+def test_nothing_sticks_out(browser: Browser, name: str, width: int) -> None:
+    browser.show(EXAMPLES[name](), width=width)
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+@every_example
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (1400, 800)])
+def test_the_verdict_is_in_the_first_view(browser: Browser, name: str, width: int, height: int) -> None:
+    browser.show(EXAMPLES[name](), width=width, height=height)
+    box = browser.ask("document.querySelector('h1').getBoundingClientRect().toJSON()")
+    assert 0 < box["top"] < box["bottom"] < height
+    if name != "hostile":
+        assert browser.ask("document.querySelector('.act strong').getBoundingClientRect().bottom") < height
+
+
+#: For every visible text: contrast of its colour with what lies behind it (WCAG 2.2), the lowest first.
+CONTRAST = """(() => {
+  const numbers = c => c.match(/[\\d.]+/g).map(Number);
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = numbers(c).map(v => linear(v / 255));
+    return .2126 * r + .7152 * g + .0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+    const n = numbers(c); if (n.length < 4 || n[3] > 0) return c; } return "rgb(255, 255, 255)"; };
+  const found = [];
+  document.querySelectorAll("details").forEach(d => d.open = true);
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode, e = node.parentElement;
+    if (!node.data.trim() || !e.getClientRects().length) continue;
+    const style = getComputedStyle(e), ink = e.namespaceURI.endsWith("svg") ? style.fill : style.color;
+    const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
+    found.push([Math.round((a + .05) / (b + .05) * 100) / 100, node.data.trim().slice(0, 40)]);
+  }
+  return found.sort((x, y) => x[0] - y[0]);
+})()"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["backdoored", "nothing_found", "could_not_tell", "suspicious", "hostile"])
+def test_every_text_has_contrast(browser: Browser, name: str, scheme: str) -> None:
+    browser.show(EXAMPLES[name](), scheme=scheme)
+    found = browser.ask(CONTRAST)
+    assert len(found) > 50
+    assert found[0][0] >= 4.5, found[:3]
+
+
+@pytest.mark.browser
+def test_the_contrast_check_can_fail(browser: Browser) -> None:
+    browser.show(backdoored())
+    browser.ask("document.querySelector('.lead').style.color = '#d99'")
+    assert browser.ask(CONTRAST)[0][0] < 4.5
+
+
+@pytest.mark.browser
+def test_light_and_dark_follow_the_reader(browser: Browser) -> None:
+    def page_colour(scheme: str) -> list[int]:
+        browser.show(backdoored(), scheme=scheme)
+        return [
+            int(v) for v in re.findall(r"\d+", browser.ask("getComputedStyle(document.body).backgroundColor"))
+        ]
+
+    assert min(page_colour("light")) > 230
+    assert max(page_colour("dark")) < 40
+
+
+@pytest.mark.browser
+def test_without_scripts_the_page_is_the_same(browser: Browser) -> None:
+    browser.show(backdoored())
+    with_scripts = browser.screenshot()
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.show(backdoored())
+        assert browser.screenshot() == with_scripts
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+    browser.show(unsafe())
+    assert browser.screenshot() != with_scripts, "screenshots can differ"
+
+
+@pytest.mark.browser
+def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
+    browser.show(nothing_found())
+    bars = browser.ask(
+        "[...document.querySelectorAll('.track .bar')].map(bar => bar.getBoundingClientRect().toJSON())"
+    )
+    limit = browser.ask("document.querySelector('.track .limit').getBoundingClientRect().x")
+    zero = bars[0]["left"]
+    assert bars[1]["right"] == pytest.approx(zero, abs=1)
+    assert bars[0]["width"] == pytest.approx(bars[1]["width"], abs=1), "0.67 and -0.67"
+    assert (limit - zero) / bars[0]["width"] == pytest.approx(2.0 / 0.67, rel=0.02)
+
+
+@pytest.mark.browser
+def test_print_shows_what_is_folded(browser: Browser) -> None:
+    browser.show(backdoored(), media="print")
+    shown = "[...document.querySelectorAll('details pre')].map(pre => pre.checkVisibility())"
+    assert browser.ask(shown) == [True] * 3
+    pdf = base64.b64decode(browser.command("Page.printToPDF")["data"])
+    assert pdf.startswith(b"%PDF")
+    browser.show(backdoored())
+    assert browser.ask(shown) == [False] * 3
