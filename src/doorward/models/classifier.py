@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ class Classifier(ABC):
         capabilities: which needs it serves: some of graph, weights, gradients, features, probabilities.
         format: file format in words, for reports.
         architecture: name in words, where known.
+        limitation: why the model serves fewer needs than its format could, if it does.
     """
 
     spec: InputSpec
@@ -31,6 +32,7 @@ class Classifier(ABC):
     capabilities: frozenset[Need]
     format: str = "python"
     architecture: str | None = None
+    limitation: str | None = None
 
     def __init__(self) -> None:
         self._forwards = 0
@@ -58,7 +60,7 @@ class Classifier(ABC):
         y = self.spec.to_logits(self._run(self.spec.to_model(x)))  # (n, k)
         if y.shape != (len(x), len(self.classes)):
             raise InputError(
-                f"the model gives {y.shape[1]} outputs for {len(self.classes)} classes; name them with --labels"
+                f"the model gives {y.shape[1]} outputs for {len(self.classes)} classes; use --labels"
             )
         return y
 
@@ -104,6 +106,7 @@ class TorchClassifier(Classifier):
     Args:
         module: takes what `spec` says; gives a tensor or something with `.logits`.
         feature_layer: name of the linear layer whose input are the features; found by a trial run if None.
+        batch: number of inputs that the module takes at a time, where it takes no other.
     """
 
     def __init__(
@@ -113,11 +116,13 @@ class TorchClassifier(Classifier):
         classes: Sequence[str],
         *,
         feature_layer: str | None = None,
-        format: str = "python",
+        format: str = "python",  # noqa: A002 - the field's name
         architecture: str | None = None,
+        batch: int | None = None,
     ) -> None:
         super().__init__()
         self.module = module
+        self.batch = batch
         self.spec = spec
         self.classes = tuple(classes)
         self.format = format
@@ -134,27 +139,33 @@ class TorchClassifier(Classifier):
         return sum(p.numel() for p in self.module.parameters())
 
     def _run(self, x: Tensor) -> Tensor:
-        with self._evaluating():
-            return _output_tensor(self.module(x))
+        with evaluating(self.module):
+            return in_batches(lambda part: output_tensor(self.module(part)), x, self.batch)
 
     def _run_features(self, x: Tensor) -> Tensor:
         if self._feature_layer is None:
             raise CouldNotTell("no linear layer makes this model's logits; name one with --features")
         caught: list[Tensor] = []
         handle = self._feature_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+
+        def run(part: Tensor) -> Tensor:
+            self.module(part)
+            return caught[-1]
+
         try:
-            with self._evaluating():
-                self.module(x)
+            with evaluating(self.module):
+                return in_batches(run, x, self.batch)
         finally:
             handle.remove()
-        return caught[-1]
 
     def _find_feature_layer(self, name: str | None) -> nn.Module | None:
         """Return the linear layer whose output is the model's output, by a run on one grey image."""
         modules = dict(self.module.named_modules())
         if name is not None:
             if name not in modules:
-                raise InputError(f"--features {name}: no such layer; there are: {', '.join(list(modules)[1:8])}, ...")
+                raise InputError(
+                    f"--features {name}: no such layer; there are: {', '.join(list(modules)[1:8])}, ..."
+                )
             return modules[name]
         outputs: dict[str, Tensor] = {}
         handles = [
@@ -163,15 +174,16 @@ class TorchClassifier(Classifier):
             if isinstance(layer, nn.Linear)
         ]
         try:
-            with torch.no_grad(), self._evaluating():
-                grey = torch.full((2, *self.spec.shape), 0.5, device=self.device)
-                y = _output_tensor(self.module(self.spec.to_model(grey))).flatten(1)
+            with torch.no_grad(), evaluating(self.module):
+                grey = torch.full((self.batch or 2, *self.spec.shape), 0.5, device=self.device)
+                y = output_tensor(self.module(self.spec.to_model(grey))).flatten(1)
         finally:
             for handle in handles:
                 handle.remove()
         for key in reversed(outputs):
             z = outputs[key].flatten(1)
-            if z.shape == y.shape and (torch.equal(z, y) or torch.allclose(z.softmax(1), y, atol=1e-6)):
+            squashed = (z, z.softmax(1), z.log_softmax(1), z.sigmoid())
+            if z.shape == y.shape and any(torch.allclose(one, y, atol=1e-6) for one in squashed):
                 return modules[key]
         return None
 
@@ -181,31 +193,47 @@ class TorchClassifier(Classifier):
         return super().to(device)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = [m for m in self.module.modules() if m.training]
-        for m in training:
-            m.training = False
-        try:
-            yield
-        finally:
-            for m in training:
-                m.training = True
-
-    @contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep weights from collecting gradients inside the block."""
         learning = [p for p in self.module.parameters() if p.requires_grad]
         for p in learning:
             p.requires_grad_(False)
         try:
-            with self._evaluating():
+            with evaluating(self.module):
                 yield
         finally:
             for p in learning:
                 p.requires_grad_(True)
 
 
-def _output_tensor(y: Any) -> Tensor:
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Keep a module in evaluation mode inside the block; each part's mode is as it was afterwards."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def in_batches(run: Callable[[Tensor], Tensor], x: Tensor, size: int | None) -> Tensor:
+    """Run a model that takes exactly `size` inputs at a time on any number of them (None: on all at once).
+
+    The last batch is filled up with copies of the last input, whose outputs are dropped.
+    """
+    if size is None:
+        return run(x)
+    outputs = []
+    for part in x.split(size):
+        filler = part[-1:].expand(size - len(part), *part.shape[1:])
+        outputs.append(run(torch.cat([part, filler]) if len(filler) else part)[: len(part)])
+    return torch.cat(outputs)
+
+
+def output_tensor(y: Any) -> Tensor:
     """Return the tensor in a model's output: itself, its `.logits`, or the first of a tuple."""
     if isinstance(y, Tensor):
         return y

@@ -12,8 +12,13 @@ from doorward.errors import InputError
 
 Layout = Literal["NCHW", "NHWC"]
 Output = Literal["logits", "probabilities", "one_logit"]
-FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-DTYPES = {**FLOATS, "uint8": torch.uint8}
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "uint8": torch.uint8,
+}
 
 
 class Resize(BaseModel):

@@ -1,0 +1,121 @@
+"""Doorward's own model directories: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from doorward.errors import InputError
+from doorward.models.architectures import build
+from doorward.models.classifier import Classifier
+from doorward.models.factory import load_weights, read_weights
+from doorward.models.options import (
+    LoadOptions,
+    describe_validation,
+    first_line,
+    parse_sidecar,
+    read_json,
+    settle_spec,
+)
+from doorward.models.spec import InputSpec
+from doorward.models.wrapping import finish
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class Architecture(BaseModel):
+    """Hold what rebuilds one of Doorward's own networks (see `doorward.models.architectures`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    classes: int
+
+
+class NativeConfig(BaseModel):
+    """Hold the `config.json` of a Doorward directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["doorward"] = "doorward"
+    version: Literal[1] = 1
+    architecture: Architecture
+    input: dict[str, Any]
+    classes: tuple[str, ...]
+    extra: dict[str, Any] = {}
+
+
+def save_native(
+    module: nn.Module,
+    *,
+    architecture: str,
+    spec: InputSpec,
+    classes: Sequence[str],
+    directory: Path,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one of Doorward's own networks as `config.json` and `model.safetensors`; return the directory.
+
+    Args:
+        module: made by `architectures.build(architecture, ...)` for the spec's size and these classes.
+        extra: anything else worth keeping, in JSON types, such as how it was trained.
+
+    Raises:
+        InputError: if the directory cannot be written.
+    """
+    import safetensors.torch
+
+    shape = Architecture(
+        name=architecture, channels=spec.channels, height=spec.height, width=spec.width, classes=len(classes)
+    )
+    config = NativeConfig(
+        architecture=shape,
+        input=spec.model_dump(mode="json", exclude={"assumed"}),
+        classes=tuple(classes),
+        extra=dict(extra or {}),
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        safetensors.torch.save_file(tensors, directory / WEIGHTS)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot write the model: {first_line(error)}") from error
+    return directory
+
+
+def open_native(path: Path, options: LoadOptions) -> Classifier:
+    """Open a Doorward directory.
+
+    Raises:
+        InputError: if configuration, weights and options do not fit each other.
+    """
+    file = path / CONFIG
+    try:
+        config = NativeConfig.model_validate(read_json(file))
+    except ValidationError as error:
+        raise InputError(f"{file}: {describe_validation(error)}") from error
+    sidecar = parse_sidecar({"input": config.input, "classes": config.classes}, file)
+    shape = config.architecture
+    if shape.classes != len(config.classes):
+        raise InputError(f"{file}: {len(config.classes)} class names for {shape.classes} classes")
+    try:
+        module = build(
+            shape.name, channels=shape.channels, height=shape.height, width=shape.width, classes=shape.classes
+        )
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{file}: cannot build {shape.name!r}: {first_line(error)}") from error
+    load_weights(module, read_weights(path / WEIGHTS), path / WEIGHTS)
+    facts = {"channels": shape.channels, "height": shape.height, "width": shape.width}
+    spec = settle_spec(path, facts, options.statement(), sidecar.input)
+    labels = options.labels or sidecar.classes
+    return finish(
+        path, module, spec, labels, features=options.features, format="doorward", architecture=shape.name
+    )
