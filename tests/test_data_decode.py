@@ -146,7 +146,7 @@ def test_decompression_bombs_are_refused_where_pillow_only_warns() -> None:
 def test_postscript_is_not_run() -> None:
     data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\nshowpage\n"
     assert Image.open(io.BytesIO(data)).format == "EPS", "or else this test shows nothing"
-    with pytest.raises(Image.UnidentifiedImageError):
+    with pytest.raises(InputError, match="not a known image format"):
         decode_image(data)
 
 
@@ -205,6 +205,13 @@ def test_sounds_that_are_no_numbers_or_too_long_are_refused(monkeypatch: pytest.
     monkeypatch.setattr("doorward.data.decode.MAX_SOUND", 39)
     with pytest.raises(InputError, match="40 frames are too many"):
         decode_audio(encode_audio(Waveform(SOUNDS[0], 8000)))
+
+
+def test_damaged_sounds_are_told_in_words() -> None:
+    for data in (b"", b"junk", encode_audio(Waveform(SOUNDS[0], 8000))[:30]):
+        with pytest.raises(InputError) as caught:
+            decode_audio(data)
+        assert "BytesIO" not in str(caught.value)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,7 +474,7 @@ def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").unlink()
     with pytest.raises(InputError, match=r"train\.parquet cannot be read"):
         samples.raw([0])
-    with pytest.raises(InputError, match="cannot be read any more"):
+    with pytest.raises(InputError, match=r"train\.parquet cannot be read"):
         assert samples.provenance.sha256
 
 
@@ -594,6 +594,8 @@ def test_nothing_is_written_of_what_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             write_parquet(samples, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"text 'a\\ud800' is no valid Unicode"):
+        write_parquet(InMemorySamples(["a\ud800"], modality="text"), tmp_path / "out")
     with pytest.raises(InputError, match="no samples to write"):
         write_parquet(InMemorySamples(pixels(2)).select([]), tmp_path / "out")
     with pytest.raises(InputError, match=r"in\.parquet is a file; a folder is needed"):

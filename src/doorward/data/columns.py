@@ -187,11 +187,16 @@ def pick(column: pa.ChunkedArray, rows: Sequence[int]) -> list[Any]:
     return out
 
 
-def label_values(columns: Sequence[pa.ChunkedArray]) -> npt.NDArray[Any] | list[Any]:
-    """Return the labels in a column's parts as an integer array, as a list if some are strings or null."""
+def label_values(columns: Sequence[pa.ChunkedArray], where: Path | str) -> npt.NDArray[Any] | list[Any]:
+    """Return the labels in a column's parts as an integer array, as a list if some are strings or null.
+
+    Raises:
+        InputError: if strings are not UTF-8.
+    """
     if all(pa.types.is_integer(column.type) and not column.null_count for column in columns):
         return np.concatenate([column.to_numpy() for column in columns])
-    return [value for column in columns for value in column.to_pylist()]
+    with reading(where, "labels"):
+        return [value for column in columns for value in column.to_pylist()]
 
 
 def file_bytes(value: Any, roots: Sequence[Path]) -> bytes | str | None:

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from doorward.data.samples import Waveform
 from doorward.errors import InputError, MissingExtra
@@ -39,10 +39,14 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
     """Return the pixels (h, w, c) uint8, c in {1, 3}, of an image file.
 
     Raises:
-        InputError: if it is too large, or if its pixels have no known range (32 bits).
+        InputError: if its format is unknown, if it is too large, or if its pixels have no known range.
         Exception: whatever Pillow throws at damaged bytes.
     """
-    with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError as error:
+        raise InputError("not a known image format") from error
+    with opened:
         image: Image.Image = opened
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"{image.width}x{image.height} pixels are too many, at most {MAX_PIXELS:,}")
@@ -85,18 +89,20 @@ def decode_audio(data: bytes) -> Waveform:
 
     Raises:
         MissingExtra: if the soundfile package is not installed.
-        InputError: if it is too long or holds values that are no numbers.
-        Exception: whatever soundfile throws at damaged bytes.
+        InputError: if it is damaged, too long, or holds values that are no numbers.
     """
     try:
         import soundfile
     except ImportError as error:
         raise MissingExtra("soundfile", "audio", "reading recordings") from error
-    with soundfile.SoundFile(io.BytesIO(data)) as sound:
-        if sound.frames * sound.channels > MAX_SOUND:
-            raise InputError(f"{sound.frames} frames are too many, at most {MAX_SOUND:,} values")
-        pcm = sound.read(dtype="float32")
-        rate = int(sound.samplerate)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            if sound.frames * sound.channels > MAX_SOUND:
+                raise InputError(f"{sound.frames} frames are too many, at most {MAX_SOUND:,} values")
+            pcm = sound.read(dtype="float32")
+            rate = int(sound.samplerate)
+    except soundfile.LibsndfileError as error:
+        raise InputError(error.error_string) from error
     if not np.isfinite(pcm).all():
         raise InputError("it holds values that are no numbers")
     return Waveform(pcm, rate)

@@ -60,15 +60,14 @@ def open_hub(request: Request) -> Samples:
     columns = columns_of(data.features.arrow_schema, request, name)
     roots = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
     store = _HubStore(data, columns.inputs, f"{name}, split {split!r}", roots)
-    names = columns.names
-    if columns.labels is not None and columns.textual:
-        names = names_of(label_values([_column(other, columns.labels) for other in splits.values()]))
-    labels = number_labels(
-        None if columns.labels is None else label_values([_column(data, columns.labels)]),
-        where=name,
-        names=names,
-        classes=request.classes,
-    )
+    names, values = columns.names, None
+    if columns.labels is not None:
+        values = label_values([_column(data, columns.labels)], name)
+        if columns.textual:
+            names = names_of(
+                label_values([_column(other, columns.labels) for other in splits.values()], name)
+            )
+    labels = number_labels(values, where=name, names=names, classes=request.classes)
     files = [Path(file["filename"]) for file in data.cache_files]
     provenance = Provenance(
         request.given,

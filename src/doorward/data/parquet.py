@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from doorward.data.columns import columns_of, file_bytes, inner_file, is_struct, label_values, pick
@@ -124,13 +125,12 @@ def open_parquet(request: Request, splits: Mapping[str, Sequence[Path]]) -> Samp
     if columns.labels is not None and columns.textual:
         # over all splits, so that a class has the same number in each
         every = [_Shard(file).read(columns.labels) for others in splits.values() for file in others]
-        names = names_of(label_values(every))
-    labels = number_labels(
-        None if columns.labels is None else label_values([shard.read(columns.labels) for shard in shards]),
-        where=str(files[0] if len(files) == 1 else f"{request.path}, split {split!r}"),
-        names=names,
-        classes=request.classes,
-    )
+        names = names_of(label_values(every, request.path))
+    where = str(files[0] if len(files) == 1 else f"{request.path}, split {split!r}")
+    values = None
+    if columns.labels is not None:
+        values = label_values([shard.read(columns.labels) for shard in shards], where)
+    labels = number_labels(values, where=where, names=names, classes=request.classes)
     provenance = Provenance(
         request.given, None, len(store), files=lambda: store.files(request.names(files)())
     )
@@ -151,11 +151,11 @@ class _Shard:
             if len(set(self.schema.names)) < len(self.schema.names):
                 raise InputError(f"{file} has several columns of one name")
 
-    def read(self, column: str, group: int | None = None) -> pa.ChunkedArray:
-        """Return one column of one row group, or of all."""
+    def read(self, column: str, group: int | None = None, part: str = "") -> pa.ChunkedArray:
+        """Return one column, or a part of one, of one row group or of all."""
         groups = range(len(self.rows)) if group is None else [group]
         with reading(self.file, "parquet"), pq.ParquetFile(self.file, metadata=self.metadata) as opened:
-            values = opened.read_row_groups(groups, columns=[column]).column(column)
+            values = opened.read_row_groups(groups, columns=[column + part]).column(column)
         if len(values) != sum(self.rows[i] for i in groups):
             raise InputError(f"{self.file} is damaged: column {column!r} lacks rows")
         return values
@@ -168,11 +168,8 @@ class _ParquetStore:
         self._column = column
         self._groups = [(shard, i) for shard in shards for i in range(len(shard.rows))]
         self._starts = np.cumsum([0, *(shard.rows[i] for shard, i in self._groups)])
-        self._first = {
-            shard.file: start
-            for (shard, i), start in zip(self._groups, self._starts[:-1], strict=True)
-            if not i
-        }
+        first = zip(self._groups, self._starts[:-1], strict=True)
+        self._first = {shard.file: start for (shard, i), start in first if not i}
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -212,26 +209,18 @@ class _ParquetStore:
         """Return the tables and the files that cells name instead of holding their bytes."""
         found = dict(tables)
         for group, (shard, number) in enumerate(self._groups):
-            if not _may_name_files(shard, number, self._column):
+            type_ = shard.schema.field(self._column).type
+            if not is_struct(type_) or type_.get_field_index("path") < 0:
+                continue
+            # two looks, the cheap one first; statistics would do, but pyarrow aborts where they are damaged
+            paths = pc.struct_field(shard.read(self._column, number, ".path"), "path")
+            if paths.null_count == len(paths) or not pc.struct_field(self._group(group), "bytes").null_count:
                 continue
             for row, cell in enumerate(self._group(group).to_pylist(), int(self._starts[group])):
-                if cell is not None and cell["bytes"] is None and cell.get("path"):
+                if cell is not None and cell["bytes"] is None and cell["path"] is not None:
                     with reading(self.where(row), "a media file"):
                         found[cell["path"]] = inner_file(cell["path"], (shard.file.parent,))
         return found
-
-
-def _may_name_files(shard: _Shard, group: int, column: str) -> bool:
-    """Tell from the statistics whether a cell of a row group may lack its bytes."""
-    if not is_struct(shard.schema.field(column).type):
-        return False
-    chunks = shard.metadata.row_group(group)
-    for i in range(chunks.num_columns):
-        chunk = chunks.column(i)
-        if chunk.path_in_schema == f"{column}.bytes":
-            statistics = chunk.statistics
-            return statistics is None or not statistics.has_null_count or statistics.null_count > 0
-    return True
 
 
 @dataclass(frozen=True)
@@ -243,11 +232,18 @@ class _Writer:
     encode: Callable[[Any], Any]
 
 
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text {text[:40]!r} is no valid Unicode and cannot be written") from error
+
+
 _MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _WRITERS: dict[Modality, _Writer] = {
     "image": _Writer({"_type": "Image"}, _MEDIA, encode_image),
     "audio": _Writer({"_type": "Audio"}, _MEDIA, encode_audio),
-    "text": _Writer({"dtype": "string", "_type": "Value"}, pa.string(), str),
+    "text": _Writer({"dtype": "string", "_type": "Value"}, pa.string(), _utf8),
 }
 
 
