@@ -1,6 +1,8 @@
 """Folders of media files by class."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,34 @@ def test_classes_asked_for_are_matched_by_name(tmp_path: Path) -> None:
     assert samples.labels.tolist() == [2, 0]
     with pytest.raises(InputError, match=r"class 'dog' of .* is not among the classes: cat"):
         open_samples(tmp_path, classes=["cat"])
+
+
+def test_folders_with_numbers_for_names_are_positions_among_the_classes_asked_for(tmp_path: Path) -> None:
+    for name in ("00", "02"):
+        picture(tmp_path / name / "x.png", int(name))
+    samples = open_samples(tmp_path, classes=["cat", "dog", "owl"])
+    assert samples.classes == ("cat", "dog", "owl")
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 2]
+    with pytest.raises(InputError, match=r"label 2 in row 1 of .* is not a class number from 0 to 1"):
+        open_samples(tmp_path, classes=["cat", "dog"])
+
+
+def test_a_sub_folder_that_may_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "cat" / "x.png", 0)
+    picture(tmp_path / "dog" / "x.png", 0)
+    scandir = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+        open_samples(tmp_path)
 
 
 def test_without_sub_folders_there_are_no_labels(tmp_path: Path) -> None:

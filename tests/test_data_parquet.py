@@ -454,6 +454,11 @@ def test_empty_and_damaged_files(tmp_path: Path) -> None:
     path = save(tmp_path / "names.parquet", {"label": LABEL | {"names": [1, 2]}}, text=["a"], label=[0])
     with pytest.raises(InputError, match=r"class names .* must be a list of strings"):
         open_samples(path)
+    path = save(tmp_path / "type.parquet", {"text": {"_type": ["Value"]}}, text=["a"])
+    assert open_samples(path).raw([0]) == ["a"], "a feature for what types tell does not matter"
+    path = save(tmp_path / "type.parquet", {"img": {"_type": ["Image"]}}, img=media(pixels(1)))
+    with pytest.raises(InputError, match="cannot be read as a table with Hugging Face features"):
+        open_samples(path)
     for metadata in (b"{", b"[]", b'{"info": 3}', b'{"info": {"features": 3}}', b"\xff"):
         table = pa.table({"text": ["a"]}).replace_schema_metadata({"huggingface": metadata})
         pq.write_table(table, tmp_path / "meta.parquet")

@@ -48,7 +48,8 @@ def columns_of(schema: pa.Schema, request: Request, where: Path | str) -> Column
         InputError: if the features are damaged, or as `choose_columns` does.
     """
     features = features_of(schema, where)
-    kinds = kinds_of(schema, features)
+    with reading(where, "a table with Hugging Face features"):
+        kinds = kinds_of(schema, features)
     chosen = choose_columns(kinds, request)
     if chosen.labels is None:
         return chosen
@@ -78,7 +79,7 @@ def class_names(feature: Mapping[str, Any], where: Path | str) -> tuple[str, ...
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     if names is None:
         return None
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: the class names in the Hugging Face features must be a list of strings")
     return tuple(names)
 
@@ -129,7 +130,7 @@ def choose_columns(kinds: Mapping[str, Kind], request: Request) -> Columns:
     )
     if kinds[inputs] not in ("image", "audio", "encoded", "text"):
         raise InputError(f"column {inputs!r} of {request.path} holds no images, recordings or texts")
-    return Columns(inputs, kinds[inputs], None if label == inputs else label)
+    return Columns(inputs, kinds[inputs], label)
 
 
 def _find_label(kinds: Mapping[str, Kind], request: Request) -> str | None:

@@ -112,9 +112,10 @@ def encode_audio(sound: Waveform) -> bytes:
     """Return a waveform as a WAV file: 16 bits where they hold it exactly, else 32-bit floats."""
     pcm = np.ascontiguousarray(sound.pcm, dtype="<f4")
     channels = 1 if pcm.ndim == 1 else pcm.shape[1]
-    scaled = pcm * np.float32(32768)
-    exact = bool(((scaled == np.rint(scaled)) & (scaled >= -32768) & (scaled < 32768)).all())
-    body = scaled.astype("<i2").tobytes() if exact else pcm.tobytes()
+    with np.errstate(invalid="ignore"):  # what does not fit is seen on the way back
+        short = (pcm * np.float32(32768)).astype("<i2")
+    exact = (short / np.float32(32768)).astype("<f4").tobytes() == pcm.tobytes()  # minus zero is not
+    body = short.tobytes() if exact else pcm.tobytes()
     code, width = (1, 2) if exact else (3, 4)
     head = struct.pack(
         "<4sI4s4sIHHIIHH4sI",

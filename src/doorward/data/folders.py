@@ -24,9 +24,17 @@ _SUFFIXES: dict[str, Modality] = {
 
 
 def find_media(folder: Path) -> list[Path]:
-    """Return the images and recordings below a folder, sorted by name, without hidden ones."""
+    """Return the images and recordings below a folder, sorted by name, without hidden ones.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error  # os.walk alone would leave out what it may not read
+
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
         found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(file for file in found if file.suffix.lower() in _SUFFIXES)

@@ -44,15 +44,13 @@ def open_hub(request: Request) -> Samples:
         # versions before 4 would ask whether to run a script
         splits = datasets.load_dataset(name, trust_remote_code=False)
     except Exception as error:
-        hint = (
-            ""
-            if isinstance(error, HfHubHTTPError)
-            else "; offline, HF_HUB_OFFLINE=1 reads what is in its cache"
-        )
-        raise InputError(
+        message = (
             f"there is no file or folder {name!r}, and the Hugging Face hub gives no data set of that name "
-            f"({reason(error)}){hint}"
-        ) from error
+            f"({reason(error)})"
+        )
+        if not isinstance(error, HfHubHTTPError):
+            message += "; offline, HF_HUB_OFFLINE=1 reads what is in its cache"
+        raise InputError(message) from error
     split = request.choose_split(list(splits))
     data = splits[split]
     if not len(data):

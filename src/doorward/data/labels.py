@@ -65,12 +65,20 @@ def number_labels(
         where: the source, for messages.
         names: the source's own class names, in the order of its numbers.
         classes: the names that the result shall have. Where the source has names, classes are matched by
-            name, so that they may come in another order; bare numbers are positions among them.
+            name, so that they may come in another order; bare numbers, and names that are numbers and not
+            among the classes, are positions.
 
     Raises:
         InputError: if a label is missing while others are there, is neither integer nor string, or is not
             among the classes.
     """
+    if (
+        names is not None
+        and classes is not None
+        and names_of(names) is None
+        and not set(names) <= set(classes)
+    ):
+        names = None
     known = classes if classes is not None else names
     if values is None:
         return Labels(None, tuple(known or ()))

@@ -27,7 +27,7 @@ from doorward.data.stored import StoredSamples, modality_of
 from doorward.errors import InputError
 
 #: Row groups kept in memory, in bytes; one is kept in any case.
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 128 * 2**20
 #: Row groups written are closed at this many bytes or rows; so many rows are decoded at a time.
 GROUP_BYTES, GROUP_ROWS, READ_ROWS = 32 * 2**20, 10_000, 250
 _SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*?)(?:-(?P<number>\d{5})-of-(?P<total>\d{5}))?(?:-[\w.-]+)?")

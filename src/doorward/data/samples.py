@@ -24,7 +24,7 @@ class Waveform:
     """Hold one recording.
 
     Attributes:
-        pcm: shape (frames,) or (frames, channels), float32 in [-1, 1].
+        pcm: shape (frames,) for one channel, (frames, channels) for several, float32 in [-1, 1].
         rate: samples per second.
     """
 

@@ -11,9 +11,8 @@ from doorward.data.request import Request
 from doorward.data.samples import Samples
 from doorward.errors import InputError
 
-_SPLIT = re.compile(
-    r"(?P<path>.{2,}):(?P<split>\w[\w.-]*)", re.DOTALL
-)  # one letter and a colon are a Windows drive
+# one letter and a colon are a Windows drive
+_SPLIT = re.compile(r"(?P<path>.{2,}):(?P<split>\w[\w.-]*)", re.DOTALL)
 _HUB_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(r".*\.(parquet|npz|csv|tsv|jsonl?|ndjson|idx\d?|gz|zip)", re.IGNORECASE)
 _IDX = re.compile(r".*(\.idx\d?|ubyte)(\.gz)?", re.DOTALL)
@@ -88,11 +87,10 @@ def _open_folder(request: Request) -> Samples:
     if media := find_media(request.path):
         return open_folder(request, media)
     inside = sorted(entry.name for entry in request.path.iterdir())
-    found = (
-        f"it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "it is empty"
-    )
+    shown = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "")
     raise InputError(
-        f"{request.path} is a folder without parquet files, idx files, images or recordings: {found}. "
+        f"{request.path} is a folder without parquet files, idx files, images or recordings: "
+        f"{'it holds ' + shown if inside else 'it is empty'}. "
         f"Of other data, give the file itself ({_FILES})"
     )
 
