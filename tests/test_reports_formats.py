@@ -82,6 +82,7 @@ def test_text_obeys_no_hostile_string() -> None:
     assert "\u202e" not in text
     assert "[bold red]rich markup[/] :boom:" in " ".join(text.split()), "markup is shown, not obeyed"
     assert "\\x1b[2J" in text
+    assert "…" not in text, "nothing is cut off"
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
@@ -105,7 +106,9 @@ def test_text_fits_the_width(name: str, width: int) -> None:
 
 
 def test_a_command_stays_in_one_line() -> None:
-    assert "      doorward scan models/signs.pt2 --clean DATA\n" in to_text(suspicious(), width=20)
+    assert "      doorward scan models/signs.pt2 --clean data/fashion:test --seed 1\n" in to_text(
+        suspicious(), width=20
+    )
 
 
 # JSON

@@ -180,6 +180,7 @@ def test_next_steps_fit_the_report() -> None:
     assert "Do not load" in first_steps(unsafe())
     assert "--clean" not in first_steps(nothing_found())
     assert "--clean" in first_steps(nothing_found().model_copy(update={"data": ()}))
+    assert "--clean" not in first_steps(unsafe())
     assert "did not run" in first_steps(nothing_found())
     assert "did not run" not in first_steps(nothing_found().model_copy(update={"not_run": ()}))
     doubt = EXAMPLES["could_not_tell"]()
@@ -203,6 +204,23 @@ def test_a_command_is_left_out_where_it_would_not_work() -> None:
     assert [step.command for step in wording.next_steps(report) if step.command] == [
         "doorward verify report.json"
     ]
+
+
+def test_more_clean_images_are_asked_for_by_what_was_there() -> None:
+    report = suspicious()
+    data = report.data[0]
+
+    def step(**changes: int) -> str:
+        return first_steps(report.model_copy(update={"data": (data.model_copy(update=changes),)}))
+
+    assert (
+        "used 2,000 of 10,000. doorward scan models/signs.pt2 --clean data/fashion:test --images 8000"
+        in step()
+    )
+    assert "--images 2100" in step(rows=2100)
+    assert "This scan had 2,000. doorward scan models/signs.pt2 --clean DATA" in step(rows=2000)
+    assert "At least 20 for each class" in step(used=859), "43 classes"
+    assert "At least 20 for each class" in first_steps(report.model_copy(update={"data": ()}))
 
 
 def test_poisoned_samples_are_to_be_removed() -> None:

@@ -1,13 +1,6 @@
 """Reporters: every one a pure function of a report."""
 
-from __future__ import annotations
-
-import os
-import secrets
-from pathlib import Path
-
-from doorward.errors import InputError
-from doorward.records import Report
+from doorward.reports.files import write_reports
 from doorward.reports.html import to_html
 from doorward.reports.json_report import from_json, schema_text, to_json
 from doorward.reports.sarif import to_sarif
@@ -25,41 +18,3 @@ __all__ = [
     "to_text",
     "write_reports",
 ]
-
-
-def write_reports(report: Report, directory: Path, *, fail_on: str = "suspicious") -> dict[str, Path]:
-    """Write a report in every format into a folder, made if need be; return the path of each.
-
-    `fail_on` is what the exit code in the SARIF file follows (see `exit_code`).
-    A file is replaced as a whole or left as it was: it is written beside its place and then renamed.
-
-    Raises:
-        InputError: if the folder cannot be made or written.
-    """
-    texts = {
-        "json": ("report.json", to_json(report)),
-        "html": ("report.html", to_html(report)),
-        "sarif": ("report.sarif", to_sarif(report, fail_on=fail_on)),
-        "text": ("report.txt", to_text(report)),
-    }
-    paths = {}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, (file, text) in texts.items():
-            paths[name] = directory / file
-            _replace(paths[name], text)
-    except OSError as error:
-        raise InputError(
-            f"the reports need a folder to write to; {directory}: {error.strerror}. Give another --out"
-        ) from error
-    return paths
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -42,14 +42,16 @@ class Figure:
 def to_html(report: Report) -> str:
     """Write a report as one self-contained HTML page."""
     classes = wording.class_names(report)
-    charts = [(finding, per_class_chart(finding, classes)) for finding in report.findings]
+    findings = wording.by_severity(report.findings)
+    charts = [(finding, per_class_chart(finding, classes)) for finding in findings]
     settings = {one.detector: {"seed": one.seed, "settings": one.settings} for one in report.findings}
     return _template().render(
         report=report,
         words=wording,
         classes=classes,
         steps=wording.next_steps(report),
-        shown=[(one, rows) for one in report.findings if one.flagged and (rows := gallery(one))],
+        findings=findings,
+        shown=[(one, rows) for one in findings if one.flagged and (rows := gallery(one))],
         charts=[(finding, chart) for finding, chart in charts if chart],
         gallery=gallery,
         atlas=atlas,

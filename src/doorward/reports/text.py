@@ -41,7 +41,7 @@ def render(report: Report, console: Console) -> None:
     _verdict(report, console, narrow)
     if report.findings:
         _heading("Detectors", console)
-        for finding in report.findings:
+        for finding in wording.by_severity(report.findings):
             _finding(report, finding, console)
     if report.not_run:
         _heading("Did not run", console)
@@ -114,7 +114,7 @@ def _pairs(pairs: list[tuple[str, str]], console: Console, narrow: bool) -> None
             _indented(value, console, 4)
         return
     grid = Grid.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(max_width=30, overflow="fold", style="dim")
     grid.add_column()
     for label, value in pairs:
         grid.add_row(Text(label), Text(value, overflow="fold"))

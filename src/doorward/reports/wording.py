@@ -243,23 +243,28 @@ def _confirmation(report: Report, one: Confirmation) -> Fact:
     )
 
 
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings as a reader wants them: alarms first, equal ones in the order they ran."""
+    return sorted(findings, key=lambda finding: -SEVERITY[finding.verdict])
+
+
 def score_line(finding: Finding) -> str | None:
-    """Write a finding's score beside its threshold, and its own p-value; None where it has no score."""
+    """Write a finding's score beside its threshold, and its own p-value; None where it has none."""
     if finding.score is None:
         return None
-    line = f"{plain(finding.score_name)} {number(finding.score)}"
+    line = f"{plain(finding.score_name)}: {number(finding.score)}"
     if finding.threshold is not None:
         line += f", threshold {number(finding.threshold)}"
     if finding.p_value is not None:
-        line += f", {p_value(finding.p_value)}"
-    return line if finding.calibrated else f"{line}, uncalibrated"
+        line += f", {p_value(finding.p_value)}" + ("" if finding.calibrated else ", uncalibrated")
+    return sentence(line)
 
 
 def finding_lines(report: Report, finding: Finding) -> list[str]:
     """Say what one detector found, and what it cannot see."""
     lines = [sentence(plain(finding.reason or finding.summary))]
     if line := score_line(finding):
-        lines.append(sentence(line))
+        lines.append(line)
     if finding.targets:
         lines.append(f"Target: {classes_label(finding.targets, class_names(report))}.")
     if finding.flagged_ids:
@@ -352,20 +357,29 @@ def _keep(text: str) -> Step:
 
 
 def _more_clean_data(report: Report, why: str) -> Step:
+    used, rows = sum(one.used for one in report.data), sum(one.rows for one in report.data)
+    if used < IMAGES_PER_CLASS * len(class_names(report)) or not used:
+        text = f"{why} At least {IMAGES_PER_CLASS} for each class, with labels."
+        return Step(text, _scan_command(report, "--clean DATA"))
+    if used == rows:
+        return Step(f"{why} This scan had {used:,}.", _scan_command(report, "--clean DATA"))
     return Step(
-        f"{why} At least {IMAGES_PER_CLASS} for each class, with labels.",
-        _scan_command(report, "--clean DATA"),
+        f"{why} This scan used {used:,} of {rows:,}.",
+        _scan_command(report, " ".join([*_data_options(report), f"--images {min(rows, 4 * used)}"])),
     )
 
 
 def _scan_again(report: Report) -> Step:
-    data = [f"--{one.role} {_quoted(one.path)}" for one in report.data if one.role != "inputs"]
     seed = report.request.get("seed", 0)
     other = f"--seed {seed + 1 if isinstance(seed, int) else 1}"
     return Step(
         "Scan again with another seed: a real trigger is found again.",
-        _scan_command(report, " ".join([*data, other])),
+        _scan_command(report, " ".join([*_data_options(report), other])),
     )
+
+
+def _data_options(report: Report) -> list[str]:
+    return [f"--{one.role} {_quoted(one.path)}" for one in report.data if one.role != "inputs"]
 
 
 def _scan_command(report: Report, options: str) -> str | None:
