@@ -2,7 +2,13 @@
 
 from doorward.training.augment import AUGMENTATIONS
 from doorward.training.loop import evaluate, measure_spec, predict, train
-from doorward.training.settings import EpochRecord, Progress, TrainingRecord, TrainingSettings
+from doorward.training.settings import (
+    EpochRecord,
+    Progress,
+    TrainingRecord,
+    TrainingSettings,
+    default_settings,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -10,6 +16,7 @@ __all__ = [
     "Progress",
     "TrainingRecord",
     "TrainingSettings",
+    "default_settings",
     "evaluate",
     "measure_spec",
     "predict",
