@@ -31,5 +31,9 @@ class UnsafeArtifact(DoorwardError):
         self.finding = finding
 
 
+class TrainingDiverged(DoorwardError):
+    """Tells that training was begun and its loss is no longer finite (exit code 4)."""
+
+
 class CouldNotTell(DoorwardError):
     """Tells why a method cannot reach a conclusion; becomes a value in the record (exit code 3)."""

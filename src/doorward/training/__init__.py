@@ -1,7 +1,7 @@
 """The one training loop, its settings and its record."""
 
 from doorward.training.augment import AUGMENTATIONS
-from doorward.training.loop import evaluate, measure_spec, predict, train
+from doorward.training.loop import Trained, evaluate, measure_spec, predict, train, train_classifier
 from doorward.training.settings import (
     EpochRecord,
     Progress,
@@ -14,6 +14,7 @@ __all__ = [
     "AUGMENTATIONS",
     "EpochRecord",
     "Progress",
+    "Trained",
     "TrainingRecord",
     "TrainingSettings",
     "default_settings",
@@ -21,4 +22,5 @@ __all__ = [
     "measure_spec",
     "predict",
     "train",
+    "train_classifier",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,14 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doorward.data.samples import Samples
-from doorward.errors import DoorwardError, InputError
+from doorward.errors import InputError, TrainingDiverged
 from doorward.measures import accuracy
+from doorward.methods import make_generator
 from doorward.modalities.image import to_float, to_tensor
+from doorward.models.architectures import build
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.spec import InputSpec
 from doorward.records import Rate
 from doorward.training.augment import AUGMENTATIONS
-from doorward.training.settings import EpochRecord, Progress, TrainingRecord, TrainingSettings
+from doorward.training.settings import (
+    EpochRecord,
+    Progress,
+    TrainingRecord,
+    TrainingSettings,
+    default_settings,
+)
 
 #: Changes a batch before it is normalised: (images (n, c, h, w) in [0, 1], labels (n,), generator) -> images.
 OnBatch: TypeAlias = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -114,7 +123,7 @@ def train(
 
     Raises:
         InputError: if labels are missing or do not fit the module, or an image does not fit the spec.
-        DoorwardError: if the loss is no longer finite.
+        TrainingDiverged: if the loss is no longer finite.
     """
     started = time.monotonic()
     device = torch.device(device)
@@ -159,7 +168,7 @@ def train(
                         last = epochs[-1].loss if epochs else None
                         progress(Progress(step, steps, epoch, settings.epochs, last))
             if not loss_sum.isfinite():
-                raise DoorwardError(
+                raise TrainingDiverged(
                     f"training diverged in epoch {epoch + 1}: the loss is no longer finite; "
                     f"give a learning rate below {settings.learning_rate}"
                 )
@@ -178,6 +187,62 @@ def train(
         threads=torch.get_num_threads(),
         seconds=time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Hold a trained classifier and how it came about."""
+
+    classifier: TorchClassifier
+    record: TrainingRecord
+
+
+def train_classifier(
+    architecture: str,
+    samples: Samples,
+    *,
+    seed: int,
+    spec: InputSpec | None = None,
+    settings: TrainingSettings | None = None,
+    device: torch.device | str = "cpu",
+    test: Samples | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    on_batch: OnBatch | None = None,
+) -> Trained:
+    """Build one of our architectures for these images and train it; all randomness comes from the seed.
+
+    Args:
+        spec: measured on the images if None.
+        settings: the defaults for this architecture and these images if None.
+
+    Raises:
+        InputError: if the architecture is unknown, or labels or images do not fit.
+        TrainingDiverged: if the loss is no longer finite.
+    """
+    spec = spec or measure_spec(samples)
+    if settings is None:
+        side = min(spec.height, spec.width)
+        settings = default_settings(architecture, images=len(samples), side=side)
+    module = build(
+        architecture,
+        channels=spec.channels,
+        height=spec.height,
+        width=spec.width,
+        classes=len(samples.classes),
+        generator=make_generator(seed, "weights"),
+    )
+    record = train(
+        module,
+        samples,
+        spec=spec,
+        settings=settings,
+        generator=make_generator(seed, "training"),
+        device=device,
+        test=test,
+        progress=progress,
+        on_batch=on_batch,
+    )
+    return Trained(TorchClassifier(module, spec, samples.classes, architecture=architecture), record)
 
 
 def predict(classifier: Classifier, samples: Samples, *, batch_size: int = 500) -> npt.NDArray[np.int64]:

@@ -1,0 +1,178 @@
+"""`doorward train`: train a small classifier, and measure what a plant in its data did to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from doorward.cli.options import check_device
+from doorward.cli.plant import PLANT, check_out
+from doorward.errors import InputError, TrainingDiverged
+
+if TYPE_CHECKING:
+    from doorward.data import Samples
+    from doorward.training import Progress
+
+
+class ModelFormat(StrEnum):
+    """Formats of model files."""
+
+    doorward = "doorward"
+    onnx = "onnx"
+    pt2 = "pt2"
+
+
+def train(
+    data: str = typer.Argument(
+        ..., help="Labelled training images: a folder, a file or a hub id; DATA:SPLIT picks a split."
+    ),
+    out: Path = typer.Argument(..., help="The folder to write the model and training.json to."),
+    architecture: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="small-cnn, vgg, resnet-8, resnet-14 or resnet-18; small-cnn below 32 pixels, else resnet-8.",
+    ),
+    epochs: int | None = typer.Option(None, min=1, help="How often each image is seen; by their number."),
+    limit: int | None = typer.Option(None, min=1, help="Train on so many images, evenly over the classes."),
+    seed: int = typer.Option(0, min=0, help="Seed of everything random."),
+    test: str | None = typer.Option(
+        None, metavar="DATA", help="Labelled test images; the test split of DATA where there is one."
+    ),
+    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    formats: list[ModelFormat] = typer.Option(
+        [ModelFormat.doorward], "--format", help="Write the model in this format too; may be repeated."
+    ),
+    data_column: str | None = typer.Option(None, metavar="NAME", help="The column that holds the images."),
+    force: bool = typer.Option(False, help="Write to OUT even if it holds something."),
+) -> None:
+    """Train a classifier and measure it.
+
+    The model is always written as a Doorward directory. Where DATA holds the plant.json of `doorward plant`,
+    it is completed with clean accuracy and attack success and written beside the model.
+
+    Exit code: 0, 2 for unreadable input, 4 if training failed.
+    """
+    import numpy as np
+
+    from doorward import __version__
+    from doorward.data import open_samples
+    from doorward.methods import derive_seed
+    from doorward.models.export import export_onnx, export_pt2
+    from doorward.models.native import save_native
+    from doorward.plants import attack_success, read_plant, write_plant
+    from doorward.reports import wording
+    from doorward.training import default_settings, measure_spec, train_classifier
+
+    check_out(out, force=force, inputs=[data])
+    check_device(device)
+    samples = open_samples(data, column=data_column, prefer=("train",))
+    tests = _test_samples(data, test, data_column, samples)
+    truth = _plant_file(data)
+    plant = read_plant(truth) if truth else None
+    if limit is not None:
+        samples = samples.draw(limit, np.random.default_rng(derive_seed(seed, "limit")))
+    spec = measure_spec(samples)
+    side = min(spec.height, spec.width)
+    architecture = architecture or ("small-cnn" if side < 32 else "resnet-8")
+    settings = default_settings(architecture, images=len(samples), side=side)
+    if epochs is not None:
+        settings = settings.model_copy(update={"epochs": epochs})
+    try:
+        with _bar() as progress:
+            trained = train_classifier(
+                architecture,
+                samples,
+                seed=seed,
+                spec=spec,
+                settings=settings,
+                device=device,
+                test=tests,
+                progress=progress,
+            )
+    except TrainingDiverged as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(4) from error
+    classifier, record = trained.classifier, trained.record
+    images = f"{record.images:,} images, {settings.epochs} epochs"
+    typer.echo(
+        f"trained {architecture} on {images} in {wording.duration(record.seconds)} ({record.precision})"
+    )
+    if record.test_accuracy is None:
+        typer.echo("clean accuracy not measured: give --test DATA")
+    else:
+        typer.echo(f"clean accuracy {wording.rate(record.test_accuracy)}")
+    if plant is not None and tests is not None:
+        success = attack_success(classifier, tests, plant)
+        plant = plant.model_copy(update={"clean_accuracy": record.test_accuracy, "attack_success": success})
+        typer.echo(f"attack success {wording.rate(success)}")
+    story = {
+        "architecture": architecture,
+        "seed": seed,
+        "data": {"path": data, "sha256": samples.provenance.sha256, "limit": limit},
+        "test": None if tests is None else {"path": test or data, "sha256": tests.provenance.sha256},
+        "training": record.model_dump(mode="json"),
+        "versions": {"doorward": __version__} | _versions(),
+    }
+    save_native(
+        classifier.module, architecture=architecture, spec=spec, classes=samples.classes, directory=out
+    )
+    (out / "training.json").write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
+    if plant is not None:
+        write_plant(plant, out / PLANT)
+    if ModelFormat.onnx in formats:
+        export_onnx(classifier, out / "model.onnx")
+    if ModelFormat.pt2 in formats:
+        export_pt2(classifier, out / "model.pt2")
+    typer.echo(f"written: {out} ({', '.join(sorted(file.name for file in out.iterdir()))})")
+
+
+def _test_samples(data: str, test: str | None, column: str | None, samples: Samples) -> Samples | None:
+    """Open the test images with the classes of the training images; None where there are none."""
+    from doorward.data import open_samples
+
+    if test is not None:
+        return open_samples(test, column=column, classes=samples.classes)
+    try:
+        return open_samples(data, column=column, split="test", classes=samples.classes)
+    except InputError:
+        return None  # not asked for, so not missed
+
+
+def _plant_file(data: str) -> Path | None:
+    """Return the plant.json beside the training data, where there is one."""
+    path = Path(data if Path(data).exists() else data.rpartition(":")[0] or data)
+    file = (path if path.is_dir() else path.parent) / PLANT
+    return file if file.is_file() else None
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "numpy")}
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None] | None]:
+    """Show a progress bar on standard error; silent when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(now: Progress) -> None:
+            loss = "" if now.loss is None else f", loss {now.loss:.3f}"
+            text = f"epoch {now.epoch + 1} of {now.epochs}{loss}"
+            bar.update(task, description=text, total=now.steps, completed=now.step)
+
+        yield show
