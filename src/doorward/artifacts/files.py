@@ -285,10 +285,9 @@ class _Examiner:
             return
         try:
             model = onnx.load_model(str(path), load_external_data=False)
-        except Exception as error:  # protobuf's own exceptions differ from version to version
+            self._found(*_onnx_references(model, name))
+        except Exception as error:  # protobuf's own exceptions differ, and names need not be text
             self._unreadable(name, f"is not a readable ONNX file ({type(error).__name__})")
-            return
-        self._found(*_onnx_references(model, name))
 
 
 class _Inflate:

@@ -273,6 +273,8 @@ class Program(nn.Module):
         if kind == "addmm" and not {"alpha", "beta"} & set(values) and isinstance(values["mat2"], _Value):
             weight = self._swapped.get(values["mat2"].name)  # a linear layer that was decomposed
             return self._layer("linear", {"input": values["mat1"], "weight": weight, "bias": values["self"]})
+        if kind == "convolution" and not values["transposed"] and len(values["stride"]) == 2:
+            return self._layer("conv2d", values)
         if kind not in ("linear", "conv2d", "batch_norm") or not isinstance(values.get("weight"), _Value):
             return None
         weight, bias = (self._parameter(values.get(name)) for name in ("weight", "bias"))

@@ -112,7 +112,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: expected tensors by name (a state_dict), it holds a {type(value).__name__}"
         )
-    return {str(name): tensor for name, tensor in value.items()}
+    prefix = "module." if all(str(name).startswith("module.") for name in value) else ""  # of DataParallel
+    return {str(name).removeprefix(prefix): tensor for name, tensor in value.items()}
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

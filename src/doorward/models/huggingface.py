@@ -81,7 +81,10 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     sidecar = read_sidecar(path)
     channels = getattr(config, "num_channels", 3)
     size = getattr(config, "image_size", None)
-    facts: dict[str, Any] = {"layout": "NCHW", "output": "logits", "channels": channels}
+    labels = options.labels or sidecar.classes or _labels(config)
+    facts: dict[str, Any] = {"layout": "NCHW", "channels": channels}
+    if getattr(config, "num_labels", 1) > 1:
+        facts["output"] = "logits"
     # a doorward.json takes the place of the processor; options change parts of it
     own = processor is not None and not sidecar.input
     declared = describe_processor(processor, path) if own else {}
@@ -91,7 +94,6 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     spec = settle_spec(path, facts, options.statement(), sidecar.input, declared, shape)
     if own and not options.statement():
         refuse_difference(processor, spec, path)
-    labels = options.labels or sidecar.classes or _labels(config)
     return finish(
         path,
         module,
@@ -180,7 +182,7 @@ def describe_processor(processor: Any, path: Path) -> dict[str, Any]:
             if get("include_top"):  # EfficientNet divides once more
                 stated["std"] = tuple(value**2 for value in stated["std"])
         return stated | _describe_size(processor, get)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{file}: not understood ({type(processor).__name__}): {first_line(error)}"
         ) from error
@@ -254,7 +256,7 @@ def refuse_difference(processor: Any, spec: InputSpec, path: Path) -> None:
 def _labels(config: Any) -> tuple[str, ...] | None:
     """Return class names in order, or None where the configuration only numbers them."""
     names = getattr(config, "id2label", None)
-    if not isinstance(names, Mapping):
+    if not isinstance(names, Mapping) or len(names) < 2:  # one output tells two classes apart
         return None
     labels = tuple(str(names.get(i, i)) for i in range(len(names)))
     return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels

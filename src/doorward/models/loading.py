@@ -53,19 +53,18 @@ def open_classifier(
         UnsafeArtifact: if loading it would execute code.
     """
     options = options or LoadOptions()
-    if factory is not None:
-        from doorward.models.factory import open_factory
+    try:
+        if factory is not None:
+            from doorward.models.factory import open_factory
 
-        return open_factory(factory, weights or Path(path), options).to(device)
-    local = locate(str(path))
-    kind = detect_format(local)
-    hint = (
-        " (save its state_dict and use --factory, or export it with torch.export)"
-        if kind == "weights"
-        else ""
-    )
-    refuse_code(local, f"not loaded, because loading it would execute code{hint}")
-    return _OPENERS[kind](local, options).to(device)
+            return open_factory(factory, weights or Path(path), options).to(device)
+        local = locate(str(path))
+        kind = detect_format(local)
+        advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
+        refuse_code(local, f"not loaded, because loading it would execute code{advice}")
+        return _OPENERS[kind](local, options).to(device)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def locate(path: str) -> Path:
@@ -79,7 +78,7 @@ def locate(path: str) -> Path:
         if local.exists():
             return local
     except OSError as error:
-        raise InputError(f"{path[:200]} is no usable path: {error.strerror}") from error
+        raise InputError(f"{path[:200]}: no usable path: {error.strerror}") from error
     if _HUB_ID.fullmatch(path) and local.suffix not in _SUFFIXES:
         from doorward.models.huggingface import fetch
 

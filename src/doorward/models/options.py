@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ from doorward.models.spec import DTYPES, InputSpec, Layout, Output
 #: Name of the file beside a model (or in its directory) that describes it.
 SIDECAR = "doorward.json"
 _NORMALISATION = ("range", "mean", "std")
+#: Numbers in one image beyond which a stated size is taken for a mistake (4096 x 4096, four channels).
+_MOST_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +153,14 @@ def settle_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mapping
             merged["range"] = (0.0, 255.0)
     assumed += [name for name in ("layout", "output") if name not in merged]
     try:
-        return InputSpec(**merged, assumed=tuple(dict.fromkeys(assumed)))
+        spec = InputSpec(**merged, assumed=tuple(dict.fromkeys(assumed)))
     except ValidationError as error:
         raise InputError(f"{path}: the input spec does not fit: {describe_validation(error)}") from error
+    sizes = [(spec.height, spec.width), *([(spec.resize.height, spec.resize.width)] if spec.resize else [])]
+    height, width = max(sizes, key=math.prod)
+    if height * width * spec.channels > _MOST_NUMBERS:
+        raise InputError(f"{path}: images of {width}x{height} with {spec.channels} channel(s) are too large")
+    return spec
 
 
 def trial_inputs(spec: InputSpec, n: int = 4) -> Tensor:
