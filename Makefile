@@ -17,10 +17,10 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --build-constrain
            $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CODE := src tests tools benchmarks
 
-.PHONY: help demo test lint types docs all-extras constraints clean
+.PHONY: help demo test lint types docs file-scanners all-extras constraints clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean model, show both verdicts.
 	$(BIN)/doorward demo $(ARGS)
@@ -37,6 +37,10 @@ types: $(VENV)/.test  ## Check types.
 
 docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code.
 	$(BIN)/python tools/docs_pages.py
+
+file-scanners: $(VENV)/.test  ## Measure the README's table of file scanners anew.
+	$(INSTALL) --group peers
+	$(BIN)/python benchmarks/file_scanners.py
 
 all-extras: $(VENV)/.test  ## Install every extra as well.
 	$(INSTALL) --editable '.[all]'

@@ -18,12 +18,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import docs_pages
-from doorward import registry
+from doorward import reference, registry
 from doorward.data import InMemorySamples, Samples
 from doorward.detectors.base import Detector
 from doorward.errors import InputError
 from doorward.methods import Deadline, Method
-from doorward.models import InputSpec, TorchClassifier
+from doorward.models import InputSpec, TorchClassifier, open_classifier
 from doorward.plants import Plant, triggered
 from doorward.records import Finding, Need
 from doorward.registry import MethodKind
@@ -304,11 +304,10 @@ class Twins:
 
 def backdoored_twins(_: Path) -> Twins:
     """Return the embedded pair of models."""
-    from doorward import reference
-
     images = reference.fashion_mnist("test").draw(150, np.random.default_rng(0))
     return Twins(
-        *(Subject(classifier=reference.classifier(name), clean=images) for name in ("backdoored", "clean"))
+        Subject(classifier=open_classifier(reference.model("backdoored")), clean=images),
+        Subject(classifier=open_classifier(reference.model("clean")), clean=images),
     )
 
 

@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ import typer
 
 import docs_pages
 import doorward
+import file_scanners
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -144,7 +146,7 @@ def test_attributes_of_a_docstring_are_read() -> None:
 
     text, fields = docs_pages.split_docstring(Example)
     assert text == "Do something.\n\nMore of it.\n\nAfter."
-    assert fields == {"alpha": "how much, in [0, 1].", "height": "in pixels.", "width": "in pixels."}
+    assert fields == {"alpha": "How much, in [0, 1]", "height": "In pixels", "width": "In pixels"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
@@ -160,6 +162,34 @@ def test_links_lead_somewhere(document: Path) -> None:
         and not (document.parent / target).exists()
     ]
     assert lost == []
+
+
+# Tables made from results
+
+
+def test_the_readme_shows_the_measured_table_of_file_scanners() -> None:
+    readme = file_scanners.README.read_text(encoding="utf-8")
+    results = json.loads(file_scanners.RESULTS.read_text(encoding="utf-8"))
+    assert file_scanners.MARKS.search(readme), "the README marks the table's place"
+    assert file_scanners.in_readme(readme, file_scanners.table(results)) == readme, "run `make file-scanners`"
+
+
+def test_the_table_of_file_scanners_is_what_was_measured() -> None:
+    codes = {"modelscan": 2, "picklescan": 0, "modelaudit": 0, "doorward": 1}
+    results = {
+        "versions": {"modelscan": "0.8", "picklescan": "1.0", "modelaudit": "0.2", "doorward": "0.1"},
+        "rows": [{"model": "clean", "format": ".pt2", "exit_codes": codes}],
+    }
+    made = file_scanners.table(results)
+    assert made.splitlines() == [
+        "| model | file | ModelScan 0.8 | picklescan 1.0 | modelaudit 0.2 | Doorward 0.1 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| clean | .pt2 | exit 2 (failed) | exit 0 (passes) | exit 0 (passes) | exit 1 (alarm) |",
+    ]
+    readme = "a\n<!-- file scanners -->\nold\n<!-- end -->\nb\n"
+    shown = file_scanners.in_readme(readme, made)
+    assert shown == f"a\n<!-- file scanners -->\n\n{made}\n<!-- end -->\nb\n"
+    assert file_scanners.in_readme(shown, made) == shown
 
 
 # Documents that are tests: a block after <!-- test --> runs as written

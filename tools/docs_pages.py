@@ -32,8 +32,8 @@ def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
     fields: dict[str, str] = {}
     for entry in re.split(r"\n(?= {4}\w)", "\n" + section)[1:]:
         names, _, meaning = entry.strip().partition(":")
-        for name in names.split(","):
-            fields[name.strip()] = " ".join(meaning.split())
+        said = " ".join(meaning.split()).removesuffix(".")
+        fields |= {name.strip(): said[:1].upper() + said[1:] for name in names.split(",")}
     return "\n\n".join(part.strip() for part in (body, after) if part.strip()), fields
 
 
@@ -47,11 +47,14 @@ def _in_words(constraints: dict[str, object]) -> str:
         assert isinstance(values, list)
         return ", ".join(f"`{value}`" for value in values)
     kind = {"null": "none"}.get(str(constraints.get("type", "any")), str(constraints.get("type", "any")))
-    if kind == "array":
-        inner = constraints.get("items") or constraints.get("prefixItems") or {}
-        inner = inner[0] if isinstance(inner, list) else inner
+    if "prefixItems" in constraints:
+        parts = constraints["prefixItems"]
+        assert isinstance(parts, list)
+        kind = f"({', '.join(_in_words(part) for part in parts)})"
+    elif kind == "array":
+        inner = constraints.get("items", {})
         assert isinstance(inner, dict)
-        kind = f"list of {_in_words(inner)}"
+        return f"list of {_in_words(inner)}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {constraints[key]}" for key, sign in signs.items() if key in constraints]
     return " ".join([kind, ", ".join(limits)]).strip()

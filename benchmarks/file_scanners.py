@@ -1,0 +1,161 @@
+"""Ask file scanners and Doorward about the same backdoored model, and write what they answer.
+
+    make file-scanners
+
+saves the two embedded models, one backdoored and one clean, in four formats each, runs every scanner on every
+file, and writes the exit codes to results/file_scanners.json and the table made of them to the README.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "file_scanners.json"
+README = ROOT / "README.md"
+MARKS = re.compile(r"(<!-- file scanners -->\n).*?(<!-- end -->)", re.DOTALL)
+
+#: What the exit codes mean, by each tool's own documentation.
+EXIT_CODES = {
+    "modelscan": {0: "passes", 1: "alarm", 2: "failed", 3: "format not supported", 4: "failed"},
+    "picklescan": {0: "passes", 1: "alarm", 2: "failed"},
+    "modelaudit": {0: "passes", 1: "alarm", 2: "failed"},
+    "doorward": {0: "nothing found", 1: "alarm", 2: "failed", 3: "could not tell"},
+}
+COMMANDS = {"modelscan": ["-p"], "picklescan": ["-p"], "modelaudit": ["scan"], "doorward": ["scan"]}
+TITLES = {
+    "modelscan": "ModelScan",
+    "picklescan": "picklescan",
+    "modelaudit": "modelaudit",
+    "doorward": "Doorward",
+}
+
+NETWORK = """
+from doorward.models.architectures import build
+
+
+def network():
+    return build({name!r}, channels={channels}, height={height}, width={width}, classes={classes})
+"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One model in one file format: what to scan, and what Doorward needs besides."""
+
+    model: str
+    format: str
+    path: Path
+    options: tuple[str, ...] = ()
+
+
+def save_forms(folder: Path) -> list[Form]:
+    """Save both embedded models in four formats each."""
+    import torch
+
+    from doorward import reference
+    from doorward.models import TorchClassifier, open_classifier
+    from doorward.models.export import export_onnx, export_pt2
+    from doorward.models.native import NativeConfig
+
+    forms = []
+    for model in ("backdoored", "clean"):
+        own = reference.model(model)
+        classifier = open_classifier(own)
+        assert isinstance(classifier, TorchClassifier)
+        place = folder / model
+        onnx = export_onnx(classifier, place / "onnx" / "model.onnx")
+        program = export_pt2(classifier, place / "pt2" / "model.pt2")
+        weights, source = place / "model.pt", place / "network.py"
+        torch.save(classifier.module.state_dict(), weights)
+        shape = NativeConfig.model_validate_json((own / "config.json").read_text()).architecture
+        source.write_text(NETWORK.format(**shape.model_dump()))
+        spec = classifier.spec
+        options = (
+            *("--factory", f"{source}:network", "--size", f"{spec.channels},{spec.height},{spec.width}"),
+            *("--mean", ",".join(map(str, spec.mean)), "--std", ",".join(map(str, spec.std))),
+            *("--labels", ",".join(classifier.classes)),
+        )
+        forms += [
+            Form(model, "state_dict .pt", weights, options),
+            Form(model, ".safetensors", own / "model.safetensors"),
+            Form(model, ".onnx", onnx),
+            Form(model, "torch.export .pt2", program),
+        ]
+    return forms
+
+
+def ask(tool: str, form: Form) -> int:
+    """Run one scanner on one file and return its exit code."""
+    # Doorward reads the configuration that lies beside the weights
+    path = form.path.parent if tool == "doorward" and form.format == ".safetensors" else form.path
+    command = [str(Path(sys.executable).with_name(tool)), *COMMANDS[tool], str(path)]
+    if tool == "doorward":
+        from doorward import reference
+
+        command += ["--clean", f"{reference.FOLDER / 'fashion_mnist'}:test", *form.options]
+    environment = os.environ | {"PROMPTFOO_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(f"{tool} on the {form.model} {form.format}: {done.returncode}", file=sys.stderr)
+    if done.returncode not in EXIT_CODES[tool]:
+        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.returncode
+
+
+def measure() -> dict[str, Any]:
+    """Ask every scanner about every file."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            {
+                "model": form.model,
+                "format": form.format,
+                "exit_codes": {tool: ask(tool, form) for tool in COMMANDS},
+            }
+            for form in save_forms(Path(folder))
+        ]
+    versions = {name: metadata.version(name) for name in (*COMMANDS, "torch")}
+    return {"versions": versions, "device": "cpu", "rows": rows}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as a Markdown table."""
+    tools = list(COMMANDS)
+    heads = [f"{TITLES[tool]} {results['versions'][tool]}" for tool in tools]
+    lines = [_row(["model", "file", *heads]), _row(["---"] * (2 + len(tools)))]
+    for row in results["rows"]:
+        codes = row["exit_codes"]
+        cells = [f"exit {codes[tool]} ({EXIT_CODES[tool][codes[tool]]})" for tool in tools]
+        lines.append(_row([row["model"], row["format"], *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def in_readme(readme: str, made: str) -> str:
+    """Return the README with the table between its marks."""
+    return MARKS.sub(lambda marks: marks[1] + "\n" + made + "\n" + marks[2], readme)
+
+
+def main() -> None:
+    """Measure, and write the results and the README's table."""
+    results = measure()
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    README.write_text(in_readme(README.read_text(encoding="utf-8"), table(results)), encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
