@@ -131,6 +131,7 @@ def _load_module(path: Path) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             dtype=torch.float32,
         )
     except Exception as error:  # configurations and weights fail in many kinds
@@ -140,7 +141,9 @@ def _load_module(path: Path) -> Any:
         missing=sorted(info["missing_keys"]),
         # a pooling layer belongs to the base model; classifiers leave it out by design
         unexpected=sorted(key for key in info["unexpected_keys"] if ".pooler." not in f".{key}"),
-        mismatched=sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]),
+        mismatched=[
+            f"{name} {tuple(found)} for {tuple(own)}" for name, found, own in sorted(info["mismatched_keys"])
+        ],
     )
     return module.eval()
 
