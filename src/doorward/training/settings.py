@@ -67,7 +67,7 @@ def default_settings(architecture: str, *, images: int, side: int) -> TrainingSe
         learning_rate=_LEARNING_RATES.get(architecture, 2e-3),
         epochs=min(40, max(3, round(120_000 / max(1, images)))),
         batch_size=128 if images >= 20_000 else 64 if images >= 2_000 else 16,
-        augment="shift" if side >= 32 or images < 5_000 else "none",
+        augment="shift" if side >= 32 or images < 10_000 else "none",
     )
 
 
