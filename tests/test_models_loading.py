@@ -489,6 +489,22 @@ def test_a_module_of_ones_own_is_wrapped_as_it_is(untouched: Callable[[], Any]) 
     assert classifier.spec.output == "probabilities"
 
 
+def test_logits_of_two_heads_have_no_features() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, spread = x.mean((2, 3)), x.std((2, 3))
+            return self.first(mean) + self.second(spread) - self.second(torch.zeros(3))
+
+    classifier = wrap(TwoHeads(), size=(3, 4, 4))  # on a grey image the second head adds nothing
+    assert "features" not in classifier.capabilities
+    with pytest.raises(CouldNotTell, match="--features"):
+        classifier.features(torch.rand(1, 3, 4, 4))
+
+
 def test_a_function_of_ones_own_is_wrapped() -> None:
     weight = torch.randn(3, 2, generator=make_generator(0, "w"))
     smooth = wrap(lambda x: x.mean((2, 3)) @ weight, size=(3, 4, 4))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from doorward.errors import CouldNotTell, InputError
+from doorward.methods import make_generator
 from doorward.models.spec import InputSpec
 from doorward.records import Cost, Need
 
@@ -159,8 +160,8 @@ class TorchClassifier(Classifier):
             handle.remove()
 
     def _find_feature_layer(self, name: str | None) -> nn.Module | None:
-        """Return the linear layer whose output is the model's output, by a run on one grey image."""
-        modules = dict(self.module.named_modules())
+        """Return the linear layer whose output is the model's output, by a run on noise."""
+        modules: dict[str, nn.Module] = dict(self.module.named_modules())
         if name is not None:
             if name not in modules:
                 raise InputError(
@@ -175,8 +176,10 @@ class TorchClassifier(Classifier):
         ]
         try:
             with torch.no_grad(), evaluating(self.module):
-                grey = torch.full((self.batch or 2, *self.spec.shape), 0.5, device=self.device)
-                y = output_tensor(self.module(self.spec.to_model(grey))).flatten(1)
+                noise = torch.rand(
+                    (self.batch or 2, *self.spec.shape), generator=make_generator(0, "features")
+                )
+                y = output_tensor(self.module(self.spec.to_model(noise.to(self.device)))).flatten(1)
         finally:
             for handle in handles:
                 handle.remove()
@@ -227,7 +230,7 @@ def in_batches(run: Callable[[Tensor], Tensor], x: Tensor, size: int | None) -> 
     if size is None:
         return run(x)
     outputs = []
-    for part in x.split(size):
+    for part in torch.split(x, size):
         filler = part[-1:].expand(size - len(part), *part.shape[1:])
         outputs.append(run(torch.cat([part, filler]) if len(filler) else part)[: len(part)])
     return torch.cat(outputs)

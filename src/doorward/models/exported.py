@@ -79,7 +79,7 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Unfit(Exception):  # noqa: N818 - it becomes an InputError that names the file
+class _UnfitError(Exception):
     """Tells why a program cannot be read or run."""
 
 
@@ -134,7 +134,9 @@ class Program(nn.Module):
         super().__init__()
         version = program["schema_version"]["major"]
         if version != SCHEMA:
-            raise _Unfit(f"its schema has version {version}, {SCHEMA} is what can be read: export it again")
+            raise _UnfitError(
+                f"its schema has version {version}, {SCHEMA} is what can be read: export it again"
+            )
         graph, signature = program["graph_module"]["graph"], program["graph_module"]["signature"]
         self._names: dict[str, str] = {}
         self._layers = 0
@@ -142,16 +144,14 @@ class Program(nn.Module):
         images = []
         for argument, spec in zip(graph["inputs"], signature["input_specs"], strict=True):
             (kind, value), *_ = spec.items()
-            name = next(iter(argument.values()))
-            name = name["name"] if isinstance(name, dict) and "name" in name else None
-            if kind in ("parameter", "buffer", "tensor_constant"):
-                self._names[name] = value[_TENSOR_NAMES[kind]]
-            elif kind == "user_input" and name is not None:
-                images.append(name)
-            elif kind != "constant_input" and kind != "user_input":
-                raise _Unfit(f"it takes a {kind}")
+            if kind in _TENSOR_NAMES:
+                self._names[argument["as_tensor"]["name"]] = value[_TENSOR_NAMES[kind]]
+            elif kind == "user_input" and "as_tensor" in argument:
+                images.append(argument["as_tensor"]["name"])
+            elif kind not in ("constant_input", "user_input"):
+                raise _UnfitError(f"it takes a {kind}")
         if len(images) != 1:
-            raise _Unfit(f"it takes {len(images)} tensors; an image classifier takes one")
+            raise _UnfitError(f"it takes {len(images)} tensors; an image classifier takes one")
         self._keep(tensors)
         meta = graph["tensor_values"][images[0]]
         self.image_shape = tuple(size.get("as_int") for size in meta["sizes"])
@@ -162,12 +162,12 @@ class Program(nn.Module):
             if "user_output" in spec and "as_tensor" in argument
         ]
         if not outputs:
-            raise _Unfit("it gives no tensor")
+            raise _UnfitError("it gives no tensor")
         self._image, self._output = images[0], outputs[0]["as_tensor"]["name"]
         self._steps = self._compile(graph["nodes"], self._output)
         used = {value.name for step in self._steps for value in _values((step.args, step.kwargs))}
         self._names = {value: name for value, name in self._names.items() if value in used}
-        self._mutates = any(_mutable(step.call) for step in self._steps)
+        self._mutates = any(isinstance(step.call, _Part) or _mutable(step.call) for step in self._steps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the program and return its first output."""
@@ -183,7 +183,7 @@ class Program(nn.Module):
         """Hang the tensors into folders named after the exported model's modules."""
         for name in dict.fromkeys(self._names.values()):
             if name not in tensors:
-                raise _Unfit(f"the tensor {name!r} is not in the archive")
+                raise _UnfitError(f"the tensor {name!r} is not in the archive")
             *path, leaf = name.split(".")
             folder: nn.Module = self
             for part in path:
@@ -239,13 +239,13 @@ class Program(nn.Module):
             return self._subprogram(inputs, outputs)
         call = _NUMBERS.get(target) or (_aten(match[1], match[2]) if match else None)
         if call is None:
-            raise _Unfit(f"the operator {target!r} is not supported")
+            raise _UnfitError(f"the operator {target!r} is not supported")
         decoded = {entry["name"]: _decode(entry["arg"]) for entry in inputs}
         if match:
             _refuse_training(match[1], decoded)
             first = decoded[inputs[0]["name"]] if inputs else None
-            if _mutable(call) and self._parameter(first) is not None:
-                raise _Unfit(f"{target} changes weights: call .eval() before torch.export.export")
+            if _mutable(call) and self._owns(first):
+                raise _UnfitError(f"{target} changes weights: call .eval() before torch.export.export")
             if _swaps_axes(match[1], decoded):
                 self._swapped[outputs[0]] = decoded["self"]
             layer = self._layer(match[1], decoded)
@@ -275,48 +275,26 @@ class Program(nn.Module):
             return self._layer("linear", {"input": values["mat1"], "weight": weight, "bias": values["self"]})
         if kind == "convolution" and not values["transposed"] and len(values["stride"]) == 2:
             return self._layer("conv2d", values)
-        if kind not in ("linear", "conv2d", "batch_norm") or not isinstance(values.get("weight"), _Value):
+        if kind not in _LAYERS or not self._owns(values.get("weight")):
             return None
-        weight, bias = (self._parameter(values.get(name)) for name in ("weight", "bias"))
-        if weight is None or (bias is None and values.get("bias") is not None):
+        tensors = {}
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            value = values.get(name)
+            if isinstance(value, _Value) and self._owns(value):
+                tensors[name] = self._get(self._names[value.name])
+            elif value is not None:  # weights that are computed
+                return None
+        layer = _LAYERS[kind](values, tensors)
+        if layer is None:
             return None
-        layer: nn.Module
-        if kind == "linear":
-            layer = nn.Linear(weight[1].shape[1], weight[1].shape[0], bias is not None, device="meta")
-        elif kind == "conv2d":
-            settings = {name: values.get(name, default) for name, default in _CONVOLUTION.items()}
-            if not all(isinstance(one, int | list) for one in settings.values()):
-                return None
-            pairs = {name: tuple(one) if isinstance(one, list) else (one,) for name, one in settings.items()}
-            settings = {name: one if len(one) == 2 else (one[0], one[0]) for name, one in pairs.items()}
-            groups = values.get("groups", 1)
-            outer, inner, *kernel = weight[1].shape
-            layer = nn.Conv2d(
-                inner * groups,
-                outer,
-                tuple(kernel),
-                bias=bias is not None,
-                groups=groups,
-                device="meta",
-                **settings,
-            )
-        else:
-            mean, variance = (self._parameter(values.get(name)) for name in ("running_mean", "running_var"))
-            if bias is None or mean is None or variance is None:
-                return None
-            layer = nn.BatchNorm2d(len(weight[1]), values["eps"], values["momentum"], device="meta")
-            layer.running_mean, layer.running_var = mean[1], variance[1]
-            layer.num_batches_tracked = torch.tensor(0)
-        layer.weight = nn.Parameter(weight[1]) if not isinstance(weight[1], nn.Parameter) else weight[1]
-        if bias is not None:
-            layer.bias = bias[1] if isinstance(bias[1], nn.Parameter) else nn.Parameter(bias[1])
-        return self._place(layer, weight[0]), (values["input"],)
+        for name, tensor in tensors.items():
+            learned = name in ("weight", "bias") and not isinstance(tensor, nn.Parameter)
+            setattr(layer, name, nn.Parameter(tensor) if learned else tensor)
+        return self._place(layer, self._names[values["weight"].name]), (values["input"],)
 
-    def _parameter(self, value: Any) -> tuple[str, Tensor] | None:
-        if not isinstance(value, _Value) or value.name not in self._names:
-            return None
-        name = self._names[value.name]
-        return name, self._get(name)
+    def _owns(self, value: Any) -> bool:
+        """Tell whether an argument is one of the program's own tensors."""
+        return isinstance(value, _Value) and value.name in self._names
 
     def _place(self, layer: nn.Module, weight_name: str) -> str:
         """Hang a layer where its weights were, if nothing else is there, else under a name of its own."""
@@ -347,7 +325,45 @@ _TENSOR_NAMES = {
     "buffer": "buffer_name",
     "tensor_constant": "tensor_constant_name",
 }
-_CONVOLUTION: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1}
+
+
+def _linear(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    outer, inner = tensors["weight"].shape
+    return nn.Linear(inner, outer, "bias" in tensors, device="meta")
+
+
+def _conv2d(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    pairs = {}
+    for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        value = values.get(name, default)
+        if not isinstance(value, int | list):  # padding may be a word
+            return None
+        one = value if isinstance(value, list) else [value]
+        pairs[name] = (one[0], one[-1])
+    groups = values.get("groups", 1)
+    outer, inner, height, width = tensors["weight"].shape
+    return nn.Conv2d(
+        inner * groups,
+        outer,
+        (height, width),
+        bias="bias" in tensors,
+        groups=groups,
+        device="meta",
+        stride=pairs["stride"],
+        padding=pairs["padding"],
+        dilation=pairs["dilation"],
+    )
+
+
+def _batch_norm(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    if len(tensors) != 4:
+        return None
+    layer = nn.BatchNorm2d(len(tensors["weight"]), values["eps"], values["momentum"], device="meta")
+    layer.num_batches_tracked = torch.tensor(0)
+    return layer
+
+
+_LAYERS = {"linear": _linear, "conv2d": _conv2d, "batch_norm": _batch_norm}
 
 
 def _run(steps: Sequence[_Step], values: dict[str, Any], device: torch.device) -> None:
@@ -406,7 +422,7 @@ def _output_names(output: Mapping[str, Any]) -> Any:
         return value.get("as_name")
     if kind == "as_none":
         return None
-    raise _Unfit(f"an operator gives a {kind}")
+    raise _UnfitError(f"an operator gives a {kind}")
 
 
 def _decode(argument: Mapping[str, Any]) -> Any:
@@ -438,12 +454,12 @@ def _decode(argument: Mapping[str, Any]) -> Any:
         return torch.strided
     if kind == "as_device":
         return _Device  # constants are made where the image is
-    raise _Unfit(f"an operator takes a {kind}")
+    raise _UnfitError(f"an operator takes a {kind}")
 
 
 def _dtype(number: int) -> torch.dtype:
     if number not in _DTYPES:
-        raise _Unfit(f"number type {number} is not supported")
+        raise _UnfitError(f"number type {number} is not supported")
     return _DTYPES[number]
 
 
@@ -452,10 +468,10 @@ def _aten(name: str, overload: str) -> Callable[..., Any]:
     packet = getattr(torch.ops.aten, name, None) if not name.startswith("__") else None
     call = getattr(packet, overload, None) if overload in (packet.overloads() if packet else ()) else None
     if not isinstance(call, torch._ops.OpOverload):
-        raise _Unfit(f"torch has no operator aten.{name}.{overload}")
+        raise _UnfitError(f"torch has no operator aten.{name}.{overload}")
     for argument in call._schema.arguments:
         if "str" in str(argument.type) and argument.name not in _TEXT_ARGUMENTS:
-            raise _Unfit(f"the operator aten.{name}.{overload} takes text ({argument.name})")
+            raise _UnfitError(f"the operator aten.{name}.{overload} takes text ({argument.name})")
     return call
 
 
@@ -475,7 +491,7 @@ def _refuse_training(name: str, values: Mapping[str, Any]) -> None:
     training = values.get("train") or values.get("training")
     random = name.startswith(("rand", "bernoulli", "multinomial", "normal")) or values.get("dropout_p")
     if training or random:
-        raise _Unfit(f"{name} is exported in training mode: call .eval() before torch.export.export")
+        raise _UnfitError(f"{name} is exported in training mode: call .eval() before torch.export.export")
 
 
 def read_program(path: Path) -> Program:
@@ -487,7 +503,7 @@ def read_program(path: Path) -> Program:
     try:
         with zipfile.ZipFile(path) as archive:
             return Program(*_unpack(archive)).eval()
-    except _Unfit as why:
+    except _UnfitError as why:
         raise InputError(f"{path}: cannot use this torch.export program: {why}") from why
     except Exception as error:  # a damaged archive or JSON of another shape raises anything
         raise InputError(f"{path} is not a readable torch.export program: {first_line(error)}") from error
@@ -498,15 +514,17 @@ def _unpack(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Tensor]
     names = archive.namelist()
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise _Unfit(f"the archive holds {doubled[0]!r} twice")
+        raise _UnfitError(f"the archive holds {doubled[0]!r} twice")
     if "serialized_exported_program.json" in names:
-        raise _Unfit("it has the layout of torch 2.7 and before: export it again with torch 2.8 or later")
+        raise _UnfitError(
+            "it has the layout of torch 2.7 and before: export it again with torch 2.8 or later"
+        )
     root = names[0].split("/")[0] if names else ""
     models = [name for name in names if name.startswith(f"{root}/models/")]
     if f"{root}/archive_format" not in names or len(models) != 1:
-        raise _Unfit(f"the archive holds {len(models)} programs, expected one")
+        raise _UnfitError(f"the archive holds {len(models)} programs, expected one")
     if archive.read(f"{root}/byteorder").strip() != b"little":
-        raise _Unfit("its numbers are big-endian")
+        raise _UnfitError("its numbers are big-endian")
     model = models[0].rsplit("/", 1)[1].removesuffix(".json")
     tensors: dict[str, Tensor] = {}
     for folder, kind in (("weights", "weights"), ("constants", "constants")):
@@ -514,7 +532,7 @@ def _unpack(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Tensor]
         raw: dict[str, bytearray] = {}
         for name, entry in config["config"].items():
             if entry["use_pickle"] or entry["tensor_meta"] is None:
-                raise _Unfit(f"{name} is pickled")
+                raise _UnfitError(f"{name} is pickled")
             member = entry["path_name"]
             if member not in raw:
                 raw[member] = bytearray(archive.read(f"{root}/data/{folder}/{member}"))

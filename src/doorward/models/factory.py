@@ -101,7 +101,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             import safetensors.torch
 
-            return safetensors.torch.load_file(path)
+            return dict(safetensors.torch.load_file(path))
         value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each have errors of their own
         raise InputError(f"{path} is not readable as weights: {first_line(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import warnings
@@ -290,12 +291,13 @@ def quiet() -> Iterator[None]:
 
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
-    bars, hub_bars = None, not hub.are_progress_bars_disabled()
+    bars: Any = None
+    hub_bars = not hub.are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hub.disable_progress_bars()
         if importlib.util.find_spec("transformers") is not None:
-            from transformers.utils import logging as bars
+            bars = importlib.import_module("transformers.utils.logging")
         drawn = bars is not None and bars.is_progress_bar_enabled()
         if drawn:
             bars.disable_progress_bar()

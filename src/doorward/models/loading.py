@@ -21,9 +21,16 @@ __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate"
 
 Format = Literal["doorward", "huggingface", "onnx", "torch.export", "weights"]
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch.export"} | dict.fromkeys(
-    (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl"), "weights"
-)
+_SUFFIXES: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".pt2": "torch.export",
+    ".safetensors": "weights",
+    ".pt": "weights",
+    ".pth": "weights",
+    ".bin": "weights",
+    ".ckpt": "weights",
+    ".pkl": "weights",
+}
 #: Files of a model directory that its digest covers: weights, configurations, code.
 _DIGESTED = re.compile(
     r".*\.(safetensors|bin|onnx|onnx_data|data|pt2|pt|pth|h5|py)|.*config.*\.json|.*\.index\.json|doorward\.json"

@@ -166,7 +166,7 @@ def load_onnx(
     _load_weights(path, model)
     reference: OnnxRuntimeClassifier | InputError
     try:
-        reference = OnnxRuntimeClassifier(path, spec, classes, threads=threads)
+        reference = OnnxRuntimeClassifier(path, spec, classes, batch=batch or 1, threads=threads)
     except InputError as error:
         reference = error
     # the graph itself takes whole-number pixels as floats
@@ -205,6 +205,7 @@ class OnnxRuntimeClassifier(Classifier):
         path: the file, already checked.
         spec: what the model takes.
         classes: class names; numbers if None.
+        batch: number of images that the graph is sure to take at a time.
         threads: number of threads; those of torch if None.
 
     Raises:
@@ -217,7 +218,13 @@ class OnnxRuntimeClassifier(Classifier):
     architecture = "ONNX graph, run by onnxruntime"
 
     def __init__(
-        self, path: Path, spec: InputSpec, classes: Sequence[str] | None = None, *, threads: int | None = None
+        self,
+        path: Path,
+        spec: InputSpec,
+        classes: Sequence[str] | None = None,
+        *,
+        batch: int = 1,
+        threads: int | None = None,
     ) -> None:
         super().__init__()
         if importlib.util.find_spec("onnxruntime") is None:
@@ -233,20 +240,20 @@ class OnnxRuntimeClassifier(Classifier):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )  # its fallback prints on standard output
+            source, *_ = self._session.get_inputs()
+            self._input, kind = source.name, source.type
         except Exception as error:  # onnxruntime's own exceptions have no base in common
             raise InputError(f"onnxruntime cannot load it: {first_line(error)}") from error
-        source = self._session.get_inputs()[0]
-        if source.type not in _NUMPY_TYPES:
-            raise InputError(f"onnxruntime wants an input of type {source.type}, which numpy has not")
+        if kind not in _NUMPY_TYPES:
+            raise InputError(f"onnxruntime wants an input of type {kind}, which numpy has not")
         self.spec = spec
-        self._input, self._type = source.name, _NUMPY_TYPES[source.type]
-        usual = source.shape[0] if isinstance(source.shape[0], int) and source.shape[0] > 0 else 1
-        grey = spec.to_model(torch.full((usual, *spec.shape), 0.5))
+        self._type = _NUMPY_TYPES[kind]
+        grey = spec.to_model(torch.full((batch, *spec.shape), 0.5))
         self.output = self._choose_output(grey)
         x = spec.to_model(trial_inputs(spec))
-        self._batch = settle_batch(lambda x: self._infer(x, self.output), x, usual)
+        self._batch = settle_batch(lambda x: self._infer(x, self.output), x, batch)
         self.spec, self.classes = settle_output(path, spec, self.outputs(x, self.output), classes)
 
     def _choose_output(self, x: Tensor) -> str:
@@ -299,6 +306,12 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is no ONNX model: {first_line(error)}") from error
     if not (model.ir_version and model.opset_import and model.graph.node and model.graph.output):
         raise InputError(f"{path} is no ONNX model: it has no graph")
+    graphs = (model.graph, *model.functions)
+    nodes = [node for graph in graphs for node in _nodes(graph)]
+    words = [word for n in nodes for word in (n.op_type, n.domain, n.name, *n.input, *n.output)]
+    values = [*model.graph.input, *model.graph.output, *model.graph.initializer]
+    if not all(isinstance(word, str) for word in [*words, *(value.name for value in values)]):
+        raise InputError(f"{path} is no ONNX model: it has names that are no text")
     return model
 
 

@@ -50,6 +50,8 @@ _HALF = {10: torch.float16, 16: torch.bfloat16}
 _CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _CPU = torch.device("cpu")
+#: Name of the value that the layer of chosen features gives; nothing reads it.
+_PROBE = "//features"
 _UNSQUASHED: dict[str, tuple[str, Output]] = {
     "Softmax": ("LogSoftmax", "logits"),
     "Sigmoid": ("Identity", "one_logit"),
@@ -96,7 +98,10 @@ def to_torch(tensor: onnx.TensorProto) -> Tensor:
 
     if tensor.data_type not in TYPES:
         raise Unsupported(f"the number type {tensor.data_type} of the tensor {tensor.name!r}")
-    array = numpy_helper.to_array(tensor)
+    try:
+        array = numpy_helper.to_array(tensor)
+    except Exception as error:  # what is wrong with a broken file comes in many kinds
+        raise Unsupported(f"the tensor {tensor.name!r} cannot be read: {first_line(error)}") from error
     if array.dtype.name in ("float16", "bfloat16"):
         array = array.astype("float32")
     if array.dtype.name in ("uint16", "uint32", "uint64"):
@@ -196,10 +201,10 @@ class OnnxGraph(nn.Module):
 
         with torch.no_grad():
             values = self._lower(graph, shape, fixed)
-            self.output = _choose_output([value.name for value in graph.output], values, shape[0])
-            if features is not None:
-                self._probe(features, values)
-            self.feature_layer = "features" if features else self._find_feature_layer(values)
+            self.output = self._choose_output([value.name for value in graph.output], values)
+            self.feature_layer = (
+                self._find_feature_layer(values) if features is None else self._probe(features, values)
+            )
             self._prune()
             self._register(shape)
         self.eval()
@@ -458,18 +463,45 @@ class OnnxGraph(nn.Module):
 
     # --- shaping what was read -------------------------------------------------------------------------
 
-    def _probe(self, features: str, values: dict[str, Tensor]) -> None:
-        """Let a graph value pass through a layer of its own."""
-        if features not in values or not values[features].is_meta or features == self.output:
-            some = [node.outputs[0] for node in self._nodes if node.outputs[0] != self.output]
-            names = ", ".join(name for name in some if values[name].is_meta)[-300:]
+    def _choose_output(self, names: Sequence[str], values: Mapping[str, Tensor]) -> str:
+        """Return the first output with a row of numbers for each image that no other such output needs."""
+        batch = values[self._input].shape[0]
+        moving = {name: values[name] for name in names if name in values and values[name].is_meta}
+        rows = [
+            name
+            for name, value in moving.items()
+            if value.is_floating_point() and is_row_per_image(value.shape, batch)
+        ]
+        for name in rows:
+            if not any(name in self._needed({other}) for other in rows if other != name):
+                return name
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in moving.items())
+        raise InputError(
+            f"a classifier has an output of shape (n, classes); for {batch} image(s) this model gives: "
+            f"{shapes or 'nothing that depends on the image'}"
+        )
+
+    def _needed(self, names: set[str]) -> set[str]:
+        """Return the names of all values that some values are made of, themselves included."""
+        needed = set(names)
+        for node in reversed(self._nodes):
+            if needed & set(node.outputs):
+                needed |= set(node.inputs)
+        return needed
+
+    def _probe(self, features: str, values: dict[str, Tensor]) -> str:
+        """Let a graph value pass through a layer of its own, and return that layer's name."""
+        inner = [name for node in self._nodes for name in node.outputs if name and values[name].is_meta]
+        if features not in inner or features == self.output:
+            some = ", ".join(name for name in inner if name != self.output)
             raise InputError(
-                f"--features {features}: the graph has no such inner value; there are: ... {names}"
+                f"--features {features}: the graph has no such inner value; it has: {some[:300]}"
             )
-        self.add_module("features", nn.Identity())
-        place = next((i + 1 for i, node in enumerate(self._nodes) if features in node.outputs), 0)
-        self._nodes.insert(place, Node("Identity", (features,), ("/features",), {}, 13, layer="features"))
-        values["/features"] = values[features]
+        layer = self._free_name("features")
+        self.add_module(layer, nn.Identity())
+        place = next(i for i, node in enumerate(self._nodes) if features in node.outputs)
+        self._nodes.insert(place + 1, Node("Identity", (features,), (_PROBE,), {}, 13, layer=layer))
+        return layer
 
     def _find_feature_layer(self, values: dict[str, Tensor]) -> str | None:
         """Return the linear layer that makes the output, found by walking back from it."""
@@ -489,13 +521,8 @@ class OnnxGraph(nn.Module):
 
     def _prune(self) -> None:
         """Drop what the output does not need."""
-        wanted = {self.output, "/features"}
-        kept: list[Node] = []
-        for node in reversed(self._nodes):
-            if wanted & set(node.outputs):
-                wanted |= set(node.inputs)
-                kept.append(node)
-        self._nodes = kept[::-1]
+        wanted = self._needed({self.output, _PROBE})
+        self._nodes = [node for node in self._nodes if wanted & set(node.outputs)]
         layers = {node.layer for node in self._nodes}
         for name in [name for name, _ in self.named_children() if name not in layers]:
             delattr(self, name)
@@ -597,22 +624,6 @@ def _uses(graph: onnx.GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _uses(attribute.g)
-
-
-def _choose_output(names: Sequence[str], values: Mapping[str, Tensor], batch: int) -> str:
-    """Return the first output with one row of numbers for each image."""
-    shapes = []
-    for name in names:
-        value = values.get(name)
-        if value is None or not value.is_meta:
-            continue
-        shapes.append(f"{name} {tuple(value.shape)}")
-        if value.is_floating_point() and is_row_per_image(value.shape, batch):
-            return name
-    raise InputError(
-        f"a classifier has an output of shape (n, classes); for {batch} image(s) this model gives: "
-        f"{', '.join(shapes) or 'nothing that depends on the image'}"
-    )
 
 
 @contextmanager
