@@ -68,7 +68,7 @@ class SourcePools:
         self.order = (~outside).T.to(torch.uint8).sort(dim=1, stable=True).indices
 
     def draw(self, targets: Tensor, size: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draw `size` source positions for each target, with replacement, each by its own generator: (k, size)."""
+        """Draw `size` source positions for each target, each by its own generator: (k, size)."""
         u = torch.stack([torch.rand(size, generator=g) for g in generators])
         pick = (u * self.count[targets, None]).long()
         return self.order[targets].gather(1, pick)
@@ -96,8 +96,8 @@ def chunk_images(classifier: Classifier) -> int:
 def batched_logits(classifier: Classifier, images: Tensor) -> Tensor:
     """Return logits (n, k) for float images (n, c, h, w) of any number, without gradients."""
     with torch.no_grad():
-        parts = [classifier.logits(part.to(classifier.device)) for part in images.split(chunk_images(classifier))]
-    return torch.cat(parts)
+        parts = torch.split(images, chunk_images(classifier))
+        return torch.cat([classifier.logits(part.to(classifier.device)) for part in parts])
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def invert(
     for step in range(steps):
         _check_time(deadline, clock, step, steps)
         drawn = pools.draw(targets, batch_size, own).to(device)  # (k, b)
-        for part in torch.arange(k).split(per_chunk):
+        for part in torch.split(torch.arange(k), per_chunk):
             part = part.to(device)
             where = targets[part.cpu()].to(device).repeat_interleave(batch_size)  # (p * b,)
             mask = mask_at[part].sigmoid().requires_grad_()
@@ -169,8 +169,10 @@ def invert(
             by_mask, by_pattern = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), [mask, pattern])
             with torch.no_grad():
                 norm = mask.sum((1, 2, 3))  # (p,)
-                held[part] = torch.lerp(held[part], (gap > 0).float().mean(1), 0.2)
-                better = (held[part] >= success) & (norm < best_norm[part])
+                now = (gap > 0).float().mean(1)  # (p,)
+                held[part] = torch.lerp(held[part], now, 0.2)
+                # the running success lags behind a shrinking mask, so this step has to succeed as well
+                better = (torch.minimum(held[part], now) >= success) & (norm < best_norm[part])
                 best_norm[part[better]] = norm[better]
                 best_mask[part[better]] = mask[better]
                 best_pattern[part[better]] = pattern[better]
@@ -213,8 +215,8 @@ def _check_time(deadline: Deadline, clock: Deadline, step: int, steps: int) -> N
         needed = clock.spent() / step * (steps - step)
         if needed > deadline.left():
             raise CouldNotTell(
-                f"it would need about {needed / 60:.0f} minutes and {deadline.left() / 60:.0f} are left of the "
-                "time budget; give more with --time-budget, or use a faster device"
+                f"it would need about {needed / 60:.0f} minutes, and {deadline.left() / 60:.0f} are left "
+                "of the time budget; give more with --time-budget, or use a faster device"
             )
 
 

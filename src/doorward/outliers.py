@@ -53,7 +53,9 @@ def deleted_residuals(values: npt.ArrayLike, *, level: float = 0.05) -> OutlierT
     known = ~np.isnan(v)
     k = int(known.sum())
     if k < MIN_CLASSES:
-        raise CouldNotTell(f"an outlier among classes needs at least {MIN_CLASSES} classes with a value, there are {k}")
+        raise CouldNotTell(
+            f"an outlier among classes needs at least {MIN_CLASSES} classes with a value, there are {k}"
+        )
     x = v[known]
     mean = (x.sum() - x) / (k - 1)
     squares = ((x[None, :] - mean[:, None]) ** 2).sum(axis=1) - (x - mean) ** 2

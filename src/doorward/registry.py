@@ -83,4 +83,4 @@ def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
         field = first["loc"][0] if first["loc"] else "settings"
         # a setting of several types has one message for each
         why = dict.fromkeys(e["msg"] for e in (first, *more) if e["loc"][:1] == first["loc"][:1])
-        raise InputError(f"{name}: {field} = {settings.get(field)!r}: {', or: '.join(why)}") from error
+        raise InputError(f"{name}: {field} = {settings.get(str(field))!r}: {', or: '.join(why)}") from error

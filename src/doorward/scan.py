@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from doorward.inversion import batched_logits
 from doorward.methods import Deadline, derive_seed
 from doorward.modalities.image import picture, side_by_side, to_float, to_tensor
 from doorward.models import Classifier, LoadOptions, open_classifier
-from doorward.models.loading import artifact_digest
+from doorward.models.loading import artifact_digest, locate
 from doorward.records import (
     SEVERITY,
     Confirmation,
@@ -73,7 +73,7 @@ class ScanRequest:
     factory: str | None = None
     weights: str | None = None
     data_column: str | None = None
-    options: LoadOptions = LoadOptions()
+    options: LoadOptions = field(default_factory=LoadOptions)
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments as JSON types."""
@@ -82,6 +82,7 @@ class ScanRequest:
     @staticmethod
     def from_json(form: dict[str, Any]) -> ScanRequest:
         """Rebuild a request from a report's `request`."""
+
         def tuples(value: Any) -> Any:
             return tuple(value) if isinstance(value, list) else value
 
@@ -100,7 +101,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     tell = progress or (lambda _: None)
     deadline = Deadline(request.time_budget)
     chosen = _choose(request.detectors)
-    path = Path(request.model)
+    path = Path(request.weights or request.model) if request.factory else locate(request.model)
     findings: list[Finding] = []
     if path.exists():
         artifact = Subject(artifact=path)
@@ -128,7 +129,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     if unsafe:
         reason = "the model was not loaded, because loading it would execute code"
         return Report(
-            subject=_file_record(request.model),
+            subject=SubjectRecord(path=request.model, format="not loaded", **artifact_digest(path)._asdict()),
             verdict="unsafe",
             findings=tuple(findings),
             not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in behavioural),
@@ -136,7 +137,6 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
             seconds=deadline.spent(),
             environment=environment(request.device),
         )
-    role = "clean" if request.clean else "train"
     source = request.clean or request.train
     samples = None
     if source is not None:
@@ -150,13 +150,13 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
         device=request.device,
         deadline=deadline,
         images=request.images,
-        role=role,
+        role="clean" if request.clean else "train",
         progress=progress,
         before=tuple(findings),
     )
     assert report.subject is not None
-    digest, size = artifact_digest(request.weights or request.model) if path.exists() or request.weights else (None, None)
-    subject = report.subject.model_copy(update={"path": request.model, "sha256": digest, "bytes": size})
+    named = {"path": request.model, **artifact_digest(path)._asdict()}
+    subject = report.subject.model_copy(update=named)
     return report.model_copy(update={"subject": subject, "request": request.to_json()})
 
 
@@ -169,7 +169,7 @@ def examine(
     device: str = "cpu",
     deadline: Deadline | None = None,
     images: int = 300,
-    role: str = "clean",
+    role: Literal["clean", "train"] = "clean",
     progress: Progress | None = None,
     before: tuple[Finding, ...] = (),
 ) -> Report:
@@ -186,7 +186,8 @@ def examine(
     """
     tell = progress or (lambda _: None)
     deadline = deadline or Deadline()
-    chosen = list(detectors) if detectors is not None else [d for d in _choose(()) if "artifact" not in d.needs]
+    if detectors is None:
+        detectors = [d for d in _choose(()) if "artifact" not in d.needs]
     evidence = _draw(classifier, samples, images, seed) if samples is not None else None
     accuracy = None
     reason = None
@@ -198,7 +199,7 @@ def examine(
     findings = list(before)
     not_run: list[NotRun] = []
     subject = Subject(classifier=classifier, clean=evidence.fit if evidence else None)
-    for detector in chosen:
+    for detector in detectors:
         missing = detector.missing(subject)
         if reason is not None:
             not_run.append(NotRun(detector=detector.method(), reason=reason))
@@ -244,10 +245,10 @@ class _Evidence:
     fit: Samples
     confirm: Samples
 
-    def record(self, role: str) -> DataRecord:
+    def record(self, role: Literal["clean", "train"]) -> DataRecord:
         origin = self.whole.provenance
         return DataRecord(
-            role=role,  # type: ignore[arg-type]
+            role=role,
             path=origin.path,
             sha256=origin.sha256,
             rows=origin.rows,
@@ -281,7 +282,8 @@ def _draw(classifier: Classifier, samples: Samples, images: int, seed: int) -> _
     turns = np.arange(len(drawn))
     if samples.labels is not None:
         turns = turns // max(1, len(np.unique(samples.labels)))
-    return _Evidence(samples, drawn.select(np.flatnonzero(turns % 2 == 0)), drawn.select(np.flatnonzero(turns % 2 == 1)))
+    fit, confirm = (drawn.select(np.flatnonzero(turns % 2 == half)) for half in (0, 1))
+    return _Evidence(samples, fit, confirm)
 
 
 def _match_labels(samples: Samples, classifier: Classifier) -> Samples:
@@ -292,15 +294,14 @@ def _match_labels(samples: Samples, classifier: Classifier) -> Samples:
     if samples.labels is None:
         return samples
     names = {name: i for i, name in enumerate(classifier.classes)}
-    if samples.classes != classifier.classes and len(names) == len(classifier.classes):
-        if set(samples.classes) <= set(names):
-            return samples.relabel(np.array([names[name] for name in samples.classes]), classifier.classes)
+    if samples.classes != classifier.classes and set(samples.classes) <= set(names):
+        return samples.relabel(np.array([names[name] for name in samples.classes]), classifier.classes)
     k = len(classifier.classes)
     highest = int(samples.labels.max()) if len(samples) else -1
     if highest >= k or (len(samples) and int(samples.labels.min()) < 0):
         raise InputError(
-            f"{samples.provenance.path} has labels up to {highest}, the model has {k} classes (0 to {k - 1}); "
-            "is this the model's data? Class names in another order are matched when all are the model's"
+            f"{samples.provenance.path} has labels up to {highest}, the model {k} classes (0 to {k - 1}): "
+            "is this the model's data? Class names in another order are matched when all are known"
         )
     return samples
 
@@ -313,11 +314,14 @@ def _sanity(classifier: Classifier, evidence: _Evidence | None, seed: int) -> tu
         labels = None
     else:
         parts = [part for part in (evidence.fit, evidence.confirm) if len(part)]
-        logits = torch.cat([batched_logits(classifier, to_float(to_tensor(p, classifier.spec))) for p in parts])
-        labels = None if evidence.whole.labels is None else np.concatenate([p.labels for p in parts if p.labels is not None])
+        logits = torch.cat(
+            [batched_logits(classifier, to_float(to_tensor(p, classifier.spec))) for p in parts]
+        )
+        known = [part.labels for part in parts if part.labels is not None]
+        labels = np.concatenate(known) if known else None
     if not bool(torch.isfinite(logits).all()):
         return None, "the model gives outputs that are not finite"
-    if len(logits) > 1 and bool(((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax())):
+    if len(logits) > 1 and bool((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax()):
         return None, "the model gives the same output for every image"
     if labels is None:
         return None, None
@@ -327,7 +331,7 @@ def _sanity(classifier: Classifier, evidence: _Evidence | None, seed: int) -> tu
     if stats.binomtest(accuracy.successes, accuracy.n, guess, alternative="greater").pvalue > SUSPICIOUS:
         return accuracy, (
             f"the model is right on {accuracy.successes} of {accuracy.n} clean images, no better than chance: "
-            "is the preprocessing right (--input-range, --mean, --std, --layout), and are the labels the model's?"
+            "is the preprocessing right (--input-range, --mean, --std, --layout), and are the labels its own?"
         )
     return accuracy, None
 
@@ -336,7 +340,8 @@ def _why_missing(missing: frozenset[str], classifier: Classifier) -> str:
     """Say what evidence a detector lacks and how to give it."""
     limitation = getattr(classifier, "limitation", None)
     if missing & {"gradients", "features", "weights", "graph"}:
-        return f"needs {', '.join(sorted(missing))}: {limitation or f'not reachable in this {classifier.format} model'}"
+        why = limitation or f"not reachable in this {classifier.format} model"
+        return f"needs {', '.join(sorted(missing))}: {why}"
     if "clean" in missing:
         return "needs clean images: give them with --clean DATA"
     return f"needs {', '.join(sorted(missing))}, which were not given"
@@ -345,26 +350,31 @@ def _why_missing(missing: frozenset[str], classifier: Classifier) -> str:
 def _conclude(findings: Sequence[Finding], reason: str | None) -> _Conclusion:
     """Combine findings into one verdict: found before could-not-tell before nothing-found.
 
-    One p-value for the report: the smallest of the detectors', times their number (Bonferroni). Until a
-    bank of clean models calibrates them, it is at most "suspicious".
+    One p-value for the report: the smallest of the detectors', each weighted by its share of the 5 %. Until
+    a bank of clean models calibrates them, it is at most "suspicious".
     """
     if any(f.verdict == "unsafe" for f in findings):
         return _Conclusion("unsafe")
     if reason is not None:
         return _Conclusion("could_not_tell", reason=reason)
-    judged = [f for f in findings if f.kind == "backdoor" and f.p_value is not None]
-    others = [f for f in findings if f.flagged and f not in judged]
+    judged = {f.detector: share_p(f) for f in findings if f.kind == "backdoor" and f.p_value is not None}
+    others = [f for f in findings if f.flagged and f.detector not in judged]
     if not judged and not others:
         why = "; ".join(f"{f.detector}: {f.reason}" for f in findings if f.reason)
         return _Conclusion("could_not_tell", reason=why or "no detector that looks at behaviour could run")
-    p = min(1.0, len(judged) * min((f.p_value for f in judged if f.p_value is not None), default=1.0))
-    if p <= SUSPICIOUS or others:
-        guilty = [f for f in judged if f.p_value is not None and f.p_value * len(judged) <= SUSPICIOUS] + others
-        guilty.sort(key=lambda f: 1.0 if f.p_value is None else f.p_value)
+    p = min(judged.values(), default=None)
+    guilty = others + [f for f in findings if judged.get(f.detector, 1.0) <= SUSPICIOUS]
+    if guilty:
+        guilty.sort(key=lambda f: judged.get(f.detector, 0.0))
         targets = tuple(dict.fromkeys(t for f in guilty for t in f.targets))
-        worst = max((f.verdict for f in others), key=SEVERITY.__getitem__, default="suspicious")
-        return _Conclusion(worst, targets, p if judged else None)
+        return _Conclusion(max((f.verdict for f in guilty), key=SEVERITY.__getitem__), targets, p)
     return _Conclusion("nothing_found", (), p)
+
+
+def share_p(finding: Finding) -> float:
+    """Return a finding's p-value for the whole report: weighted Bonferroni, by its share of the 5 %."""
+    assert finding.p_value is not None
+    return min(1.0, finding.p_value * SUSPICIOUS / float(finding.settings.get("level_of_test", SUSPICIOUS)))
 
 
 def _confirm(
@@ -390,6 +400,7 @@ def _confirm(
         name = classifier.classes[target]
         shown = range(min(PICTURES, len(triggered)))
         names = [classifier.classes[int(c)] for c in before[outside][: len(shown)]]
+        seen = [classifier.classes[int(c)] for c in after[: len(shown)]]
         pictures += [
             Picture(
                 title=f"Recovered trigger for {name}",
@@ -403,16 +414,11 @@ def _confirm(
             ),
             Picture(
                 title="The same images with the trigger",
-                alt=f"The same images with the trigger; the model now sees {', '.join(classifier.classes[int(c)] for c in after[: len(shown)])}",
+                alt=f"The same images with the trigger; the model now sees {', '.join(seen)}",
                 png=picture(side_by_side([triggered[i] for i in shown])),
             ),
         ]
     return finding.model_copy(update={"evidence": (*pictures, *finding.evidence)})
-
-
-def _file_record(path: str) -> SubjectRecord:
-    digest, size = artifact_digest(path)
-    return SubjectRecord(path=path, format="not loaded", sha256=digest, bytes=size)
 
 
 def environment(device: str) -> Environment:

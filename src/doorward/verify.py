@@ -27,7 +27,9 @@ def verify(path: Path, *, progress: Progress | None = None) -> list[str]:
     except ValidationError as error:
         raise InputError(f"{path}: not a Doorward report: {error.errors()[0]['msg']}") from None
     if not old.request:
-        raise InputError(f"{path}: the report says nothing of how it was made; only scans of files can be rerun")
+        raise InputError(
+            f"{path}: the report says nothing of how it was made; only scans of files can be rerun"
+        )
     try:
         request = ScanRequest.from_json(old.request)
     except (KeyError, TypeError, AttributeError) as error:
@@ -52,6 +54,10 @@ def compare(old: Report, new: Report) -> list[str]:
     same("detectors", [f.detector for f in old.findings], [f.detector for f in new.findings])
     for a, b in zip(old.findings, new.findings, strict=False):
         same(f"{a.detector} verdict", a.verdict, b.verdict)
-        if a.score is not None and b.score is not None and abs(a.score - b.score) > TOLERANCE * max(1, abs(a.score)):
+        if (
+            a.score is not None
+            and b.score is not None
+            and abs(a.score - b.score) > TOLERANCE * max(1, abs(a.score))
+        ):
             differences.append(f"{a.detector} score: was {a.score:.4f}, is {b.score:.4f}")
     return differences

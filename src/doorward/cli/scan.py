@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from doorward.cli.options import FailOn, Format, check_device, labels, numbers, status
 
+if TYPE_CHECKING:
+    from doorward.records import Report
+
 
 def scan(
     model: str = typer.Argument(
         ...,
-        help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, or a Doorward "
-        "directory. With --factory: any name for the model.",
+        help="A Hugging Face directory or hub id, an .onnx file, a torch.export .pt2 file, or a Doorward "
+        "directory. With --factory: the weights, or any name for the model if --weights is given.",
     ),
     clean: str | None = typer.Option(
-        None, metavar="DATA", help="Images that you trust: a folder, a file or a hub id; DATA:SPLIT picks a split."
+        None,
+        metavar="DATA",
+        help="Images that you trust: a folder, a file or a hub id; DATA:SPLIT picks a split.",
     ),
     train: str | None = typer.Option(
         None, metavar="DATA", help="The training set; its images serve where no clean ones are given."
@@ -102,23 +108,20 @@ def scan(
     )
     with status() as progress:
         report = run(request, progress=progress)
-    written = reports.write_reports(report, out) if out else {}
-    print_report(report, format)
+    written = reports.write_reports(report, out, fail_on=fail_on.value) if out else {}
+    _print(report, format, fail_on)
     for path in written.values():
         typer.echo(f"written: {path}", err=True)
     raise typer.Exit(reports.exit_code(report.verdict, fail_on.value))
 
 
-def print_report(report: object, format: Format) -> None:
-    """Print a report on standard output in the wanted format."""
+def _print(report: Report, format: Format, fail_on: FailOn) -> None:
     from doorward import reports
-    from doorward.records import Report
 
-    assert isinstance(report, Report)
     if format is Format.json:
-        typer.echo(reports.to_json(report))
+        typer.echo(reports.to_json(report), nl=False)
     elif format is Format.sarif:
-        typer.echo(reports.to_sarif(report))
+        typer.echo(reports.to_sarif(report, fail_on=fail_on.value), nl=False)
     else:
         from rich.console import Console
 

@@ -1,0 +1,1 @@
+"""Detectors: methods that examine a subject and say what was found."""

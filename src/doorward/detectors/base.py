@@ -64,7 +64,9 @@ class Detector(Method):
 
         missing = self.missing(subject)
         if missing:
-            raise ValueError(f"{self.method()} needs {', '.join(sorted(missing))}, which the subject does not offer")
+            raise ValueError(
+                f"{self.method()} needs {', '.join(sorted(missing))}, which the subject does not offer"
+            )
         clock = Deadline()
         classifier = subject.classifier
         before = classifier.cost if classifier else Cost()
@@ -77,7 +79,9 @@ class Detector(Method):
                     deadline=deadline or Deadline(),
                 )
             except CouldNotTell as why:
-                found = self.finding(verdict="could_not_tell", reason=str(why), summary=f"Could not tell: {why}")
+                found = self.finding(
+                    verdict="could_not_tell", reason=str(why), summary=f"Could not tell: {why}"
+                )
         after = classifier.cost if classifier else Cost()
         cost = Cost(forwards=after.forwards - before.forwards, gradients=after.gradients - before.gradients)
         return found.model_copy(update={"seconds": clock.spent(), "seed": seed, "cost": cost})

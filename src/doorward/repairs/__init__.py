@@ -1,0 +1,1 @@
+"""Repairs: methods that mend a model."""

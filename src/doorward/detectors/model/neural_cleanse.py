@@ -32,8 +32,8 @@ class NeuralCleanse(Detector):
     title = "Neural Cleanse"
     source = "B. Wang et al., Neural Cleanse, IEEE S&P 2019, doi 10.1109/SP.2019.00031"
     limits = (
-        "Sees backdoors that a small, fixed, visible patch can wake; large, blended, warped, input-dependent or "
-        "source-specific triggers, all-to-all backdoors, and modules with vanishing gradients can escape it."
+        "Sees backdoors that a small, fixed, visible patch can wake; large, blended, warped, input-dependent "
+        "or source-specific triggers, all-to-all backdoors and modules with vanishing gradients can escape it."
     )
     atlas = ("AML.T0018.000", "AML.T0020", "AML.T0043.004")
     needs = frozenset({"gradients", "clean"})
@@ -45,7 +45,7 @@ class NeuralCleanse(Detector):
     success: float = Field(0.9, gt=0.5, lt=1, description="Share of source images a trigger must convert")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
     doubtful: int = Field(3, ge=1, description="How many of the most suspicious classes are run again")
-    level_of_test: float = Field(0.05, gt=0, lt=1, description="Significance of the outlier test")
+    level_of_test: float = Field(0.045, gt=0, lt=1, description="Its share of the 5 % a scan may be wrong")
     min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
 
     def examine(
@@ -88,7 +88,8 @@ class NeuralCleanse(Detector):
                 best[target] = min(
                     best[target], (float(again.norm[position]), again, position), key=lambda found: found[0]
                 )
-        norms = np.nanmin(runs, axis=0)
+        # the median: the least of several runs would make an outlier of any class that is run again
+        norms = np.nanmedian(runs, axis=0)
         test = deleted_residuals(-np.log(norms), level=self.level_of_test)
         return self._conclude(classifier.classes, norms, test.index, test.critical, test.p_value, best)
 
@@ -122,7 +123,13 @@ class NeuralCleanse(Detector):
         paper = mad_index(-norms)
         table = Table(
             title="Mask size by class",
-            columns=("class", "mask norm (pixels)", "success on the images used", "index", "MAD index (paper)"),
+            columns=(
+                "class",
+                "mask norm (pixels)",
+                "success on images used",
+                "index",
+                "MAD index (paper)",
+            ),
             rows=tuple(
                 (
                     classes[t],

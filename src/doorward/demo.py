@@ -1,0 +1,71 @@
+"""The demonstration: a backdoored classifier of clothes and its clean twin, each scanned as a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from doorward import reference, registry
+from doorward.models.native import save_native
+from doorward.plants import Plant, attack_success, read_plant
+from doorward.records import SEVERITY, Rate, Report
+from doorward.scan import Progress, ScanRequest, scan
+from doorward.training import default_settings, train_classifier
+
+ARCHITECTURE = "small-cnn"
+ATTACK = {"poison_rate": 0.02, "target": 0, "size": 3, "place": "bottom-right"}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Hold one of the two models: where it lies, how good it is, and the truth of its plant, if any."""
+
+    name: str
+    path: Path
+    clean_accuracy: Rate | None
+    plant: Plant | None
+
+    def as_expected(self, report: Report) -> bool:
+        """Tell whether a verdict is right: the planted target found, or nothing found."""
+        if self.plant is None:
+            return report.verdict == "nothing_found"
+        return SEVERITY[report.verdict] >= SEVERITY["suspicious"] and report.targets == self.plant.targets
+
+
+def train_twins(out: Path, *, seed: int, progress: Progress) -> list[Twin]:
+    """Plant a white patch in 2 % of 6,000 pictures of clothes; train a model on them, and one without."""
+    train, test = reference.fashion_mnist("train"), reference.fashion_mnist("test")
+    poisoned = registry.build("attack", "badnets", ATTACK)(train, seed=seed)
+    twins = []
+    for name, samples in (("backdoored", poisoned.samples), ("clean", train)):
+        progress(f"training the {name} model")
+        settings = default_settings(ARCHITECTURE, images=len(samples), side=28)
+        trained = train_classifier(ARCHITECTURE, samples, seed=seed, settings=settings, test=test)
+        path = save_native(
+            trained.classifier.module,
+            architecture=ARCHITECTURE,
+            spec=trained.classifier.spec,
+            classes=samples.classes,
+            directory=out / name,
+        )
+        plant = None
+        if name == "backdoored":
+            success = attack_success(trained.classifier, test, poisoned.plant)
+            plant = poisoned.plant.model_copy(update={"attack_success": success})
+        twins.append(Twin(name, path, trained.record.test_accuracy, plant))
+    return twins
+
+
+def ready_made() -> list[Twin]:
+    """Return the two models that come with the package."""
+    plant = read_plant(reference.model("backdoored") / "plant.json")
+    return [
+        Twin("backdoored", reference.model("backdoored"), plant.clean_accuracy, plant),
+        Twin("clean", reference.model("clean"), None, None),
+    ]
+
+
+def scan_twin(twin: Twin, *, seed: int, progress: Progress) -> Report:
+    """Scan a model from its files; of its plant the scan knows nothing."""
+    request = ScanRequest(model=str(twin.path), clean=f"{reference.FOLDER / 'fashion_mnist'}:test", seed=seed)
+    return scan(request, progress=progress)
