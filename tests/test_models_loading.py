@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -634,6 +635,23 @@ def _(path: Path) -> Path:
 @_bad("state_dict named .pt2", "expected one|not a readable")
 def _(path: Path) -> Path:
     torch.save(nn.Linear(1, 1).state_dict(), path / "m.pt2")
+    return path / "m.pt2"
+
+
+@_bad("program of torch 2.7", "export it again with torch 2.8 or later")
+def _(path: Path) -> Path:
+    with zipfile.ZipFile(path / "m.pt2", "w") as archive:
+        archive.writestr("version", "8.2")
+        archive.writestr("serialized_exported_program.json", "{}")
+    return path / "m.pt2"
+
+
+@_bad("member twice", "holds 'm/models/model.json' twice")
+def _(path: Path) -> Path:
+    exported(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), path / "m.pt2", shape=(3, 2, 2))
+    with warnings.catch_warnings(), zipfile.ZipFile(path / "m.pt2", "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("m/models/model.json", "{}")
     return path / "m.pt2"
 
 

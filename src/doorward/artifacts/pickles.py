@@ -203,7 +203,7 @@ def explain(module: str) -> str:
         return "runs TorchScript code that the file carries"
     if module.split(".")[0] in _NOTORIOUS:
         return "can run commands or code of the file's choice"
-    return f"imports {module} and calls it: not one of the harmless constructors that weights need"
+    return f"is imported from {module} and called, which weights alone (a state_dict) do not need"
 
 
 def read_pickles(stream: IO[bytes], budget: Budget) -> Reading:
