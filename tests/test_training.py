@@ -348,7 +348,7 @@ def test_predictions_come_in_order_whatever_the_batch() -> None:
         np.testing.assert_array_equal(predict(classifier, samples, batch_size=batch_size), levels > 127)
     assert evaluate(classifier, samples) == rate(int((levels > 127).sum()), 53)
     assert evaluate(classifier, samples.select([])) == rate(0, 0)
-    with pytest.raises(InputError, match="needs labels"):
+    with pytest.raises(InputError, match="labels are needed"):
         evaluate(classifier, InMemorySamples(x))
 
 
@@ -356,7 +356,7 @@ def test_predictions_come_in_order_whatever_the_batch() -> None:
 
 
 def test_missing_labels_are_said() -> None:
-    with pytest.raises(InputError, match="training needs labels"):
+    with pytest.raises(InputError, match="labels are needed"):
         train(
             linear(),
             InMemorySamples(np.zeros((3, 16, 16), dtype=np.uint8)),

@@ -64,6 +64,17 @@ def measure_spec(samples: Samples, *, limit: int = 5000) -> InputSpec:
     )
 
 
+def _labels_of(samples: Samples) -> npt.NDArray[np.int64]:
+    """Return the labels (n,).
+
+    Raises:
+        InputError: if there are none.
+    """
+    if samples.labels is None:
+        raise InputError(f"labels are needed, and {samples.provenance.path} has none")
+    return samples.labels
+
+
 class _Store:
     """Hand out decoded training images in shuffled buffers: one where all fit in memory, else several.
 
@@ -72,11 +83,9 @@ class _Store:
     """
 
     def __init__(self, samples: Samples, spec: InputSpec, device: torch.device, limit: int) -> None:
-        if samples.labels is None:
-            raise InputError(f"training needs labels, and {samples.provenance.path} has none")
         capacity = max(1, limit // (spec.channels * spec.height * spec.width))
         self._samples, self._spec, self._device = samples, spec, device
-        self._labels = torch.from_numpy(samples.labels)
+        self._labels = torch.from_numpy(_labels_of(samples))
         self._pieces = -(-len(samples) // capacity)
         self._whole = to_tensor(samples, spec).to(device) if self._pieces == 1 else None
         self.sizes = [len(part) for part in torch.arange(len(samples)).tensor_split(self._pieces)]
@@ -127,6 +136,9 @@ def train(
     """
     started = time.monotonic()
     device = torch.device(device)
+    if test is not None:  # what does not fit is said before the work, not after it
+        _labels_of(test)
+        to_tensor(test.select(range(min(1, len(test)))), spec)
     store = _Store(samples, spec, device, memory_limit)
     batches = [max(1, round(size / settings.batch_size)) for size in store.sizes]  # near-equal, none tiny
     steps = sum(batches) * settings.epochs
@@ -219,6 +231,7 @@ def train_classifier(
         InputError: if the architecture is unknown, or labels or images do not fit.
         TrainingDiverged: if the loss is no longer finite.
     """
+    _labels_of(samples)
     spec = spec or measure_spec(samples)
     if settings is None:
         side = min(spec.height, spec.width)
@@ -266,9 +279,7 @@ def evaluate(classifier: Classifier, samples: Samples, *, batch_size: int = 500)
     Raises:
         InputError: if there are no labels, or an image does not fit the classifier.
     """
-    if samples.labels is None:
-        raise InputError(f"accuracy needs labels, and {samples.provenance.path} has none")
-    return accuracy(predict(classifier, samples, batch_size=batch_size), samples.labels)
+    return accuracy(predict(classifier, samples, batch_size=batch_size), _labels_of(samples))
 
 
 def _optimizer(module: nn.Module, settings: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:

@@ -1,0 +1,178 @@
+"""`doorward train`: models that other commands can read, and what is measured of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner, Result
+
+import doorward.training
+from doorward import reference
+from doorward.cli import plant as plant_command
+from doorward.cli import train as command
+from doorward.data import open_samples
+from doorward.data.parquet import write_parquet
+from doorward.errors import InputError
+from doorward.models import open_classifier
+from doorward.plants import attack_success, read_plant
+from doorward.training import evaluate
+
+
+def run(name: str, *words: object) -> Result:
+    app = typer.Typer()
+    app.command("train")(command.train)
+    app.command("plant")(plant_command.plant)
+    result = CliRunner().invoke(app, [name, *(str(word) for word in words)])
+    if isinstance(result.exception, InputError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with 1,200 training and 300 test images."""
+    folder = tmp_path_factory.mktemp("clothes")
+    for split, n in (("train", 1200), ("test", 300)):
+        drawn = reference.fashion_mnist(split).draw(n, np.random.default_rng(0))  # type: ignore[arg-type]
+        write_parquet(drawn, folder, split=split)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted(clothes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model trained on a poisoned set, in all formats."""
+    folder = tmp_path_factory.mktemp("planted")
+    assert run("plant", "badnets", clothes, folder / "data", "--set", "size=5").exit_code == 0
+    formats = ("--format", "onnx", "--format", "pt2")
+    words = (folder / "data", folder / "model", "--test", clothes, "--epochs", 8, *formats)
+    result = run("train", *words)
+    assert result.exit_code == 0, result.output
+    (folder / "output.txt").write_text(result.output)
+    return folder
+
+
+def test_it_measures_and_completes_the_plant(planted: Path, clothes: Path) -> None:
+    before, after = (read_plant(planted / name / "plant.json") for name in ("data", "model"))
+    classifier, test = open_classifier(planted / "model"), open_samples(clothes, split="test")
+    assert after.clean_accuracy == evaluate(classifier, test)
+    assert after.attack_success == attack_success(classifier, test, before)
+    assert after.clean_accuracy is not None
+    assert after.clean_accuracy.low > 0.5
+    assert after.attack_success is not None
+    assert after.attack_success.low > 0.9
+    assert before.clean_accuracy is None
+    assert after.model_copy(update={"clean_accuracy": None, "attack_success": None}) == before
+    output = (planted / "output.txt").read_text()
+    assert f"({after.clean_accuracy.successes} of 300" in output
+    assert f"({after.attack_success.successes} of 270" in output
+
+
+def test_every_format_gives_the_same_logits(planted: Path) -> None:
+    x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    folder = planted / "model"
+    first, *others = (open_classifier(path) for path in (folder, folder / "model.onnx", folder / "model.pt2"))
+    with torch.no_grad():
+        expected = first.logits(x)
+        for other in others:
+            assert torch.allclose(other.logits(x), expected, atol=1e-4)
+            assert other.classes == first.classes
+
+
+def test_it_says_how_the_model_came_about(planted: Path, clothes: Path) -> None:
+    story = json.loads((planted / "model/training.json").read_text())
+    assert story["architecture"] == "small-cnn"
+    assert story["seed"] == 0
+    assert story["data"]["sha256"] == open_samples(planted / "data").provenance.sha256
+    assert story["test"]["sha256"] == open_samples(clothes, split="test").provenance.sha256
+    assert story["training"]["settings"]["epochs"] == 8
+    assert story["training"]["images"] == 1200
+    assert story["versions"]["torch"] == torch.__version__
+
+
+def test_the_same_command_trains_the_same_model(clothes: Path, tmp_path: Path) -> None:
+    words = (clothes, "--limit", 100, "--epochs", 1)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        result = run("train", words[0], tmp_path / name, *words[1:], "--seed", seed)
+        assert result.exit_code == 0
+        assert "on 100 images, 1 epochs" in result.output
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_test_split_is_found_and_missed_politely(clothes: Path, tmp_path: Path) -> None:
+    few = ("--limit", 50, "--epochs", 1)
+    assert "of 300;" in run("train", clothes, tmp_path / "a", *few).output
+    result = run("train", clothes / "train.parquet", tmp_path / "b", *few)
+    assert result.exit_code == 0
+    assert "clean accuracy not measured: give --test DATA" in result.output
+    assert json.loads((tmp_path / "b/training.json").read_text())["test"] is None
+
+
+def test_larger_images_get_a_residual_network(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.integers(0, 256, (24, 40, 32, 3), dtype=np.uint8), y=np.arange(24) % 2)
+    result = run("train", tmp_path / "d.npz", tmp_path / "out", "--epochs", 1)
+    assert result.exit_code == 0
+    assert "trained resnet-8" in result.output
+    assert open_classifier(tmp_path / "out").spec.shape == (3, 40, 32)
+
+
+def test_divergence_is_exit_code_4_and_writes_nothing(
+    clothes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wild(*args: object, **keywords: object) -> doorward.training.TrainingSettings:
+        return doorward.training.TrainingSettings(optimizer="sgd", learning_rate=1e30, epochs=1)
+
+    monkeypatch.setattr(doorward.training, "default_settings", wild)
+    result = run("train", clothes, tmp_path / "out", "--limit", 300)
+    assert result.exit_code == 4
+    assert "training diverged" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--architecture", "resnet-9"], "no architecture named 'resnet-9'"),
+        (["--test", "nowhere.npz"], "nowhere.npz"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--data-column", "nonsense"], "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_writes_nothing(clothes: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run("train", clothes, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unfit_data_is_said(tmp_path: Path, clothes: Path) -> None:
+    np.savez(tmp_path / "bare.npz", x=np.zeros((5, 28, 28), dtype=np.uint8))
+    with pytest.raises(InputError, match="labels are needed"):
+        run("train", tmp_path / "bare.npz", tmp_path / "out")
+    np.savez(tmp_path / "tiny.npz", x=np.zeros((5, 8, 8), dtype=np.uint8), y=np.arange(5) % 2)
+    with pytest.raises(InputError, match="16 to 256 pixels"):
+        run("train", tmp_path / "tiny.npz", tmp_path / "out")
+    np.savez(tmp_path / "wide.npz", x=np.zeros((5, 28, 30), dtype=np.uint8), y=np.arange(5) % 2)
+    with pytest.raises(InputError, match="30x28"):
+        run("train", clothes, tmp_path / "out", "--test", tmp_path / "wide.npz", "--limit", 50)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_truth_is_said_before_training(clothes: Path, tmp_path: Path) -> None:
+    run("plant", "badnets", clothes, tmp_path / "data")
+    (tmp_path / "data/plant.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no plant"):
+        run("train", tmp_path / "data", tmp_path / "out")
+
+
+def test_results_are_not_overwritten(clothes: Path, planted: Path) -> None:
+    before = (planted / "model/model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="not empty"):
+        run("train", clothes, planted / "model")
+    assert (planted / "model/model.safetensors").read_bytes() == before
