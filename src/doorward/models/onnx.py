@@ -164,6 +164,7 @@ def load_onnx(
     batch = _check(path, info, spec)
     model = _inlined(path, model)
     _load_weights(path, model)
+    tolerance = _tolerance(model, info)
     reference: OnnxRuntimeClassifier | InputError
     try:
         reference = OnnxRuntimeClassifier(path, spec, classes, batch=batch or 1, threads=threads)
@@ -174,17 +175,16 @@ def load_onnx(
     x = own.to_model(trial_inputs(own))
     try:
         graph = _read_graph(model, batch, own, features)
-        size = settle_batch(graph, x, batch or 1)
-        with torch.no_grad():
-            y = in_batches(graph, x, size)
+        del model  # its weights are in the graph now
+        settled = settle_batch(graph, x, batch or 1)
         if isinstance(reference, OnnxRuntimeClassifier):
-            _compare(y, reference.outputs(x, graph.output), _tolerance(model, info))
+            _compare(settled.outputs, reference.outputs(x, graph.output), tolerance)
     except Unsupported as why:
         if not isinstance(reference, OnnxRuntimeClassifier):
             raise InputError(f"{path}: {why}; it would run in onnxruntime instead, but {reference}") from why
         reference.limitation = f"it runs in onnxruntime: {why}"
         return reference
-    own, names = settle_output(path, own, y, classes)
+    own, names = settle_output(path, own, settled.outputs, classes)
     if own.output == "probabilities":
         own = own.model_copy(update={"output": graph.unsquash() or own.output})
     return TorchClassifier(
@@ -194,7 +194,7 @@ def load_onnx(
         feature_layer=graph.feature_layer,
         format="onnx",
         architecture=f"ONNX graph, opset {info.opset}" + (f", by {info.producer}" if info.producer else ""),
-        batch=size,
+        batch=settled.batch,
     )
 
 
@@ -253,8 +253,9 @@ class OnnxRuntimeClassifier(Classifier):
         grey = spec.to_model(torch.full((batch, *spec.shape), 0.5))
         self.output = self._choose_output(grey)
         x = spec.to_model(trial_inputs(spec))
-        self._batch = settle_batch(lambda x: self._infer(x, self.output), x, batch)
-        self.spec, self.classes = settle_output(path, spec, self.outputs(x, self.output), classes)
+        settled = settle_batch(lambda group: self._infer(group, self.output), x, batch)
+        self._batch = settled.batch
+        self.spec, self.classes = settle_output(path, spec, settled.outputs.flatten(1), classes)
 
     def _choose_output(self, x: Tensor) -> str:
         shapes = []
@@ -310,7 +311,8 @@ def _parse(path: Path) -> onnx.ModelProto:
     nodes = [node for graph in graphs for node in _nodes(graph)]
     words = [word for n in nodes for word in (n.op_type, n.domain, n.name, *n.input, *n.output)]
     values = [*model.graph.input, *model.graph.output, *model.graph.initializer]
-    if not all(isinstance(word, str) for word in [*words, *(value.name for value in values)]):
+    words += [value.name for value in values]
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
         raise InputError(f"{path} is no ONNX model: it has names that are no text")
     return model
 

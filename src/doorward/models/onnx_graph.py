@@ -72,20 +72,32 @@ def distance(y: Tensor, expected: Tensor) -> float:
     return float((torch.where(same, 0, y - expected).abs() / largest).max())
 
 
-def settle_batch(run: Callable[[Tensor], Tensor], x: Tensor, usual: int) -> int | None:
-    """Return None if a model takes all images together like groups of the usual size, else that size.
+@dataclass(frozen=True)
+class Settled:
+    """Hold how many images a model takes at a time (None: any number), and its outputs in a trial."""
+
+    batch: int | None
+    outputs: Tensor
+
+
+def settle_batch(run: Callable[[Tensor], Tensor], x: Tensor, usual: int) -> Settled:
+    """Find out whether a model takes all images together as it takes groups of the usual size.
 
     Raises:
         Unsupported: if not even groups of the usual size go through.
     """
-    try:
-        apart = in_batches(run, x, usual)
-    except Exception as error:
-        raise Unsupported(f"the graph does not run: {first_line(error)}") from error
-    try:
-        return None if distance(run(x), apart) < 1e-4 else usual
-    except Exception:
-        return usual
+    with torch.no_grad():
+        try:
+            apart = in_batches(run, x, usual)
+        except InputError:
+            raise
+        except Exception as error:
+            raise Unsupported(f"the graph does not run: {first_line(error)}") from error
+        try:
+            together = distance(run(x), apart) < 1e-4
+        except Exception:  # what a graph for another number of images raises comes in many kinds
+            together = False
+    return Settled(None if together else usual, apart)
 
 
 def to_torch(tensor: onnx.TensorProto) -> Tensor:
@@ -333,10 +345,8 @@ class OnnxGraph(nn.Module):
             return self._conv_layer(node, values)
         if node.operator == "BatchNormalization" and constant:
             return self._batch_norm_layer(node, values)
-        if node.operator == "MatMul" and constant and values[node.inputs[1]].ndim == 2:
-            return self._linear_layer(node, values[node.inputs[1]].T, None, values)
-        if node.operator == "Gemm" and constant and not node.attributes.get("transA", 0):
-            return self._gemm_layer(node, values)
+        if node.operator in ("Gemm", "MatMul") and constant and values[node.inputs[1]].ndim == 2:
+            return self._linear_layer(node, values)
         if node.operator == "Add" and constant:
             return self._bias_layer(node, values)
         return node
@@ -381,26 +391,20 @@ class OnnxGraph(nn.Module):
         names = ["weight", "bias", "running_mean", "running_var"]
         return self._add_layer(node, layer, dict(zip(names, node.inputs[1:], strict=True)), values)
 
-    def _gemm_layer(self, node: Node, values: dict[str, Tensor]) -> Node:
+    def _linear_layer(self, node: Node, values: dict[str, Tensor]) -> Node:
         get = node.attributes.get
+        if get("transA", 0):
+            return node
         weight = values[node.inputs[1]] if get("transB", 0) else values[node.inputs[1]].T  # (out, in)
-        bias = None
+        names = {"weight": f"{node.outputs[0]}/weight"}
+        values[names["weight"]] = (get("alpha", 1.0) * weight).contiguous()
         if len(node.inputs) > 2 and node.inputs[2]:
             bias = get("beta", 1.0) * values[node.inputs[2]]
             if bias.ndim > 1 and bias.shape[0] != 1:
                 return node  # another bias for each image
-            bias = bias.reshape(-1).expand(weight.shape[0])
-        return self._linear_layer(node, get("alpha", 1.0) * weight, bias, values)
-
-    def _linear_layer(
-        self, node: Node, weight: Tensor, bias: Tensor | None, values: dict[str, Tensor]
-    ) -> Node:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-        names = {"weight": f"{node.outputs[0]}/weight"}
-        values[names["weight"]] = weight.contiguous()
-        if bias is not None:
             names["bias"] = f"{node.outputs[0]}/bias"
-            values[names["bias"]] = bias.contiguous()
+            values[names["bias"]] = bias.reshape(-1).expand(weight.shape[0]).contiguous()
+        layer = nn.Linear(weight.shape[1], weight.shape[0], "bias" in names, device="meta")
         linear = Node("Linear", (node.inputs[0], *names.values()), node.outputs, {}, 1, node.name)
         return self._add_layer(linear, layer, names, values)
 
