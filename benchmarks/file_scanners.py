@@ -29,7 +29,7 @@ MARKS = re.compile(r"(<!-- file scanners -->\n).*?(<!-- end -->)", re.DOTALL)
 EXIT_CODES = {
     "modelscan": {0: "passes", 1: "alarm", 2: "failed", 3: "format not supported", 4: "failed"},
     "picklescan": {0: "passes", 1: "alarm", 2: "failed"},
-    "modelaudit": {0: "passes", 1: "alarm", 2: "failed"},
+    "modelaudit": {0: "passes", 1: "alarm", 2: "incomplete"},
     "doorward": {0: "nothing found", 1: "alarm", 2: "failed", 3: "could not tell"},
 }
 COMMANDS = {"modelscan": ["-p"], "picklescan": ["-p"], "modelaudit": ["scan"], "doorward": ["scan"]}
@@ -60,37 +60,40 @@ class Form:
 
 
 def save_forms(folder: Path) -> list[Form]:
-    """Save both embedded models in four formats each."""
+    """Save both embedded models in four formats each, the way torch's own documentation does."""
     import torch
 
     from doorward import reference
     from doorward.models import TorchClassifier, open_classifier
-    from doorward.models.export import export_onnx, export_pt2
     from doorward.models.native import NativeConfig
 
     forms = []
     for model in ("backdoored", "clean"):
-        own = reference.model(model)
+        own, place = reference.model(model), folder / model
+        place.mkdir()
         classifier = open_classifier(own)
         assert isinstance(classifier, TorchClassifier)
-        place = folder / model
-        onnx = export_onnx(classifier, place / "onnx" / "model.onnx")
-        program = export_pt2(classifier, place / "pt2" / "model.pt2")
-        weights, source = place / "model.pt", place / "network.py"
-        torch.save(classifier.module.state_dict(), weights)
+        network, spec = classifier.module.eval(), classifier.spec
+        images = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
+        weights, onnx, program = place / "model.pt", place / "model.onnx", place / "model.pt2"
+        torch.save(network.state_dict(), weights)
+        torch.export.save(torch.export.export(network, (images,)), program)
+        torch.onnx.export(network, (images,), onnx, external_data=False, verbose=False)
         shape = NativeConfig.model_validate_json((own / "config.json").read_text()).architecture
+        source = place / "network.py"
         source.write_text(NETWORK.format(**shape.model_dump()))
-        spec = classifier.spec
-        options = (
-            *("--factory", f"{source}:network", "--size", f"{spec.channels},{spec.height},{spec.width}"),
+        stated = (
             *("--mean", ",".join(map(str, spec.mean)), "--std", ",".join(map(str, spec.std))),
             *("--labels", ",".join(classifier.classes)),
         )
+        size = ",".join(map(str, spec.shape))
         forms += [
-            Form(model, "state_dict .pt", weights, options),
+            Form(
+                model, "state_dict .pt", weights, ("--factory", f"{source}:network", "--size", size, *stated)
+            ),
             Form(model, ".safetensors", own / "model.safetensors"),
-            Form(model, ".onnx", onnx),
-            Form(model, "torch.export .pt2", program),
+            Form(model, ".onnx", onnx, stated),
+            Form(model, "torch.export .pt2", program, stated),
         ]
     return forms
 
