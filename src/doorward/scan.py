@@ -330,8 +330,8 @@ def _sanity(classifier: Classifier, evidence: _Evidence | None, seed: int) -> tu
     guess = max(1 / len(classifier.classes), np.bincount(labels).max() / len(labels))
     if stats.binomtest(accuracy.successes, accuracy.n, guess, alternative="greater").pvalue > SUSPICIOUS:
         return accuracy, (
-            f"the model is right on {accuracy.successes} of {accuracy.n} clean images, no better than chance: "
-            "is the preprocessing right (--input-range, --mean, --std, --layout), and are the labels its own?"
+            f"it is right on {accuracy.successes} of {accuracy.n} clean images, no better than chance. "
+            "Is the preprocessing right (--input-range, --mean, --std, --layout), and are the labels its own?"
         )
     return accuracy, None
 

@@ -33,7 +33,7 @@ class NeuralCleanse(Detector):
     source = "B. Wang et al., Neural Cleanse, IEEE S&P 2019, doi 10.1109/SP.2019.00031"
     limits = (
         "Sees backdoors that a small, fixed, visible patch can wake; large, blended, warped, input-dependent "
-        "or source-specific triggers, all-to-all backdoors and modules with vanishing gradients can escape it."
+        "or source-specific triggers, all-to-all backdoors and modules without gradients can escape it."
     )
     atlas = ("AML.T0018.000", "AML.T0020", "AML.T0043.004")
     needs = frozenset({"gradients", "clean"})

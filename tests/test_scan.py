@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from doorward import reference, reports
+from doorward.data import InMemorySamples
+from doorward.errors import InputError
+from doorward.models import LoadOptions, TorchClassifier
+from doorward.models.spec import InputSpec
+from doorward.records import Report
+from doorward.scan import ScanRequest, examine, scan, share_p
+from doorward.verify import compare, verify
+
+CLEAN = f"{reference.FOLDER / 'fashion_mnist'}:test"
+
+
+def request(name: str, **more) -> ScanRequest:
+    return ScanRequest(**({"model": str(reference.model(name)), "clean": CLEAN, "images": 100} | more))
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> Report:
+    return scan(request("backdoored"))
+
+
+@pytest.fixture(scope="module")
+def clean() -> Report:
+    return scan(request("clean"))
+
+
+def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
+    assert backdoored.verdict == "suspicious"  # uncalibrated, so not yet "backdoored"
+    assert backdoored.targets == (0,)
+    assert not backdoored.calibrated
+    assert backdoored.p_value is not None
+    assert backdoored.p_value <= 0.05
+    (confirmed,) = [c for c in backdoored.confirmations if c.target == 0]
+    assert confirmed.success.value > 0.6
+    assert confirmed.success.n <= 50
+
+
+def test_nothing_is_found_in_the_clean_twin(clean: Report) -> None:
+    assert clean.verdict == "nothing_found"
+    assert clean.targets == ()
+    assert clean.p_value is not None
+    assert clean.p_value > 0.05
+
+
+def test_the_planted_model_scores_above_its_twin(backdoored: Report, clean: Report) -> None:
+    def score(report: Report) -> float:
+        (found,) = [f for f in report.findings if f.detector == "neural-cleanse"]
+        assert found.score is not None
+        return found.score
+
+    assert score(backdoored) > score(clean)
+
+
+def test_clean_accuracy_is_measured_on_all_images_drawn(clean: Report) -> None:
+    assert clean.subject is not None
+    accuracy = clean.subject.clean_accuracy
+    assert accuracy is not None
+    assert accuracy.n == 100 == clean.data[0].used
+    assert accuracy.value > 0.8
+    assert clean.data[0].rows == 1000
+
+
+def test_what_it_cost_is_counted(clean: Report) -> None:
+    by_name = {f.detector: f for f in clean.findings}
+    settings = by_name["max-margin"].settings
+    assert by_name["max-margin"].cost.gradients == 10 * settings["starts"] * settings["steps"]
+    settings = by_name["neural-cleanse"].settings
+    runs = 10 + settings["restarts"] * settings["doubtful"]
+    assert by_name["neural-cleanse"].cost.gradients == runs * settings["steps"] * settings["batch_size"]
+    assert by_name["neural-cleanse"].cost.forwards > 0
+    assert by_name["unsafe-code"].cost.gradients == 0
+
+
+def test_pictures_show_the_trigger_on_unseen_images(backdoored: Report) -> None:
+    (found,) = [f for f in backdoored.findings if f.detector == "neural-cleanse"]
+    titles = [e.title for e in found.evidence if e.type == "picture"]
+    assert [t.split()[0] for t in titles] == ["Recovered", "Images", "The"]
+
+
+def test_the_report_round_trips_and_says_how_to_rerun(backdoored: Report) -> None:
+    again = Report.model_validate_json(backdoored.model_dump_json())
+    assert again == backdoored
+    assert ScanRequest.from_json(json.loads(json.dumps(backdoored.request))) == request("backdoored")
+
+
+def test_verify_reruns_to_the_same_verdict(clean: Report, tmp_path) -> None:
+    paths = reports.write_reports(clean, tmp_path)
+    assert verify(paths["json"]) == []
+
+
+def test_compare_names_what_differs(backdoored: Report, clean: Report) -> None:
+    assert compare(clean, clean) == []
+    told = "\n".join(compare(clean, backdoored))
+    for what in ("model sha256", "verdict", "targets", "neural-cleanse score"):
+        assert what in told
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"schema_version": "1.0"}', "\x00\xff"])
+def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match="not a Doorward report"):
+        verify(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        verify(tmp_path / "missing.json")
+
+
+def test_without_images_the_data_free_detector_runs_alone() -> None:
+    report = scan(request("clean", clean=None))
+    assert [f.detector for f in report.findings if f.kind == "backdoor"] == ["max-margin"]
+    (skipped,) = report.not_run
+    assert skipped.detector == "neural-cleanse"
+    assert "--clean" in skipped.reason
+    assert report.subject is not None
+    assert report.subject.clean_accuracy is None
+
+
+def test_training_images_serve_where_no_clean_ones_are() -> None:
+    train = f"{reference.FOLDER / 'fashion_mnist'}:train"
+    report = scan(request("backdoored", clean=None, train=train))
+    assert report.data[0].role == "train"
+    assert report.targets == (0,)
+
+
+def test_a_named_detector_runs_alone() -> None:
+    report = scan(request("clean", detectors=("max-margin",)))
+    assert [f.detector for f in report.findings] == ["max-margin"]
+    assert report.not_run == ()
+    with pytest.raises(InputError, match=r"no detector named 'nope'.*neural-cleanse"):
+        scan(request("clean", detectors=("nope",)))
+
+
+def test_too_little_time_is_a_reason_not_a_result() -> None:
+    report = scan(request("backdoored", time_budget=0.001))
+    assert report.verdict == "could_not_tell"
+    assert report.reason is not None
+    assert "time budget" in report.reason
+
+
+def test_accuracy_no_better_than_chance_is_noticed() -> None:
+    from doorward.models import open_classifier
+
+    names = open_classifier(str(reference.model("backdoored"))).classes
+    report = scan(request("backdoored", options=LoadOptions(labels=names[1:] + names[:1])))
+    assert report.verdict == "could_not_tell"
+    assert report.reason is not None
+    assert "no better than chance" in report.reason
+    assert {n.detector for n in report.not_run} == {"max-margin", "neural-cleanse"}
+    assert report.subject is not None
+    assert report.subject.clean_accuracy is not None
+
+
+class Fixed(nn.Module):
+    """Gives the same logits for every image, NaN if asked."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("answer", torch.tensor(logits))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.answer.expand(len(x), -1) + 0 * x.mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("logits", "why"),
+    [([0.0], "needs at least two"), ([1.0, 2.0, 0.0], "same output"), ([1.0, float("nan")], "not finite")],
+)
+def test_models_that_cannot_be_judged(logits: list[float], why: str) -> None:
+    spec = InputSpec(channels=1, height=8, width=8)
+    classifier = TorchClassifier(Fixed(logits), spec, [str(i) for i in range(len(logits))])
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    for samples in (None, InMemorySamples(images, np.zeros(12), classes=classifier.classes)):
+        report = examine(classifier, samples)
+        assert report.verdict == "could_not_tell"
+        assert why in (report.reason or "")
+        assert report.findings == ()
+
+
+def twin() -> TorchClassifier:
+    from doorward.models import open_classifier
+
+    classifier = open_classifier(str(reference.model("clean")))
+    assert isinstance(classifier, TorchClassifier)
+    return classifier
+
+
+def test_labels_are_matched_by_name_and_refused_outside() -> None:
+    classifier, samples = twin(), reference.fashion_mnist("test").select(np.arange(60))
+    turned = classifier.classes[::-1]
+    renamed = samples.relabel(np.arange(9, -1, -1), turned)
+    detectors: list = []
+    same = examine(classifier, renamed, detectors=detectors)
+    assert same.subject is not None
+    assert same.subject.clean_accuracy is not None
+    assert same.subject.clean_accuracy.value > 0.8
+    x = np.stack(samples.raw(range(60)))
+    with pytest.raises(InputError, match="labels up to 11, the model 10 classes"):
+        examine(classifier, InMemorySamples(x, np.arange(60) % 12), detectors=detectors)
+
+
+def test_images_of_another_size_are_refused_with_what_fits() -> None:
+    x = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    with pytest.raises(InputError, match=r"takes 28x28 images with 1 channel.*these are 32x32 with 3"):
+        examine(twin(), InMemorySamples(x, [0, 1, 2, 3]), detectors=[])
+
+
+def test_every_class_is_in_both_halves() -> None:
+    from doorward.scan import _draw
+
+    evidence = _draw(twin(), reference.fashion_mnist("test"), 40, seed=0)
+    assert evidence.fit.labels is not None
+    assert evidence.confirm.labels is not None
+    assert sorted(evidence.fit.labels) == sorted(evidence.confirm.labels) == sorted([*range(10)] * 2)
+    assert not set(evidence.fit.ids) & set(evidence.confirm.ids)
+
+
+def test_shares_of_the_false_alarms_add_up_to_five_percent() -> None:
+    from doorward import registry
+
+    classes = [registry.get("detector", name) for name in registry.modules("detector")]
+    shares = [c.model_fields["level_of_test"].default for c in classes if "level_of_test" in c.model_fields]
+    assert sum(shares) == pytest.approx(0.05)
+
+
+def test_share_p_by_hand(clean: Report) -> None:
+    (found,) = [f for f in clean.findings if f.detector == "max-margin"]
+    assert share_p(found.model_copy(update={"p_value": 0.002})) == pytest.approx(0.02)
+    assert share_p(found.model_copy(update={"p_value": 0.5})) == 1.0
