@@ -582,6 +582,27 @@ def test_quantised_model_keeps_its_gradient(tmp_path: Path) -> None:
     assert (x.grad != 0).float().mean() > 0.9
 
 
+def test_model_that_scales_by_each_image_goes_image_by_image(tmp_path: Path) -> None:
+    """Dynamic quantisation takes its range from all images at hand; those of a batch must not mix."""
+    noise = np.random.default_rng(6)
+    tensors = {"k": noise.integers(-99, 99, (48, 3)).astype(np.int8), "scale": np.array(0.01, np.float32)}
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("DynamicQuantizeLinear", ["flat"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "k", "z"], ["whole"]),
+        helper.make_node("Cast", ["whole"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "scale"], ["both"]),
+        helper.make_node("Mul", ["f", "both"], ["y"]),
+    ]
+    path = save(model(nodes, tensors), tmp_path / "m.onnx")
+    classifier = load_onnx(path, TINY)
+    assert isinstance(classifier, TorchClassifier)
+    assert classifier.batch == 1
+    x = tiny() * torch.tensor([0.1, 1, 0.3, 0, 0.5]).view(5, 1, 1, 1)
+    one = np.concatenate([runtime(path, image[None].numpy()) for image in x])
+    np.testing.assert_allclose(classifier.logits(x), one, rtol=1e-3, atol=1e-3)
+
+
 # --- what has no torch form --------------------------------------------------------------------------------
 
 

@@ -451,6 +451,60 @@ CASES = [
         ],
         tolerance=1,
     ),
+    *[
+        Case(
+            name,
+            [
+                NOISE.integers(0, 255, (2, 3, 4)).astype(np.uint8), np.array(0.02, np.float32), np.array(9, np.uint8),
+                NOISE.integers(0, 255, (3, 1)).astype(np.uint8), np.array(0.01, np.float32), np.array(99, np.uint8),
+                np.array(0.05, np.float32), np.array(100, np.uint8),
+            ],
+            domain="com.microsoft",
+            tolerance=1,
+        )
+        for name in ("QLinearAdd", "QLinearMul")
+    ],
+    *[
+        Case(
+            name,
+            [
+                NOISE.integers(0, 255, (2, 3, 4, 4)).astype(np.uint8), np.array(0.02, np.float32), np.array(99, np.uint8),
+                np.array(scale, np.float32), np.array(zero, np.uint8),
+            ],
+            attributes,
+            domain="com.microsoft",
+            tolerance=1,
+        )
+        for name, scale, zero, attributes in [
+            ("QLinearSigmoid", 1 / 256, 0, {}), ("QLinearLeakyRelu", 0.03, 50, {"alpha": 0.3}), ("QLinearGlobalAveragePool", 0.01, 100, {}),
+        ]
+    ],
+    Case(
+        "QLinearConcat",
+        [
+            np.array(0.03, np.float32), np.array(50, np.uint8),
+            NOISE.integers(0, 255, (2, 3)).astype(np.uint8), np.array(0.02, np.float32), np.array(9, np.uint8),
+            NOISE.integers(0, 255, (2, 4)).astype(np.uint8), np.array(0.01, np.float32), np.array(99, np.uint8),
+        ],
+        {"axis": 1},
+        known="none",
+        domain="com.microsoft",
+        tolerance=1,
+    ),
+    *[
+        Case(
+            "QGemm",
+            [
+                NOISE.integers(0, 255, (2, 4)).astype(np.uint8), np.array(0.02, np.float32), np.array(9, np.uint8),
+                NOISE.integers(-99, 99, (5, 4)).astype(np.int8), noise(5, low=0.01, high=0.02), np.zeros(5, np.int8),
+                NOISE.integers(-999, 999, 5).astype(np.int32), *end,
+            ],
+            {"alpha": 0.5, "transB": 1},
+            domain="com.microsoft",
+            tolerance=tolerance,
+        )
+        for end, tolerance in [([np.array(0.05, np.float32), np.array(100, np.uint8)], 1), ([], 1e-4)]
+    ],
     # onnxruntime's own
     Case("Gelu", [X], domain="com.microsoft"),
     Case("QuickGelu", [X], domain="com.microsoft"),

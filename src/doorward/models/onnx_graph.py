@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 PLANS = 8
 #: Operators that a final linear layer may be followed by.
 _AFTER_LOGITS = {
-    "Add", "Cast", "Div", "Dropout", "Flatten", "Identity", "LogSoftmax", "Mul", "Reshape", "Sigmoid",
-    "Softmax", "Squeeze", "Sub", "Unsqueeze",
+    "Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Flatten", "Identity", "LogSoftmax", "Mul",
+    "QuantizeLinear", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Sub", "Unsqueeze",
 }  # fmt: skip
 #: ONNX's numbers of the whole-number types and of the half types that an image can come in.
 _WHOLE = {2, 3, 4, 5, 6, 7, 12, 13}

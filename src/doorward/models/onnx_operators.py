@@ -1361,7 +1361,7 @@ def _dequantize_linear(op: Operation) -> Function:
 def _dynamic_quantize_linear(op: Operation) -> Function:
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         high, low = x.detach().amax().clamp_min(0), x.detach().amin().clamp_max(0)
-        scale = (high - low) / 255
+        scale = torch.where(high > low, (high - low) / 255, torch.ones_like(high))
         zero = (-low / scale).round().clamp(0, 255)
         return quantise(x, scale, zero, (0, 255)), scale, zero
 
@@ -1405,8 +1405,60 @@ def _quantised_matmul(op: Operation) -> Function:
     limits = _limits(op, 7)
 
     def run(
-        a: Tensor, az: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, s: Tensor, z: Tensor
+        a: Tensor, as_: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, s: Tensor, z: Tensor
     ) -> Tensor:
-        return quantise(dequantise(a, az, a0, -2) @ dequantise(b, bs, b0, -1), s, z, limits)
+        return quantise(dequantise(a, as_, a0, -2) @ dequantise(b, bs, b0, -1), s, z, limits)
+
+    return run
+
+
+@_operator("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
+def _quantised_pair(op: Operation) -> Function:
+    function: Function = torch.add if op.node.operator.endswith("Add") else torch.mul
+    limits = _limits(op, 7)
+
+    def run(a: Tensor, as_: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, s: Tensor, z: Any = 0.0) -> Tensor:  # fmt: skip  # noqa: E501
+        return quantise(function(dequantise(a, as_, a0), dequantise(b, bs, b0)), s, z, limits)
+
+    return run
+
+
+@_operator(
+    "com.microsoft.QLinearSigmoid",
+    "com.microsoft.QLinearLeakyRelu",
+    "com.microsoft.QLinearGlobalAveragePool",
+)
+def _quantised_alone(op: Operation) -> Function:
+    if op.attribute("channels_last", 0):
+        raise Unsupported("channels_last")
+    plain = Node(
+        op.node.operator.partition(".QLinear")[2], op.node.inputs[:1], ("y",), op.node.attributes, 17
+    )
+    function, limits = make_function(Operation(plain, op.values, op.device)), _limits(op, 4)
+    return lambda x, xs, xz, s, z=0.0: quantise(function(dequantise(x, xs, xz)), s, z, limits)
+
+
+@_operator("com.microsoft.QLinearConcat")
+def _quantised_concat(op: Operation) -> Function:
+    axis, limits = op.attribute("axis"), _limits(op, 1)
+
+    def run(s: Tensor, z: Tensor, *inputs: Tensor) -> Tensor:
+        triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
+        parts = [dequantise(x, scale, zero) for x, scale, zero in triples]
+        return quantise(torch.cat(parts, axis), s, z, limits)
+
+    return run
+
+
+@_operator("com.microsoft.QGemm")
+def _quantised_gemm(op: Operation) -> Function:
+    gemm, alpha = _gemm(op), op.attribute("alpha", 1.0)
+    limits = _limits(op, 8)
+    axis = 0 if op.attribute("transB", 0) else 1
+
+    def run(a: Tensor, as_: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, c: Tensor | None = None, s: Tensor | None = None, z: Any = 0.0) -> Tensor:  # fmt: skip  # noqa: E501
+        bias = None if c is None else dequantise(c, alpha * as_ * bs.reshape(-1), None, -1)
+        y: Tensor = gemm(dequantise(a, as_, a0), dequantise(b, bs, b0, axis), bias)
+        return y if s is None else quantise(y, s, z, limits)
 
     return run
