@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from doorward.data import Samples, open_samples
     from doorward.models import Classifier, InputSpec, open_classifier, wrap
     from doorward.records import Finding, Report
-    from doorward.scan import scan
+    from doorward.scan import ScanRequest, examine
     from doorward.subject import Subject
 
 __version__ = "0.1.0"
@@ -23,10 +23,11 @@ _HOME = {
     "InputSpec": "doorward.models",
     "Report": "doorward.records",
     "Samples": "doorward.data",
+    "ScanRequest": "doorward.scan",
     "Subject": "doorward.subject",
     "open_classifier": "doorward.models",
     "open_samples": "doorward.data",
-    "scan": "doorward.scan",
+    "examine": "doorward.scan",
     "wrap": "doorward.models",
 }
 
@@ -36,11 +37,12 @@ __all__ = [
     "InputSpec",
     "Report",
     "Samples",
+    "ScanRequest",
     "Subject",
     "__version__",
+    "examine",
     "open_classifier",
     "open_samples",
-    "scan",
     "wrap",
 ]
 

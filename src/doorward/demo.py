@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +57,26 @@ def train_twins(out: Path, *, seed: int, progress: Progress) -> list[Twin]:
     return twins
 
 
-def ready_made() -> list[Twin]:
-    """Return the two models that come with the package."""
-    plant = read_plant(reference.model("backdoored") / "plant.json")
+def ready_made(out: Path) -> list[Twin]:
+    """Put the two models that come with the package into a folder, to be looked at like anybody's."""
+    for name in ("backdoored", "clean"):
+        shutil.copytree(reference.model(name), out / name, dirs_exist_ok=True)
+    plant = read_plant(out / "backdoored" / "plant.json")
     return [
-        Twin("backdoored", reference.model("backdoored"), plant.clean_accuracy, plant),
-        Twin("clean", reference.model("clean"), None, None),
+        Twin("backdoored", out / "backdoored", plant.clean_accuracy, plant),
+        Twin("clean", out / "clean", None, None),
     ]
 
 
-def scan_twin(twin: Twin, *, seed: int, progress: Progress) -> Report:
+def clean_images(out: Path) -> Path:
+    """Put 1,000 clean test images into a folder, in the layout of the Hugging Face hub; return it."""
+    images = out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(reference.FOLDER / "fashion_mnist" / "test.parquet", images / "test.parquet")
+    return images
+
+
+def scan_twin(twin: Twin, images: Path, *, seed: int, progress: Progress) -> Report:
     """Scan a model from its files; of its plant the scan knows nothing."""
-    request = ScanRequest(model=str(twin.path), clean=f"{reference.FOLDER / 'fashion_mnist'}:test", seed=seed)
+    request = ScanRequest(model=str(twin.path), clean=str(images), seed=seed)
     return scan(request, progress=progress)

@@ -22,13 +22,13 @@ def demo(
     from rich.console import Console
 
     from doorward import reports
-    from doorward.demo import ready_made, scan_twin, train_twins
+    from doorward.demo import clean_images, ready_made, scan_twin, train_twins
     from doorward.reports import wording
 
     console = Console()
     with status() as progress:
-        twins = ready_made() if fast else train_twins(out, seed=seed, progress=progress)
-    right, pages = True, {}
+        twins = ready_made(out) if fast else train_twins(out, seed=seed, progress=progress)
+    images, right, pages = clean_images(out), True, {}
     for twin in twins:
         facts = [] if twin.clean_accuracy is None else [f"accuracy {wording.rate(twin.clean_accuracy)}"]
         if twin.plant is not None and twin.plant.attack_success is not None:
@@ -36,7 +36,7 @@ def demo(
         console.rule(f"[bold]The {twin.name} model[/bold]")
         console.print("; ".join(facts), highlight=False)
         with status() as progress:
-            report = scan_twin(twin, seed=seed, progress=progress)
+            report = scan_twin(twin, images, seed=seed, progress=progress)
         pages[twin.name] = reports.write_reports(report, out / f"report-{twin.name}")["html"]
         reports.render(report, console)
         right &= twin.as_expected(report)
