@@ -15,7 +15,7 @@ import doorward.training
 from doorward import reference
 from doorward.cli import plant as plant_command
 from doorward.cli import train as command
-from doorward.data import open_samples
+from doorward.data import InMemorySamples, open_samples
 from doorward.data.parquet import write_parquet
 from doorward.errors import InputError
 from doorward.models import open_classifier
@@ -111,6 +111,22 @@ def test_the_test_split_is_found_and_missed_politely(clothes: Path, tmp_path: Pa
     assert result.exit_code == 0
     assert "clean accuracy not measured: give --test DATA" in result.output
     assert json.loads((tmp_path / "b/training.json").read_text())["test"] is None
+
+
+def test_classes_are_matched_by_name(clothes: Path, tmp_path: Path) -> None:
+    test = open_samples(clothes, split="test")
+    assert test.labels is not None
+    turned = InMemorySamples(
+        np.stack(test.raw(range(len(test)))), 9 - test.labels, classes=test.classes[::-1]
+    )
+    write_parquet(turned, tmp_path / "turned", split="test")
+    words = (clothes, "--limit", 200, "--epochs", 2)
+    found = []
+    for name, given in (("a", clothes), ("b", tmp_path / "turned")):
+        run("train", words[0], tmp_path / name, *words[1:], "--test", given)
+        found.append(json.loads((tmp_path / name / "training.json").read_text())["training"]["test_accuracy"])
+    assert found[0] == found[1]
+    assert found[0]["value"] > 0.3
 
 
 def test_larger_images_get_a_residual_network(tmp_path: Path) -> None:

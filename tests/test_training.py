@@ -107,6 +107,19 @@ def test_a_first_step_of_adamw_is_the_sign_of_the_gradient() -> None:
     np.testing.assert_allclose(after[clear], expected[clear], atol=1e-4)
 
 
+def test_each_step_has_the_rate_of_its_place_in_the_schedule() -> None:
+    def trained(epochs: int) -> Tensor:
+        settings = PLAIN.model_copy(update={"schedule": "cosine", "epochs": epochs, "batch_size": 200})
+        train(module := linear(), halves(200), spec=SPEC, settings=settings, generator=seeded())
+        weight = module[1].weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    # the first of one and of two steps has the full rate, the last of two none at all
+    assert torch.allclose(trained(1), trained(2), atol=1e-6)
+    assert not torch.allclose(trained(2), trained(3), atol=1e-4)
+
+
 def test_schedules_are_those_of_torch() -> None:
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=2.0)
@@ -202,6 +215,22 @@ def test_each_epoch_sees_each_image_once_with_its_label_in_a_new_order(limit: in
         assert Counter(epoch) == Counter(enumerate(samples.labels.tolist()))
     assert epochs[0] != epochs[1]
     assert epochs[0] != sorted(epochs[0])
+
+
+def test_images_are_augmented_anew_each_time() -> None:
+    caught: list[Tensor] = []
+
+    def note(x: Tensor, y: Tensor, _: torch.Generator) -> Tensor:
+        caught.append(x[:, 0].argmax(2)[:, 0])  # the bright column of each image
+        return x
+
+    x = np.zeros((64, 16, 16), dtype=np.uint8)
+    x[:, :, 8] = 255
+    settings = PLAIN.model_copy(update={"augment": "shift", "epochs": 2, "batch_size": 64})
+    samples = InMemorySamples(x, np.arange(64) % 2)
+    train(linear(), samples, spec=SPEC, settings=settings, generator=seeded(), on_batch=note)
+    assert set(caught[0].tolist()) == {7, 8, 9}
+    assert not torch.equal(caught[0], caught[1])
 
 
 def test_streamed_batches_mix_what_lies_far_apart() -> None:
