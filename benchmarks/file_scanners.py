@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "file_scanners.json"
@@ -115,6 +115,15 @@ def ask(tool: str, form: Form) -> int:
     return done.returncode
 
 
+def digests() -> dict[str, str]:
+    """Return the sha256 of each embedded model's weights, which tie results to models."""
+    from doorward import reference
+    from doorward.models.loading import artifact_digest
+
+    names: tuple[Literal["backdoored", "clean"], ...] = ("backdoored", "clean")
+    return {name: artifact_digest(reference.model(name) / "model.safetensors").sha256 for name in names}
+
+
 def measure() -> dict[str, Any]:
     """Ask every scanner about every file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +136,7 @@ def measure() -> dict[str, Any]:
             for form in save_forms(Path(folder))
         ]
     versions = {name: metadata.version(name) for name in (*COMMANDS, "torch")}
-    return {"versions": versions, "device": "cpu", "rows": rows}
+    return {"versions": versions, "device": "cpu", "weights": digests(), "rows": rows}
 
 
 def table(results: dict[str, Any]) -> str:

@@ -170,6 +170,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_the_readme_shows_the_measured_table_of_file_scanners() -> None:
     readme = file_scanners.README.read_text(encoding="utf-8")
     results = json.loads(file_scanners.RESULTS.read_text(encoding="utf-8"))
+    assert results["weights"] == file_scanners.digests(), "run `make file-scanners` for the present models"
     assert file_scanners.MARKS.search(readme), "the README marks the table's place"
     assert file_scanners.in_readme(readme, file_scanners.table(results)) == readme, "run `make file-scanners`"
 
