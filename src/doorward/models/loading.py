@@ -186,8 +186,9 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
 
     info = inspect_onnx(path)
     sidecar = read_sidecar(path)
-    facts: dict[str, Any] = {"layout": options.layout or sidecar.input.get("layout") or info.layout}
-    facts |= zip(("channels", "height", "width"), info.image_shape, strict=True)
+    layout = options.layout or sidecar.input.get("layout") or info.layout
+    facts: dict[str, Any] = {"layout": layout}
+    facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
     facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
     known = {name: value for name, value in facts.items() if value is not None}
     spec = settle_spec(path, known, options.statement(), sidecar.input)

@@ -89,7 +89,7 @@ class MaxMargin(Detector):
     needs = frozenset({"gradients"})
     order: ClassVar[int] = 10
 
-    starts: int = Field(10, ge=1, le=1000, description="Random images per class")
+    starts: int = Field(10, ge=1, le=1000, description="Random images per class, of up to 20 classes")
     steps: int = Field(60, ge=5, le=10_000, description="Steps from each start")
     learning_rate: float = Field(0.05, gt=0, description="Step in units of the [0, 1] range")
     level_of_test: float = Field(0.005, gt=0, lt=1, description="Its share of the 5 % a scan may be wrong")
@@ -102,7 +102,8 @@ class MaxMargin(Detector):
         assert classifier is not None
         reached = maximum_margins(
             classifier,
-            starts=self.starts,
+            # the spread over starts is small beside that over classes
+            starts=self.starts if len(classifier.classes) <= 20 else max(1, self.starts // 2),
             steps=self.steps,
             learning_rate=self.learning_rate,
             generator=generator,

@@ -41,6 +41,7 @@ class NeuralCleanse(Detector):
 
     steps: int = Field(150, ge=10, le=10_000, description="Optimisation steps for every class")
     batch_size: int = Field(16, ge=1, le=1024, description="Images per class and step")
+    many_classes: int = Field(20, ge=1, description="Classes above which the first run halves the batch")
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
     success: float = Field(0.9, gt=0.5, lt=1, description="Share of source images a trigger must convert")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
@@ -61,27 +62,30 @@ class NeuralCleanse(Detector):
         labels = None if samples.labels is None else torch.from_numpy(samples.labels)
         pools = SourcePools(outside_class(classifier, images, labels))
 
+        k = len(classifier.classes)
+
         def run(targets: torch.Tensor) -> Inversion:
+            few = len(targets) <= self.many_classes
             return invert(
                 classifier,
                 images,
                 pools,
                 targets,
                 steps=self.steps,
-                batch_size=self.batch_size,
+                batch_size=self.batch_size if few else max(1, self.batch_size // 2),
                 learning_rate=self.learning_rate,
                 success=self.success,
                 generator=generator,
                 deadline=deadline,
             )
 
-        first = run(torch.arange(len(classifier.classes)))
+        first = run(torch.arange(k))
         runs = [first.norm.cpu().numpy().astype(np.float64)]
-        best = {t: (float(first.norm[t]), first, t) for t in range(len(classifier.classes))}
+        best = {t: (float(first.norm[t]), first, t) for t in range(k)}
         doubtful = np.argsort(runs[0])[: self.doubtful]
         for _ in range(self.restarts):
             again = run(torch.from_numpy(doubtful))
-            norms = np.full(len(classifier.classes), np.nan)
+            norms = np.full(k, np.nan)
             norms[doubtful] = again.norm.cpu().numpy()
             runs.append(norms)
             for position, target in enumerate(doubtful.tolist()):
