@@ -32,6 +32,9 @@ from doorward.training.settings import (
     default_settings,
 )
 
+#: Grows when a change of the source changes what comes out, so that cached models are made again.
+REVISION = 1
+
 #: Changes a batch before it is normalised: (images (n, c, h, w) in [0, 1], labels (n,), generator) -> images.
 OnBatch: TypeAlias = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 

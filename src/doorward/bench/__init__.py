@@ -1,0 +1,1 @@
+"""The bench: suites expand to trials, trials to results, results to tables."""

@@ -1,0 +1,126 @@
+"""How long a run takes: before it by a short calibration, during it by what has been done."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean
+
+import numpy as np
+import torch
+
+from doorward.bench.cache import ModelCache
+from doorward.bench.trials import Planned
+from doorward.data import InMemorySamples
+from doorward.records import Record
+from doorward.training import TrainingSettings, train_classifier
+
+#: Input gradients that a scan by all detectors takes for each class, about.
+GRADIENTS_PER_CLASS = 5_000
+
+
+class Speed(Record):
+    """Hold what one architecture does with images of one shape: images a second."""
+
+    training: float
+    gradients: float
+
+
+class Estimate(Record):
+    """Hold what a run has to do, and about how many seconds it takes.
+
+    Attributes:
+        cached: models that need no training.
+    """
+
+    trials: int
+    models: int
+    cached: int
+    training: float
+    judging: float
+
+
+def estimate(
+    plan: Sequence[Planned], cache: ModelCache, *, workers: int, threads: int, device: str
+) -> Estimate:
+    """Estimate what is left to do; a second or so is measured for each architecture and image shape.
+
+    Threads of this process are set for the time of the calibration, and set back.
+    """
+    models = {one.model_key: one for one in plan if one.missing is None}
+    missing = {key: one for key, one in models.items() if cache.get(key) is None}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        kinds = {(one.trial.architecture, one.contents.shape) for one in models.values() if one.contents}
+        speeds = {kind: _speed(*kind, device) for kind in sorted(kinds)}
+    finally:
+        torch.set_num_threads(before)
+    training = judging = 0.0
+    for one in missing.values():
+        assert one.contents is not None
+        images = one.contents.images * one.resolved["model"]["training"]["epochs"]
+        training += images / speeds[one.trial.architecture, one.contents.shape].training
+    for one in plan:
+        if one.contents is not None:
+            gradients = one.contents.classes * GRADIENTS_PER_CLASS
+            judging += gradients / speeds[one.trial.architecture, one.contents.shape].gradients
+    return Estimate(
+        trials=len(plan),
+        models=len(models),
+        cached=len(models) - len(missing),
+        training=training / workers,
+        judging=judging / workers,
+    )
+
+
+def _speed(architecture: str, shape: tuple[int, int, int], device: str, *, images: int = 256) -> Speed:
+    """Train a network on noise for a moment, and take input gradients."""
+    channels, height, width = shape
+    x = np.random.default_rng(0).integers(0, 256, (images, height, width, channels), dtype=np.uint8)
+    samples = InMemorySamples(x, np.arange(images) % 10)
+    settings = TrainingSettings(epochs=1)
+    train_classifier(
+        architecture, samples.select(range(128)), seed=0, settings=settings, device=device
+    )  # warm up
+    trained = train_classifier(architecture, samples, seed=0, settings=settings, device=device)
+    batch = torch.from_numpy(x).permute(0, 3, 1, 2).to(device).div(255).requires_grad_()  # (n, c, h, w)
+    started = time.monotonic()
+    with trained.classifier.frozen():
+        torch.autograd.grad(trained.classifier.logits(batch).sum(), batch)[0].sum().item()
+    return Speed(training=images / trained.record.seconds, gradients=images / (time.monotonic() - started))
+
+
+class TimeLeft:
+    """Say how long the rest takes, from how long trials of the same kind took.
+
+    Args:
+        todo: the trials to be run.
+    """
+
+    def __init__(self, todo: Sequence[Planned], *, workers: int) -> None:
+        self._left = {one.key: one for one in todo if one.missing is None}
+        self._workers = workers
+        self._took: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
+
+    def ended(self, one: Planned, seconds: float) -> None:
+        """Note that a trial has ended, and how long it took."""
+        self._left.pop(one.key, None)
+        for kind in _kinds(one):
+            self._took[kind].append(seconds)
+
+    def seconds(self) -> float | None:
+        """Return about how many seconds are left; None before anything has ended."""
+        if not self._took:
+            return None
+        known = [
+            next(mean(self._took[k]) for k in _kinds(one) if k in self._took) for one in self._left.values()
+        ]
+        return sum(known) / self._workers
+
+
+def _kinds(one: Planned) -> list[tuple[object, ...]]:
+    """Return what a trial can be compared by, the closest first."""
+    trial = one.trial
+    return [(trial.group, trial.architecture), (trial.group,), (trial.architecture,), ()]

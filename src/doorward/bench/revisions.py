@@ -1,0 +1,194 @@
+"""Revisions: a change of code that makes models is told by its source, and must be owned up to.
+
+`revisions.json` holds, for each unit of such code, its revision and a hash of its source. A changed source
+with an unchanged revision is an error, since cached models would pass for new ones. After a change, raise the
+unit's revision (an attack's `revision`, a module's `REVISION`) if results change, and run
+
+    python -m doorward.bench.revisions [UNIT...]
+
+where each UNIT is one whose source changed and whose results did not, as in a change of names alone.
+Code that judges models needs no revisions: judging is cheap, so its hash is part of every result's key.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import sys
+import tokenize
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from doorward import registry
+from doorward.bench.suite import Trial
+from doorward.errors import InputError
+from doorward.records import Record
+
+PACKAGE = Path(__file__).parent.parent
+RECORDED = Path(__file__).parent / "revisions.json"
+
+#: Code that makes models, beside the attacks: where its `REVISION` is, and the files that it covers.
+TRAINERS: dict[str, tuple[str, ...]] = {
+    "training.loop": ("training/loop.py", "training/augment.py", "training/settings.py"),
+    "models.architectures": ("models/architectures.py",),
+}
+#: Code that makes data.
+GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.py",)}
+#: What every attack builds on.
+ATTACK_BASE = ("attacks/base.py", "triggers.py")
+
+#: Rooms whose change does not make a scan's result another one, or only by an error that their tests find.
+_NOT_JUDGING = {"artifacts", "data", "errors", "measures", "models", "records", "registry", "reports"}
+
+
+class Unit(Record):
+    """Hold a unit's revision and the hash of its source."""
+
+    revision: int
+    source: str
+
+
+def source_hash(files: Iterable[Path]) -> str:
+    """Return the start of the sha256 of some Python files, without comments, docstrings and spacing."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(_bare(file.read_text(encoding="utf-8")).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _bare(text: str) -> str:
+    """Return source text without comments, docstrings and white space, as every Python version does."""
+    lines = [list(line) for line in text.splitlines(keepends=True)]
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1][column:] = "\n"
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            first = node.body[0]
+            lines[first.lineno - 1 : first.end_lineno] = [[]] * ((first.end_lineno or 0) - first.lineno + 1)
+    return "".join("".join("".join(line).split()) for line in lines)
+
+
+def units_of(trials: Iterable[Trial]) -> set[str]:
+    """Return the units that make the models of some trials."""
+    units = set(TRAINERS)
+    for trial in trials:
+        units |= {f"attack {trial.attack.name}"} if trial.attack else set()
+        units |= set(GENERATORS) if trial.data.world else set()
+    return units
+
+
+def current() -> dict[str, Unit]:
+    """Return every unit as it is now."""
+    units = {}
+    for name, module in registry.modules("attack").items():
+        files = [*ATTACK_BASE, module.removeprefix("doorward.").replace(".", "/") + ".py"]
+        revision = registry.get("attack", name).revision
+        units[f"attack {name}"] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in files))
+    for module, covered in (TRAINERS | GENERATORS).items():
+        revision = import_module(f"doorward.{module}").REVISION
+        units[module] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in covered))
+    return units
+
+
+def recorded(file: Path = RECORDED) -> dict[str, Unit]:
+    """Return every unit as it was when its revision was last recorded."""
+    return {name: Unit(**form) for name, form in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def unowned(now: dict[str, Unit], then: dict[str, Unit]) -> list[str]:
+    """Return the units whose source is not the one that their revision was recorded with."""
+    changed = [name for name, unit in now.items() if name not in then or unit != then[name]]
+    return sorted([*changed, *(then.keys() - now.keys())])
+
+
+def check(units: Iterable[str]) -> None:
+    """Raise unless these units are as recorded.
+
+    Raises:
+        InputError: naming those that are not, and what to do.
+    """
+    if wrong := sorted(set(units) & set(unowned(current(), recorded()))):
+        raise InputError(
+            f"the source of {', '.join(wrong)} is not the one that its revision was recorded with, so "
+            "cached models may be of another make: raise it, then run python -m doorward.bench.revisions"
+        )
+
+
+def record(unchanged: Sequence[str], file: Path = RECORDED) -> None:
+    """Record every unit as it is now.
+
+    Args:
+        unchanged: units whose source changed and whose results did not.
+
+    Raises:
+        InputError: if another unit's source changed and its revision did not, or a name is unknown.
+    """
+    now, then = current(), recorded(file) if file.exists() else {}
+    if strange := set(unchanged) - set(now):
+        raise InputError(f"there is no unit {min(strange)!r}; there are: {', '.join(now)}")
+    for name, unit in now.items():
+        before = then.get(name)
+        if (
+            before
+            and before.source != unit.source
+            and before.revision == unit.revision
+            and name not in unchanged
+        ):
+            raise InputError(
+                f"the source of {name!r} changed and its revision {unit.revision} did not: raise it, "
+                "or name the unit here if its results are the same"
+            )
+    text = json.dumps({name: unit.model_dump() for name, unit in sorted(now.items())}, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+@cache
+def judging_code(detectors: tuple[str, ...]) -> str:
+    """Return the hash of all code of ours, and of the bank, that a scan by these detectors runs."""
+    modules = registry.modules("detector")
+    todo = ["doorward.scan", *(modules[name] for name in detectors)]
+    files: dict[str, Path] = {}
+    while todo:
+        name = todo.pop()
+        file = _file_of(name)
+        if file is None or name in files or name.split(".")[1] in _NOT_JUDGING:
+            continue
+        files[name] = file
+        todo += _imports(file)
+    bank = sorted((PACKAGE / "reference").glob("*.json"))
+    data = "".join(hashlib.sha256(one.read_bytes()).hexdigest() for one in bank)
+    return hashlib.sha256((source_hash(files[name] for name in sorted(files)) + data).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _imports(file: Path) -> list[str]:
+    """Return the names of ours that a file imports, modules and what is in them alike."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in found if name.startswith("doorward.")]
+
+
+def _file_of(module: str) -> Path | None:
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+if __name__ == "__main__":
+    try:
+        record(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,312 @@
+"""Run planned trials in processes of our own, so that whatever is killed at any time is made up for.
+
+The runner alone writes results; workers only make models, which the cache takes whole or not at all.
+Trials of the same model go to the same worker, one after the other, so that no model is trained twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from doorward.bench.cache import ModelCache
+from doorward.bench.store import Row, Status, Store
+from doorward.bench.trials import Outcome, Planned, Sources, Workbench
+from doorward.errors import DoorwardError
+
+#: A trial whose process is lost so often has failed.
+ATTEMPTS = 2
+
+
+class RunError(DoorwardError):
+    """Tells that a run had to end before its time; the same command goes on where it ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Hold what a run needs to know of the machine.
+
+    Attributes:
+        cache: folder of trained models.
+        data: folder of data sets, None if there is none.
+        workers: number of processes.
+        threads: torch threads of each.
+    """
+
+    cache: Path
+    data: Path | None = None
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Tell what happens: a trial is begun (no status) or has ended.
+
+    Attributes:
+        note: what is done now, or why the trial ended as it did.
+        seconds: the trial took, if it has ended.
+    """
+
+    planned: Planned
+    status: Status | None
+    note: str
+    seconds: float = 0.0
+
+
+def pending(plan: Iterable[Planned], store: Store) -> list[Planned]:
+    """Return the trials that are not done."""
+    return [one for one in plan if (row := store.get(one.key)) is None or row.status != "done"]
+
+
+def run(
+    plan: Sequence[Planned],
+    store: Store,
+    settings: RunSettings,
+    *,
+    tell: Callable[[Event], None] = lambda _: None,
+) -> None:
+    """Run what is not done yet and store every result as it comes.
+
+    Raises:
+        RunError: if a disk is full, or workers cannot even start.
+        StoreError: if the results store cannot be written to.
+    """
+    todo = pending(plan, store)
+    ModelCache(settings.cache).sweep()
+    revision = git_revision()
+
+    def keep(
+        one: Planned, status: Status, *, attempts: int = 1, error: str | None = None, **more: Any
+    ) -> None:
+        outcome: Outcome | None = more.get("outcome")
+        row = Row(
+            key=one.key,
+            suite=one.trial.suite,
+            scale=one.trial.scale,
+            trial=one.trial.name,
+            status=status,
+            attempts=attempts,
+            seed=one.trial.seed,
+            given=one.trial.model_dump(mode="json"),
+            resolved=one.resolved,
+            versions=_versions(outcome),
+            git_revision=revision,
+            device=settings.device,
+            threads=settings.threads,
+            seconds=outcome and outcome.seconds,
+            peak_memory=outcome and outcome.peak_memory,
+            result=outcome and outcome.model_dump(mode="json"),
+            error=error,
+        )
+        store.put(row)
+        note = error or (outcome.report.verdict if outcome else "")
+        tell(Event(one, status, note, more.get("seconds", 0.0)))
+
+    for one in todo:
+        if one.missing is not None:
+            keep(one, "skipped", error=one.missing)
+    jobs: dict[str, list[Planned]] = {}
+    for one in todo:
+        if one.missing is None:
+            jobs.setdefault(one.model_key, []).append(one)
+    waiting = deque(jobs.values())
+    with _workers(min(settings.workers, len(waiting)), settings) as pool:
+        while waiting or any(worker.job for worker in pool):
+            for worker in pool:
+                if not worker.job and waiting:
+                    worker.give(waiting.popleft(), store)
+            for worker in _ready([worker for worker in pool if worker.job]):
+                one, message = worker.job[0], worker.hear()
+                if message is None:  # the process is gone
+                    previous = store.get(one.key)
+                    attempts = 1 + (
+                        previous.attempts if previous and previous.status in ("died", "failed") else 0
+                    )
+                    why = f"the worker process ended by {worker.ending()}; was there enough memory?"
+                    keep(one, "failed" if attempts >= ATTEMPTS else "died", attempts=attempts, error=why)
+                    rest = worker.job[1:] if attempts >= ATTEMPTS else worker.job
+                    if rest:
+                        waiting.appendleft(rest)
+                    pool[pool.index(worker)] = worker.successor()
+                elif isinstance(message, str):
+                    tell(Event(one, None, message))
+                elif isinstance(message, Stop):
+                    raise RunError(message.why)
+                else:
+                    worker.job.pop(0)
+                    status: Status = "done" if message.outcome else "failed"
+                    keep(one, status, error=message.error, outcome=message.outcome, seconds=message.seconds)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Hold how a trial ended: an outcome, or an error in one line."""
+
+    outcome: Outcome | None
+    error: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Tell the runner that going on is of no use."""
+
+    why: str
+
+
+@dataclass(eq=False)
+class _Worker:
+    """Hold the runner's end of a worker; `job` is what it has still to do."""
+
+    settings: RunSettings
+    job: list[Planned] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # a fresh interpreter: a fork would inherit torch's threads and locks
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, job: list[Planned], store: Store) -> None:
+        """Hand over trials of one model, but for those that another run has done meanwhile."""
+        self.job = pending(job, store)
+        if self.job:
+            try:
+                self.connection.send(self.job)
+            except OSError:  # it is gone; hearing from it will tell
+                return
+
+    def hear(self) -> str | Ended | Stop | None:
+        """Return the next message, None if the process is gone."""
+        try:
+            message: str | Ended | Stop = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        return message
+
+    def ending(self) -> str:
+        """Say how the process ended."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def successor(self) -> _Worker:
+        """Return a new worker in the place of this one."""
+        self.connection.close()
+        return _Worker(self.settings)
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+@contextmanager
+def _workers(count: int, settings: RunSettings) -> Iterator[list[_Worker]]:
+    """Keep workers for the time of the block."""
+    pool: list[_Worker] = []
+    try:
+        pool += [_Worker(settings) for _ in range(count)]
+        yield pool
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Wait until at least one worker has something to say, or has died, and return those."""
+    if not workers:
+        return []
+    ready = wait([worker.connection for worker in workers])
+    return [worker for worker in workers if worker.connection in ready]
+
+
+def _work(connection: Connection, settings: RunSettings) -> None:
+    """Do jobs until there are no more; runs in a process of its own."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to hear
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(settings.threads)
+    bench = Workbench(ModelCache(settings.cache), Sources(settings.data), settings.device)
+    while True:
+        for planned in connection.recv():
+            connection.send(_try(bench, planned, connection.send))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the runner is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _try(bench: Workbench, planned: Planned, tell: Callable[[str], None]) -> Ended | Stop:
+    """Make and judge one trial's model; whatever goes wrong is an answer too."""
+    started = time.monotonic()
+    try:
+        tell("making the model")
+        cached = bench.make(planned)
+        tell("scanning")
+        outcome = bench.judge(planned, cached=cached)
+    except Exception as error:
+        if _disk_is_full(error):
+            return Stop(
+                f"no space is left for the cache {bench.cache.folder}; all results so far are kept: "
+                "make room, then run the same command again"
+            )
+        kind = "" if isinstance(error, DoorwardError) else f"{type(error).__name__}: "
+        return Ended(None, " ".join(f"{kind}{error}".split()), time.monotonic() - started)
+    return Ended(outcome, None, time.monotonic() - started)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it came from, is a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _versions(outcome: Outcome | None) -> dict[str, str]:
+    if outcome is None:
+        return {}
+    environment = outcome.report.environment
+    return {"doorward": environment.doorward, "python": environment.python, **environment.packages}
+
+
+def git_revision() -> str | None:
+    """Return the revision that this code is of, `+` if changed since; None outside of a checkout."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

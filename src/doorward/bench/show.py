@@ -1,0 +1,528 @@
+"""From results to tables: what was claimed, what came out, with counts and intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from doorward.bench.store import Row, Store
+from doorward.bench.suite import Claim, Group, Measure, Scale, Suite, expand
+from doorward.errors import InputError
+from doorward.measures import Ranking, ranking, rate
+from doorward.records import SEVERITY, Rate, Record, Verdict
+from doorward.reports import wording
+
+#: A plant counts when its attack success on held-out images is at least this; fixed before scanning.
+PLANTED = 0.9
+#: Numbers of classes that are calibrated together.
+BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
+
+
+class Judgement(Record):
+    """Hold what one detector said."""
+
+    verdict: Verdict
+    score: float | None
+    p_value: float | None
+    targets: tuple[int, ...]
+    seconds: float
+
+
+class Result(Record):
+    """Hold one trial's result, as small as a table needs it.
+
+    Attributes:
+        status: "missing" if the trial has not been run.
+        model: start of the model's key; repeated scans share it.
+        plant: targets of what is planted; None for clean models.
+    """
+
+    trial: str
+    group: str
+    status: str
+    seed: int = 0
+    draw: int = 0
+    model: str | None = None
+    architecture: str
+    classes: int | None = None
+    accuracy: float | None = None
+    attack_success: float | None = None
+    plant: tuple[int, ...] | None = None
+    verdict: Verdict | None = None
+    targets: tuple[int, ...] = ()
+    p_value: float | None = None
+    detectors: dict[str, Judgement] = Field(default_factory=dict)
+    seconds: float | None = None
+    peak_memory: int | None = None
+    error: str | None = None
+
+    @property
+    def flagged(self) -> bool:
+        """Tell whether the verdict is an alarm."""
+        return self.verdict is not None and SEVERITY[self.verdict] >= SEVERITY["suspicious"]
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether the verdict is an alarm and names the planted targets, all and no others."""
+        return self.flagged and self.plant is not None and set(self.targets) == set(self.plant)
+
+    @property
+    def excluded(self) -> bool:
+        """Tell whether something was to be planted and did not take."""
+        return self.plant is not None and (self.attack_success or 0.0) < PLANTED
+
+
+class Results(Record):
+    """Hold a suite's results at one scale; what `bench run` exports."""
+
+    suite: str
+    scale: Scale
+    made_with: dict[str, tuple[str, ...]]
+    results: tuple[Result, ...]
+
+
+class GroupRow(Record):
+    """Hold one line of the table: a group of planted models beside the clean ones of the same data.
+
+    Attributes:
+        excluded: names of the plants that do not count, with their attack success.
+        exact_target, flagged: of the planted that count; could-not-tell counts against both.
+        false_alarms: flagged clean models.
+        planted_unknown, clean_unknown: those of which the scan could not tell.
+        by_score: how well the report's p-value tells the two apart; could-not-tell has p = 1.
+        by_detector: the same for each detector's raw score.
+        seconds, peak_memory: medians over the scans.
+    """
+
+    group: str
+    excluded: dict[str, float]
+    exact_target: Rate
+    flagged: Rate
+    false_alarms: Rate
+    planted_unknown: Rate
+    clean_unknown: Rate
+    by_score: Ranking
+    by_detector: dict[str, Ranking]
+    seconds: float | None
+    peak_memory: float | None
+
+
+class ClaimRow(Record):
+    """Hold a claim and what we measure; `reached` is None where there is nothing to compare."""
+
+    text: str
+    source: str
+    ours: Rate
+    reached: bool | None
+
+
+class BucketRow(Record):
+    """Hold clean models of about as many classes."""
+
+    classes: str
+    models: int
+    alarms_at_5: Rate
+    alarms_at_1: Rate
+    unknown: Rate
+
+
+class Summary(Record):
+    """Hold all that is shown of a suite at one scale."""
+
+    suite: str
+    title: str
+    about: str
+    scale: Scale
+    made_with: dict[str, tuple[str, ...]]
+    trials: dict[str, int]
+    claims: tuple[ClaimRow, ...]
+    groups: tuple[GroupRow, ...]
+    buckets: tuple[BucketRow, ...]
+    results: tuple[Result, ...]
+
+
+def collect(suite: Suite, scale: Scale, store: Store) -> Results:
+    """Return a suite's last results from the store; trials that were not run are marked missing."""
+    trials = expand(suite, scale)
+    rows = store.latest(trials)
+    made: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows.values():
+        for name, value in {**row.versions, "code": row.git_revision, "device": row.device}.items():
+            made[name].add(str(value))
+        made["threads"].add(str(row.threads))
+    return Results(
+        suite=suite.name,
+        scale=scale,
+        made_with={name: tuple(sorted(values)) for name, values in sorted(made.items())},
+        results=tuple(
+            _result(rows[t.name])
+            if t.name in rows
+            else Result(trial=t.name, group=t.group, status="missing", architecture=t.architecture)
+            for t in sorted(trials, key=lambda t: t.name)
+        ),
+    )
+
+
+def _result(row: Row) -> Result:
+    given = row.given
+    base = {
+        "trial": row.trial,
+        "group": given["group"],
+        "status": row.status,
+        "seed": given["judging"]["seed"],
+        "draw": given["judging"]["draw"],
+        "architecture": given["architecture"],
+        "error": row.error,
+    }
+    if row.result is None:
+        return Result(**base)
+    truth, report = row.result["truth"], row.result["report"]
+    success = truth["attack_success"]
+    fields = ("verdict", "score", "p_value", "targets", "seconds")
+    return Result(
+        **base,
+        model=str(report["subject"]["sha256"] or "")[:12] or None,
+        classes=truth["classes"],
+        accuracy=truth["clean_accuracy"]["value"],
+        attack_success=success and success["value"],
+        plant=tuple(truth["targets"]) if truth["attack"] else None,
+        verdict=report["verdict"],
+        targets=tuple(report["targets"]),
+        p_value=report["p_value"],
+        detectors={f["detector"]: Judgement(**{key: f[key] for key in fields}) for f in report["findings"]},
+        seconds=row.seconds,
+        peak_memory=row.peak_memory,
+    )
+
+
+def write_results(results: Results, folder: Path) -> Path:
+    """Write results as SUITE-SCALE.json, sorted; but for times, the same results give the same file.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    path = folder / f"{results.suite}-{results.scale}.json"
+    form = results.model_dump(mode="json", exclude_defaults=True)
+    rows = [json.dumps(_rounded(one), sort_keys=True, ensure_ascii=False) for one in form.pop("results")]
+    head = json.dumps(form, sort_keys=True, ensure_ascii=False)
+    text = head[:-1] + ', "results": [\n' + ",\n".join(rows) + "\n]}\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    """Return JSON content with six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return value
+
+
+def read_results(path: Path) -> Results:
+    """Read what `write_results` wrote.
+
+    Raises:
+        InputError: if the file is missing or holds something else.
+    """
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise InputError(f"{path} holds no results as `doorward bench run` exports them") from error
+
+
+# --- counting --------------------------------------------------------------------------------------
+
+
+def summarise(suite: Suite, held: Results) -> Summary:
+    """Count results and set them beside the claims."""
+    groups = suite.groups(held.scale)
+    by_group: dict[str, list[Result]] = {group.name: [] for group in groups}
+    for result in held.results:
+        if result.status == "done" and result.group in by_group:
+            by_group[result.group].append(result)
+    pooled = [one for group in groups if not group.apart for one in by_group[group.name]]
+    clean = [one for one in _once(pooled) if one.plant is None]
+    return Summary(
+        suite=suite.name,
+        title=suite.title,
+        about=suite.about,
+        scale=held.scale,
+        made_with=held.made_with,
+        trials={
+            status: sum(one.status == status for one in held.results)
+            for status in dict.fromkeys(["done", *(one.status for one in held.results)])
+        },
+        claims=tuple(
+            _claim(claim, [r for g in claim.groups for r in by_group.get(g, [])] if claim.groups else pooled)
+            for claim in suite.claims
+        ),
+        groups=tuple(_group_row(group, groups, by_group) for group in groups if _has_row(group, groups)),
+        buckets=tuple(row for low, high in BUCKETS if (row := _bucket_row(low, high, clean)).models),
+        results=held.results,
+    )
+
+
+def _once(results: Iterable[Result]) -> list[Result]:
+    """Return one scan of each model: the one with the first seed and the first draw of images."""
+    return [one for one in results if one.seed == 0 and one.draw == 0]
+
+
+def _count(results: Sequence[Result], condition: Callable[[Result], bool]) -> Rate:
+    return rate(sum(map(condition, results)), len(results))
+
+
+def _unknown(result: Result) -> bool:
+    return result.verdict == "could_not_tell"
+
+
+MEASURES: dict[Measure, tuple[Callable[[Result], bool], Callable[[Result], bool]]] = {
+    # of whom, and what is counted
+    "exact_target": (lambda r: r.plant is not None and not r.excluded, lambda r: r.exact),
+    "flagged": (lambda r: r.plant is not None and not r.excluded, lambda r: r.flagged),
+    "clean_wrong": (lambda r: r.plant is None, lambda r: r.flagged or _unknown(r)),
+    "alarm_at_5": (lambda r: r.plant is None and r.p_value is not None, lambda r: (r.p_value or 0) <= 0.05),
+    "alarm_at_1": (lambda r: r.plant is None and r.p_value is not None, lambda r: (r.p_value or 0) <= 0.01),
+    "could_not_tell": (lambda r: r.plant is None, _unknown),
+}
+
+
+def measure(name: Measure, results: Sequence[Result]) -> Rate:
+    """Count what a claim is about; `stable` counts models whose every scan gave the same verdict."""
+    if name == "stable":
+        verdicts: defaultdict[str | None, list[Verdict | None]] = defaultdict(list)
+        for one in results:
+            verdicts[one.model].append(one.verdict)
+        repeated = [set(seen) for seen in verdicts.values() if len(seen) > 1]
+        return rate(sum(len(seen) == 1 for seen in repeated), len(repeated))
+    among, counted = MEASURES[name]
+    return _count([one for one in _once(results) if among(one)], counted)
+
+
+def _claim(claim: Claim, results: Sequence[Result]) -> ClaimRow:
+    ours = measure(claim.measure, results)
+    reached = None
+    if ours.n and (claim.at_least is not None or claim.at_most is not None):
+        reached = (claim.at_least is None or ours.value >= claim.at_least) and (
+            claim.at_most is None or ours.value <= claim.at_most
+        )
+    return ClaimRow(text=claim.text, source=claim.source, ours=ours, reached=reached)
+
+
+def _is_clean_side(clean: Group, planted: Group) -> bool:
+    """Tell whether a group holds the clean models that a planted group is set beside."""
+    return (
+        clean.attack is None and planted.attack is not None and clean.data == planted.data and not clean.apart
+    )
+
+
+def _has_row(group: Group, groups: Sequence[Group]) -> bool:
+    """Tell whether a group has a line of its own; clean models stand in those of the planted ones."""
+    return group.attack is not None or not any(_is_clean_side(group, other) for other in groups)
+
+
+def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[Result]]) -> GroupRow:
+    own = _once(by_group[group.name])
+    planted = [one for one in own if one.plant is not None]
+    counted = [one for one in planted if not one.excluded]
+    side = [one for other in groups if _is_clean_side(other, group) for one in _once(by_group[other.name])]
+    clean = side if group.attack is not None else own
+    both = [*counted, *clean]
+    memory = [one.peak_memory for one in both if one.peak_memory is not None]
+    names = sorted({name for one in both for name in one.detectors})
+    return GroupRow(
+        group=group.name,
+        excluded={one.trial: one.attack_success or 0.0 for one in planted if one.excluded},
+        exact_target=_count(counted, lambda one: one.exact),
+        flagged=_count(counted, lambda one: one.flagged),
+        false_alarms=_count(clean, lambda one: one.flagged),
+        planted_unknown=_count(counted, _unknown),
+        clean_unknown=_count(clean, _unknown),
+        by_score=_ranking(
+            [(1.0 if one.p_value is None else one.p_value, one.plant is not None) for one in both], -1
+        ),
+        by_detector={
+            name: _ranking(
+                [
+                    (score, one.plant is not None)
+                    for one in both
+                    if name in one.detectors and (score := one.detectors[name].score) is not None
+                ]
+            )
+            for name in names
+        },
+        seconds=median(one.seconds or 0.0 for one in both) if both else None,
+        peak_memory=median(memory) if memory else None,
+    )
+
+
+def _ranking(pairs: Sequence[tuple[float, bool]], sign: int = 1) -> Ranking:
+    return ranking([sign * score for score, _ in pairs], [planted for _, planted in pairs])
+
+
+def _bucket_row(low: int, high: int, clean: Sequence[Result]) -> BucketRow:
+    inside = [one for one in clean if one.classes is not None and low <= one.classes <= high]
+    return BucketRow(
+        classes=str(low) if low == high else f"{low} to {high}",
+        models=len(inside),
+        alarms_at_5=measure("alarm_at_5", inside),
+        alarms_at_1=measure("alarm_at_1", inside),
+        unknown=measure("could_not_tell", inside),
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def counts(value: Rate) -> str:
+    """Write a rate for a table's cell.
+
+    >>> counts(rate(23, 24)), counts(rate(0, 0))
+    ('23 of 24 (78.9 to 99.9 %)', '')
+    """
+    if not value.n:
+        return ""
+    return f"{value.successes} of {value.n} ({100 * value.low:.1f} to {100 * value.high:.1f} %)"
+
+
+def area(value: Ranking) -> str:
+    """Write an AUROC with its interval."""
+    if value.auroc is None or value.low is None or value.high is None:
+        return ""
+    return f"{value.auroc:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def mark(claim: ClaimRow) -> str:
+    """Say whether a claim is reached."""
+    if not claim.ours.n:
+        return "not measured"
+    return {True: "reached", False: "**not reached**", None: ""}[claim.reached]
+
+
+def trials_line(summary: Summary) -> str:
+    """Say how many trials there are, and what became of them."""
+    total = sum(summary.trials.values())
+    parts = [f"{count} {status}" for status, count in summary.trials.items() if count]
+    return f"{total} trials at scale {summary.scale}: {', '.join(parts)}."
+
+
+def to_markdown(summary: Summary) -> str:
+    """Write a summary as Markdown tables."""
+    lines = [f"**{summary.title}.** {summary.about}", "", trials_line(summary)]
+    if summary.claims:
+        lines += ["", "| claim | source | ours (95 % interval) | |", "|---|---|---|---|"]
+        lines += [
+            f"| {row.text} | {row.source} | {counts(row.ours)} | {mark(row)} |" for row in summary.claims
+        ]
+    planted = any(row.flagged.n for row in summary.groups)
+    header, cells = _group_cells(planted)
+    lines += ["", f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in summary.groups]
+    if not planted and summary.buckets:
+        lines += [
+            "",
+            "| classes | clean models | p <= .05 | p <= .01 | could not tell |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for row in summary.buckets:
+            cells_ = (row.alarms_at_5, row.alarms_at_1, row.unknown)
+            lines.append(f"| {row.classes} | {row.models} | {' | '.join(map(counts, cells_))} |")
+    if left_out := {name: value for row in summary.groups for name, value in row.excluded.items()}:
+        named = ", ".join(f"{name} ({wording.percent(value)})" for name, value in left_out.items())
+        lines += ["", f"Not counted, since the attack did not take (attack success below 90 %): {named}."]
+    return "\n".join(lines) + "\n"
+
+
+def _group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
+    """Return the table's header and what makes a line of a group."""
+    header = ["group"]
+    if planted:
+        header += ["right target", "planted flagged"]
+    header += ["clean flagged", "could not tell"]
+    if planted:
+        header += ["AUROC"]
+    header += ["seconds", "memory"]
+
+    def cells(row: GroupRow) -> list[str]:
+        unknown = rate(
+            row.planted_unknown.successes + row.clean_unknown.successes,
+            row.planted_unknown.n + row.clean_unknown.n,
+        )
+        made = [row.group]
+        if planted:
+            made += [counts(row.exact_target), counts(row.flagged)]
+        made += [counts(row.false_alarms), f"{unknown.successes} of {unknown.n}" if unknown.n else ""]
+        if planted:
+            made += [area(row.by_score)]
+        made += [
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+            "" if row.peak_memory is None else wording.size(round(row.peak_memory)),
+        ]
+        return made
+
+    return header, cells
+
+
+def to_csv(summary: Summary) -> str:
+    """Write the groups as comma-separated values, one number a cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    rates = ("exact_target", "flagged", "false_alarms", "planted_unknown", "clean_unknown")
+    header = [
+        "suite",
+        "scale",
+        "group",
+        *(f"{name}_{part}" for name in rates for part in ("count", "n", "low", "high")),
+    ]
+    writer.writerow(
+        [*header, "auroc", "auroc_low", "auroc_high", "excluded", "median_seconds", "median_peak_memory"]
+    )
+    for row in summary.groups:
+        values = [getattr(row, name) for name in rates]
+        cells = [
+            part
+            for value in values
+            for part in (value.successes, value.n, f"{value.low:.4f}", f"{value.high:.4f}")
+        ]
+        score = row.by_score
+        writer.writerow(
+            [
+                *(summary.suite, summary.scale, row.group, *cells),
+                *(score.auroc, score.low, score.high, len(row.excluded), row.seconds, row.peak_memory),
+            ]
+        )
+    return out.getvalue()
+
+
+def to_json(summary: Summary) -> str:
+    """Write everything as JSON."""
+    return summary.model_dump_json(indent=2) + "\n"
+
+
+def to_html(summary: Summary) -> str:
+    """Write everything as one self-contained page."""
+    from doorward.bench.page import render
+
+    return render(summary)
+
+
+FORMATS: dict[str, Callable[[Summary], str]] = {
+    "markdown": to_markdown,
+    "csv": to_csv,
+    "json": to_json,
+    "html": to_html,
+}

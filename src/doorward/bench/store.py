@@ -1,0 +1,156 @@
+"""The results store: one table of trials in any database that SQLAlchemy knows, SQLite by default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sql
+from pydantic import Field
+
+from doorward.bench.suite import Trial
+from doorward.errors import DoorwardError, InputError
+from doorward.records import Record
+
+#: "died": the worker process was lost once; the trial is run again.
+Status = Literal["done", "skipped", "failed", "died"]
+
+_meta = sql.MetaData()
+_trials = sql.Table(
+    "trials",
+    _meta,
+    sql.Column("key", sql.String(64), primary_key=True),
+    sql.Column("suite", sql.String(64), nullable=False, index=True),
+    sql.Column("scale", sql.String(16), nullable=False),
+    sql.Column("trial", sql.String(128), nullable=False),
+    sql.Column("status", sql.String(16), nullable=False),
+    sql.Column("attempts", sql.Integer, nullable=False),
+    sql.Column("seed", sql.Integer, nullable=False),
+    sql.Column("given", sql.JSON, nullable=False),
+    sql.Column("resolved", sql.JSON, nullable=False),
+    sql.Column("versions", sql.JSON, nullable=False),
+    sql.Column("git_revision", sql.String(64)),
+    sql.Column("device", sql.String(128), nullable=False),
+    sql.Column("threads", sql.Integer, nullable=False),
+    sql.Column("seconds", sql.Float),
+    sql.Column("peak_memory", sql.BigInteger),
+    sql.Column("result", sql.JSON),
+    sql.Column("error", sql.Text),
+    sql.Column("finished", sql.String(32), nullable=False),
+)
+
+
+class StoreError(DoorwardError):
+    """Tells that the results store can no longer be read or written; what it held is intact."""
+
+
+class Row(Record):
+    """Hold one trial's row.
+
+    Attributes:
+        key: names suite, scale, trial, and the content of model and judging; the same work has the same key.
+        attempts: how often it was tried.
+        given: the trial as declared.
+        resolved: all settings with their defaults, and hashes of data and code.
+        seconds, peak_memory: of the scan; bytes.
+        result: a `bench.trials.Outcome`.
+        finished: date and time in UTC.
+    """
+
+    key: str
+    suite: str
+    scale: str
+    trial: str
+    status: Status
+    attempts: int = 1
+    seed: int
+    given: dict[str, Any]
+    resolved: dict[str, Any]
+    versions: dict[str, str] = Field(default_factory=dict)
+    git_revision: str | None = None
+    device: str
+    threads: int
+    seconds: float | None = None
+    peak_memory: int | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    finished: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+
+class Store:
+    """Keep rows by key. A row that is done is never replaced, so that nothing is counted twice.
+
+    Args:
+        url: as SQLAlchemy takes it, such as `sqlite:///results.sqlite`.
+
+    Raises:
+        InputError: if the URL cannot be understood or the database not opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._engine = sql.create_engine(url)
+            _meta.create_all(self._engine)
+        except ImportError as error:
+            raise InputError(f"--store {url}: its driver is not installed ({error.name})") from error
+        except (sql.exc.SQLAlchemyError, ValueError) as error:
+            raise InputError(f"--store {url}: cannot be opened as a results store ({_why(error)})") from error
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def put(self, row: Row) -> bool:
+        """Write a row in one transaction, unless one of its key is done; tell whether it was written.
+
+        Raises:
+            StoreError: if the database cannot be written to, as when the disk is full.
+        """
+        try:
+            with self._engine.begin() as connection:
+                where = _trials.c.key == row.key
+                if connection.scalar(sql.select(_trials.c.status).where(where)) == "done":
+                    return False
+                connection.execute(sql.delete(_trials).where(where))
+                connection.execute(sql.insert(_trials).values(row.model_dump(mode="json")))
+        except sql.exc.IntegrityError:  # another run has written the same just now
+            return False
+        except sql.exc.SQLAlchemyError as error:
+            raise StoreError(
+                f"the results store {self.url} cannot be written to ({_why(error)}); what it holds is "
+                "intact: make room, then run the same command again"
+            ) from error
+        return True
+
+    def get(self, key: str) -> Row | None:
+        """Return the row of a key."""
+        rows = self._select(sql.select(_trials).where(_trials.c.key == key))
+        return rows[0] if rows else None
+
+    def latest(self, trials: Sequence[Trial]) -> dict[str, Row]:
+        """Return the last row of each trial by name, of those trials only that are declared as these are.
+
+        Other rows of the same names are of an earlier make of the suite.
+        """
+        declared = {(t.suite, str(t.scale), t.name): t.model_dump(mode="json") for t in trials}
+        suites = sorted({t.suite for t in trials})
+        found = {}
+        for row in self._select(
+            sql.select(_trials).where(_trials.c.suite.in_(suites)).order_by(_trials.c.finished, _trials.c.key)
+        ):
+            if declared.get((row.suite, row.scale, row.trial)) == row.given:
+                found[row.trial] = row
+        return found
+
+    def _select(self, query: sql.Select[Any]) -> list[Row]:
+        try:
+            with self._engine.connect() as connection:
+                return [Row.model_validate(dict(found)) for found in connection.execute(query).mappings()]
+        except sql.exc.SQLAlchemyError as error:
+            raise StoreError(f"the results store {self.url} cannot be read ({_why(error)})") from error
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,0 +1,291 @@
+"""Suites: what is measured, declared as data, and expanded into trials. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from doorward.errors import InputError
+from doorward.methods import derive_seed
+from doorward.records import Record
+
+Scale = Literal["smoke", "cpu", "full"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
+
+#: What a claim can be about; each is a rate, and `bench.summary` says how it is counted.
+Measure = Literal[
+    "exact_target", "flagged", "clean_wrong", "alarm_at_5", "alarm_at_1", "could_not_tell", "stable"
+]
+
+
+class OneOf(Record):
+    """Vary a setting over a list: shuffled, dealt out, shuffled again, so that all values come up alike."""
+
+    values: tuple[Any, ...]
+
+    def deal(self, count: int, rng: random.Random) -> list[Any]:
+        """Return `count` values."""
+        dealt: list[Any] = []
+        while len(dealt) < count:
+            dealt += rng.sample(self.values, len(self.values))
+        return dealt[:count]
+
+
+class Between(Record):
+    """Vary a setting over a range: one draw from each of `count` equal parts, in shuffled order."""
+
+    low: float
+    high: float
+
+    def deal(self, count: int, rng: random.Random) -> list[Any]:
+        """Return `count` values, rounded to four digits."""
+        width = (self.high - self.low) / count
+        return [round(self.low + width * (i + rng.random()), 4) for i in rng.sample(range(count), count)]
+
+
+class World(Record):
+    """Say which data set a family of generated ones shall give; the seed makes its classes."""
+
+    classes: int = Field(10, ge=2)
+    size: int = 28
+    seed: int = 0
+
+
+class Data(Record):
+    """Name a data set and the part of it that a model is trained on.
+
+    Attributes:
+        name: a folder below the data root; `reference:NAME` comes with the package; with a world, a family of
+            `bench.synthetic`.
+        classes: these class numbers alone, renumbered from 0; all if None.
+        rows: so many training images, drawn evenly over the classes; all if None.
+        world: of generated data.
+    """
+
+    name: str
+    classes: tuple[int, ...] | None = None
+    rows: int | None = Field(None, ge=1)
+    world: World | None = None
+
+
+class Method(Record):
+    """Name an attack or a detector and its settings."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Judging(Record):
+    """Say how a model is scanned.
+
+    Attributes:
+        detectors: these alone; all that look at behaviour if empty.
+        images: clean images of the test split that are given.
+        seed: the scan's.
+        draw: which draw of the images is given.
+    """
+
+    detectors: tuple[Method, ...] = ()
+    images: int = Field(100, ge=1)
+    seed: int = 0
+    draw: int = 0
+
+
+class Group(Record):
+    """Declare models that are counted together.
+
+    Attributes:
+        models: how many.
+        attack: what is planted; the models are clean if None. Settings may vary (`OneOf`, `Between`).
+        class_counts: how many classes are taken, dealt out; all classes if empty.
+        out_of: how many classes the data set has; needed with `class_counts`, but not for generated
+            data, of which every model gets a world of its own.
+        architectures: taken by turns.
+        training: changes to the default training settings of architecture and data.
+        seeds, draws: so many seeds of the scan, and so many draws of the images given, one varied at a time.
+        apart: not pooled with other groups in the claims that name no group.
+    """
+
+    name: str
+    data: Data
+    models: int = Field(ge=1)
+    attack: Method | None = None
+    class_counts: tuple[int, ...] = ()
+    out_of: int = 0
+    architectures: tuple[str, ...] = ("small-cnn",)
+    training: dict[str, Any] = Field(default_factory=dict)
+    seeds: int = Field(1, ge=1)
+    draws: int = Field(1, ge=1)
+    apart: bool = False
+
+
+class Claim(Record):
+    """Hold a published figure, or a bar of our own, to be set beside what we measure.
+
+    Attributes:
+        text: the figure in words.
+        source: who says so.
+        groups: names of the groups that are pooled; all that are not apart if empty.
+        at_least, at_most: when the claim is reached; a figure without either is shown and not judged.
+    """
+
+    text: str
+    source: str
+    measure: Measure
+    groups: tuple[str, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+class Suite(Record):
+    """Declare what is measured, at every scale.
+
+    Attributes:
+        about: what the suite shows, for the table's reader.
+    """
+
+    name: str
+    title: str
+    about: str
+    scales: dict[Scale, tuple[Group, ...]]
+    claims: tuple[Claim, ...] = ()
+    judging: Judging = Judging()
+
+    def groups(self, scale: Scale) -> tuple[Group, ...]:
+        """Return the groups of a scale.
+
+        Raises:
+            InputError: if the suite has no such scale.
+        """
+        if scale not in self.scales:
+            raise InputError(f"suite {self.name} has no scale {scale!r}; it has: {', '.join(self.scales)}")
+        return self.scales[scale]
+
+
+class Trial(Record):
+    """Hold one model to be made and one scan of it, with every setting drawn."""
+
+    suite: str
+    scale: Scale
+    group: str
+    name: str
+    data: Data
+    attack: Method | None
+    architecture: str
+    training: dict[str, Any]
+    seed: int
+    judging: Judging
+
+    @cached_property
+    def key(self) -> str:
+        """Return the sha256 of what is declared."""
+        return content_key(self.model_dump(mode="json"))
+
+
+def content_key(content: Any) -> str:
+    """Return the sha256 of some JSON content, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def expand(suite: Suite, scale: Scale) -> tuple[Trial, ...]:
+    """Return a suite's trials; the same suite and scale always give the same.
+
+    Raises:
+        InputError: if the suite has no such scale.
+    """
+    return tuple(trial for group in suite.groups(scale) for trial in _expand(suite, scale, group))
+
+
+def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
+    """Deal out what varies; model i of every group has seed i, so that planted ones have clean twins."""
+
+    def rng(what: str) -> random.Random:
+        return random.Random(derive_seed(0, suite.name, group.name, what))
+
+    settings: list[dict[str, Any]] = [{} for _ in range(group.models)]
+    if group.attack is not None:
+        dealt = {
+            name: value.deal(group.models, rng(name))
+            if isinstance(value, OneOf | Between)
+            else [value] * group.models
+            for name, value in group.attack.settings.items()
+        }
+        settings = [{name: values[i] for name, values in dealt.items()} for i in range(group.models)]
+    subset = rng("classes")
+    counts = (
+        OneOf(values=group.class_counts).deal(group.models, rng("class counts")) if group.class_counts else []
+    )
+    varied = [(seed, 0) for seed in range(group.seeds)] + [(0, draw) for draw in range(1, group.draws)]
+    trials = []
+    for i in range(group.models):
+        data = group.data
+        if data.world is not None:
+            world = {"seed": i} | ({"classes": counts[i]} if counts else {})
+            data = data.model_copy(update={"world": data.world.model_copy(update=world)})
+        elif counts:
+            data = data.model_copy(
+                update={"classes": tuple(sorted(subset.sample(range(group.out_of), counts[i])))}
+            )
+        for seed, draw in varied:
+            label = f"{group.name}-{i:02d}" + (f"-seed{seed}-draw{draw}" if len(varied) > 1 else "")
+            trials.append(
+                Trial(
+                    suite=suite.name,
+                    scale=scale,
+                    group=group.name,
+                    name=label,
+                    data=data,
+                    attack=group.attack and Method(name=group.attack.name, settings=settings[i]),
+                    architecture=group.architectures[i % len(group.architectures)],
+                    training=group.training,
+                    seed=i,
+                    judging=suite.judging.model_copy(update={"seed": seed, "draw": draw}),
+                )
+            )
+    return trials
+
+
+def suite_names() -> tuple[str, ...]:
+    """Return the names of all suites: each is a file, which is not imported."""
+    files = (Path(__file__).parent / "suites").glob("[!_]*.py")
+    return tuple(sorted(file.stem.replace("_", "-") for file in files))
+
+
+def get_suite(name: str) -> Suite:
+    """Return a suite.
+
+    Raises:
+        InputError: if there is none of that name; the message lists those that exist.
+    """
+    if name not in suite_names():
+        raise InputError(f"there is no suite named {name!r}; there are: {', '.join(suite_names())}")
+    found = import_module(f"doorward.bench.suites.{name.replace('-', '_')}").SUITE
+    assert isinstance(found, Suite)
+    return found
+
+
+def matching(trials: Sequence[Trial], pattern: str | None) -> tuple[Trial, ...]:
+    """Return the trials whose name or group matches a shell pattern, such as `gtsrb*`; all if None.
+
+    Raises:
+        InputError: if none does.
+    """
+    from fnmatch import fnmatchcase
+
+    found = tuple(
+        t for t in trials if pattern is None or fnmatchcase(t.name, pattern) or fnmatchcase(t.group, pattern)
+    )
+    if not found:
+        raise InputError(
+            f"no trial matches {pattern!r}; groups are: {', '.join(dict.fromkeys(t.group for t in trials))}"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""One suite a file; the file is its name."""

@@ -1,0 +1,69 @@
+"""Clean models to calibrate on, of data sets that no other suite judges by; from them the bank is made."""
+
+from doorward.bench.suite import Data, Group, Suite, World
+
+ARCHITECTURES = ("small-cnn", "resnet-8", "vgg")
+FEW, SOME, MANY = (3, 4, 5, 6, 7, 8, 9), (10, 12, 15, 20), (25, 30, 43, 60)
+
+
+def worlds(family: str, size: int, models: int, counts: tuple[int, ...], rows: int = 4_000) -> Group:
+    """Return clean models of generated data, each of a world of its own."""
+    return Group(
+        name=f"{family}-{min(counts)}-{max(counts)}",
+        data=Data(name=family, rows=rows, world=World(size=size)),
+        models=models,
+        class_counts=counts,
+        architectures=ARCHITECTURES,
+        training={"epochs": 5},
+    )
+
+
+def real(
+    name: str, models: int, counts: tuple[int, ...], out_of: int, rows: int | None, epochs: int
+) -> Group:
+    """Return clean models of some classes of a real data set."""
+    return Group(
+        name=f"{name}-{min(counts)}-{max(counts)}",
+        data=Data(name=name, rows=rows),
+        models=models,
+        class_counts=counts,
+        out_of=out_of,
+        architectures=ARCHITECTURES,
+        training={"epochs": epochs},
+    )
+
+
+CPU = (
+    # two classes
+    real("cifar10", 18, (2,), 10, 3_000, 6),
+    real("pneumoniamnist", 15, (2,), 2, 2_500, 5),
+    worlds("glyphs", 28, 12, (2,), 2_500),
+    worlds("objects-hard", 32, 12, (2,), 2_500),
+    # three to nine
+    real("cifar10", 24, FEW, 10, 5_000, 6),
+    worlds("glyphs-hard", 28, 12, FEW),
+    worlds("signs", 32, 12, FEW),
+    worlds("shapes", 28, 12, FEW),
+    # ten to twenty
+    real("cifar10", 21, (10,), 10, 8_000, 6),
+    worlds("glyphs", 28, 12, SOME),
+    worlds("textures", 32, 12, SOME),
+    worlds("objects", 32, 12, SOME, 5_000),
+    worlds("shapes-hard", 28, 9, SOME, 5_000),
+    # more
+    real("orl_faces", 9, (25, 30, 40), 40, None, 12),
+    worlds("signs-hard", 32, 15, MANY, 6_000),
+    worlds("glyphs-hard", 28, 18, (*MANY, 100), 8_000),
+    worlds("shapes", 28, 12, MANY, 6_000),
+    worlds("signs", 32, 12, (25, 43, 100), 8_000),
+)
+
+SUITE = Suite(
+    name="bank",
+    title="Clean models to calibrate on",
+    about="Clean models of 2 to 100 classes whose scores are the bank; 100 clean test images are given.",
+    scales={
+        "smoke": (worlds("glyphs", 28, 2, (2, 5), 1_000), worlds("textures", 32, 1, (4,), 1_000)),
+        "cpu": CPU,
+    },
+)

@@ -1,0 +1,354 @@
+"""One trial at a time: find its data, name its contents, have its model made or cached, scan it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from doorward import reference, registry, scan
+from doorward.attacks.base import DataAttack
+from doorward.bench import synthetic
+from doorward.bench.cache import ModelCache
+from doorward.bench.revisions import TRAINERS, judging_code
+from doorward.bench.suite import Data, Judging, Trial, content_key
+from doorward.data import InMemorySamples, Samples, open_samples
+from doorward.detectors.base import Detector
+from doorward.errors import InputError
+from doorward.methods import Deadline, derive_seed
+from doorward.models import open_classifier
+from doorward.models.native import save_native
+from doorward.plants import Plant, triggered, write_plant
+from doorward.records import Rate, Record, Report
+from doorward.training import TrainingSettings, default_settings, evaluate, train_classifier
+
+#: Test images that clean accuracy, and held-out triggered ones that attack success, are measured on.
+ACCURACY_IMAGES, SUCCESS_IMAGES = 2000, 500
+#: Test images of generated data, and training images where none are asked for.
+GENERATED = 2000
+PLANT = "plant.json"
+
+
+class Truth(Record):
+    """Hold what is known of a trial's model: its accuracy and, where one is planted, its backdoor."""
+
+    classes: int
+    clean_accuracy: Rate
+    attack: str | None = None
+    targets: tuple[int, ...] = ()
+    attack_success: Rate | None = None
+
+
+class Outcome(Record):
+    """Hold what one trial gave.
+
+    Attributes:
+        trained: seconds that the training took, now or when the model was cached.
+        seconds: of the scan.
+        peak_memory: bytes of the process at most during the scan; None where the system does not tell.
+    """
+
+    truth: Truth
+    report: Report
+    cached: bool
+    trained: float
+    seconds: float
+    peak_memory: int | None
+
+
+class Contents(Record):
+    """Hold what keys and settings need of a trial's data.
+
+    Attributes:
+        train, test: hashes of the splits' files, or what generates them.
+        images: for training.
+        shape: of one image: channels, height, width.
+    """
+
+    train: str
+    test: str
+    images: int
+    shape: tuple[int, int, int]
+    classes: int
+
+
+class Sources:
+    """Open the data sets that suites name, and keep those at hand that were used last.
+
+    Args:
+        root: the folder of data sets; those that lie there are missing if None.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self._opened = lru_cache(32)(self._open)
+        self.part = lru_cache(8)(self._part)
+
+    def contents(self, data: Data) -> Contents:
+        """Name the content of training and test images, without making any.
+
+        Raises:
+            InputError: if they are not there, or have not the classes asked for.
+        """
+        if data.world is not None:
+            made = f"{data.name}/{synthetic.REVISION}"
+            channels = synthetic.FAMILIES[data.name.split("-")[0]].channels
+            shape = (channels, data.world.size, data.world.size)
+            images, classes = data.rows or GENERATED, data.world.classes
+            return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
+        train, test = self.part(data, "train"), self.part(data, "test")
+        height, width, channels = train.raw([0])[0].shape
+        return Contents(
+            train=str(train.provenance.sha256),
+            test=str(test.provenance.sha256),
+            images=min(data.rows or len(train), len(train)),
+            shape=(channels, height, width),
+            classes=len(train.classes),
+        )
+
+    def _part(self, data: Data, split: Literal["train", "test"]) -> Samples:
+        """Return one split, restricted to the classes asked for, which are renumbered; not to the rows.
+
+        Raises:
+            InputError: if the data set is not there, has no labels, or not those classes.
+        """
+        if data.world is not None:
+            rows = data.rows or GENERATED if split == "train" else GENERATED
+            return synthetic.open_synthetic(data.name, split=split, rows=rows, **data.world.model_dump())
+        samples = self._opened(data.name, split)
+        if samples.labels is None:
+            raise InputError(f"data set {data.name} has no labels, and the bench needs them")
+        if data.classes is None:
+            return samples
+        if not set(data.classes) <= set(range(len(samples.classes))):
+            raise InputError(f"data set {data.name} has {len(samples.classes)} classes, not {data.classes}")
+        numbers = np.full(len(samples.classes), -1, dtype=np.int64)
+        numbers[list(data.classes)] = np.arange(len(data.classes))
+        kept = samples.select(np.flatnonzero(np.isin(samples.labels, data.classes)))
+        return kept.relabel(numbers, [samples.classes[c] for c in data.classes])
+
+    def _open(self, name: str, split: str) -> Samples:
+        """Return one split of a whole data set.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        if name.startswith("reference:"):
+            return open_samples(reference.FOLDER / name.removeprefix("reference:"), split=split)
+        if self.root is None:
+            raise InputError(f"data set {name}: no folder of data sets is given; use --data or DOORWARD_DATA")
+        if not (self.root / name).exists():
+            raise InputError(f"data set {name} is not in {self.root}")
+        return open_samples(self.root / name, split=split)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Hold a trial whose contents are known.
+
+    Attributes:
+        key: of the result: suite, scale and name, model, and everything that judges it.
+        model_key: of the cached model.
+        resolved: what the keys are made of; all settings with defaults, all hashes.
+        contents: of the data, unless they are missing.
+        missing: why the trial cannot be run here, if so.
+    """
+
+    trial: Trial
+    key: str
+    model_key: str
+    resolved: dict[str, Any]
+    contents: Contents | None = None
+    missing: str | None = None
+
+
+def plan(trial: Trial, sources: Sources) -> Planned:
+    """Find a trial's data and name its contents; where data are missing, that is what is planned.
+
+    Raises:
+        InputError: if a method or a setting is unknown.
+    """
+    detectors = [
+        {"name": d.method(), "settings": d.settings(), "revision": d.revision}
+        for d in _detectors(trial.judging)
+    ]
+    judging = {
+        **trial.judging.model_dump(mode="json", exclude={"detectors"}),
+        "detectors": detectors,
+        "code": judging_code(tuple(d["name"] for d in detectors)),
+    }
+    attack = None
+    if trial.attack is not None:
+        method = registry.build("attack", trial.attack.name, trial.attack.settings)
+        attack = {"name": trial.attack.name, "settings": method.settings(), "revision": method.revision}
+    try:
+        contents = sources.contents(trial.data)
+    except InputError as error:
+        key = content_key([trial.suite, trial.scale, trial.name, trial.key])
+        return Planned(trial, key, trial.key, {}, missing=str(error))
+    defaults = default_settings(trial.architecture, images=contents.images, side=min(contents.shape[1:]))
+    training = TrainingSettings.model_validate(defaults.model_dump() | trial.training)
+    model = {
+        "data": trial.data.model_dump(mode="json", exclude={"name"})
+        | contents.model_dump(mode="json", include={"train", "test"}),
+        "attack": attack,
+        "architecture": trial.architecture,
+        "training": training.model_dump(mode="json"),
+        "seed": trial.seed,
+        "revisions": {name: import_module(f"doorward.{name}").REVISION for name in TRAINERS},
+        "measured": [ACCURACY_IMAGES, SUCCESS_IMAGES],
+    }
+    model_key = content_key(model)
+    return Planned(
+        trial,
+        content_key([trial.suite, trial.scale, trial.name, model_key, judging]),
+        model_key,
+        {"model": model, "judging": judging},
+        contents,
+    )
+
+
+def _detectors(judging: Judging) -> list[Detector]:
+    named = judging.detectors
+    chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
+        registry.build("detector", name, {}) for name in registry.modules("detector")
+    ]
+    found = [d for d in chosen if isinstance(d, Detector) and "artifact" not in d.needs]
+    return sorted(found, key=lambda d: (d.order, d.method()))
+
+
+class Workbench:
+    """Run planned trials, with what they share kept at hand.
+
+    Args:
+        device: torch device that trains and scans.
+    """
+
+    def __init__(self, cache: ModelCache, sources: Sources, device: str = "cpu") -> None:
+        self.cache, self.sources, self.device = cache, sources, device
+
+    def make(self, planned: Planned) -> bool:
+        """Have the trial's model in the cache; tell whether it was there.
+
+        Raises:
+            InputError: if data, attack and architecture do not fit, or the cache cannot be written to.
+            TrainingDiverged: if the loss is no longer finite.
+        """
+        if self.cache.get(planned.model_key) is not None:
+            return True
+        self.cache.put(planned.model_key, lambda folder: self._train(planned, folder))
+        return False
+
+    def judge(self, planned: Planned, *, cached: bool) -> Outcome:
+        """Scan the trial's model, which is in the cache, with images of the test split."""
+        trial = planned.trial
+        place = self.cache.place(planned.model_key)
+        meta = self.cache.meta(planned.model_key)
+        judging = trial.judging
+        classifier = open_classifier(str(place), device=self.device)
+        test = self.sources.part(trial.data, "test")
+        given = test.draw(judging.images, np.random.default_rng(derive_seed(judging.draw, "given images")))
+        given = _decoded(given)
+        _forget_peak_memory()
+        clock = Deadline()
+        report = scan.examine(
+            classifier,
+            given,
+            detectors=_detectors(judging),
+            seed=judging.seed,
+            device=self.device,
+            deadline=clock,
+            images=judging.images,
+        )
+        return Outcome(
+            truth=Truth.model_validate(meta["truth"]),
+            report=_light(report),
+            cached=cached,
+            trained=meta["training"]["seconds"],
+            seconds=clock.spent(),
+            peak_memory=_peak_memory(),
+        )
+
+    def _train(self, planned: Planned, folder: Path) -> dict[str, Any]:
+        """Train the trial's model, write it, and return what there is to say of it."""
+        trial = planned.trial
+        train, test = self.sources.part(trial.data, "train"), self.sources.part(trial.data, "test")
+        if trial.data.rows is not None:
+            train = train.draw(trial.data.rows, np.random.default_rng(derive_seed(trial.seed, "rows")))
+        train = _decoded(train)
+        plant: Plant | None = None
+        if trial.attack is not None:
+            attack = registry.build("attack", trial.attack.name, trial.attack.settings)
+            assert isinstance(attack, DataAttack)
+            poisoned = attack(train, seed=trial.seed)
+            train, plant = poisoned.samples, poisoned.plant
+        settings = TrainingSettings.model_validate(planned.resolved["model"]["training"])
+        trained = train_classifier(
+            trial.architecture, train, seed=trial.seed, settings=settings, device=self.device
+        )
+        classifier = trained.classifier
+        rng = np.random.default_rng(derive_seed(trial.seed, "measured"))
+        accuracy = evaluate(classifier, test.draw(ACCURACY_IMAGES, rng))
+        truth = Truth(classes=len(test.classes), clean_accuracy=accuracy)
+        if plant is not None:
+            success = evaluate(classifier, triggered(test, plant).draw(SUCCESS_IMAGES, rng))
+            plant = plant.model_copy(update={"clean_accuracy": accuracy, "attack_success": success})
+            truth = truth.model_copy(
+                update={"attack": plant.attack, "targets": plant.targets, "attack_success": success}
+            )
+            write_plant(plant, folder / PLANT)
+        save_native(
+            classifier.module,
+            architecture=trial.architecture,
+            spec=classifier.spec,
+            classes=test.classes,
+            directory=folder,
+        )
+        return {
+            "resolved": planned.resolved["model"],
+            "truth": truth.model_dump(mode="json"),
+            "training": trained.record.model_dump(mode="json"),
+        }
+
+
+def _decoded(samples: Samples) -> Samples:
+    """Return the samples decoded once and for all."""
+    return InMemorySamples(
+        samples.raw(np.arange(len(samples))),
+        samples.labels,
+        classes=samples.classes,
+        path=samples.provenance.path,
+    )
+
+
+def _light(report: Report) -> Report:
+    """Return a report without pictures and recovered triggers, which would fill the results store."""
+    findings = tuple(
+        finding.model_copy(
+            update={"evidence": tuple(e for e in finding.evidence if e.type not in ("picture", "trigger"))}
+        )
+        for finding in report.findings
+    )
+    return report.model_copy(update={"findings": findings})
+
+
+def _forget_peak_memory() -> None:
+    """Start the system's record of this process's memory anew, where it can be (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _peak_memory() -> int | None:
+    """Return the largest resident size in bytes since the record was started anew (Linux), else None."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return int(line.split()[1]) * 1024 if line else None

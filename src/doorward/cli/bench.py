@@ -1,0 +1,267 @@
+"""`doorward bench`: measure what is claimed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from doorward.cli.options import check_device
+from doorward.errors import InputError
+
+if TYPE_CHECKING:
+    from doorward.bench.runner import Event
+    from doorward.bench.store import Store
+    from doorward.bench.trials import Planned
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+class Scale(StrEnum):
+    """How much a suite does."""
+
+    smoke = "smoke"
+    cpu = "cpu"
+    full = "full"
+
+
+class TableFormat(StrEnum):
+    """How a suite's results are written."""
+
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+    html = "html"
+
+
+SUITE = typer.Argument(..., help="Name of the suite; `doorward bench list` shows them.")
+SCALE = typer.Option(Scale.smoke, help="smoke takes two minutes, cpu some hours; full wants a GPU.")
+STORE = typer.Option(
+    None,
+    metavar="URL",
+    help="The results store, as in sqlite:///results.sqlite; a file in the cache folder if not given.",
+)
+CACHE = typer.Option(
+    None,
+    metavar="DIR",
+    envvar="DOORWARD_CACHE",
+    help="Where trained models are kept; the user's cache folder if not given.",
+)
+ONLY = typer.Option(None, metavar="PATTERN", help="Only trials or groups whose name fits, as in 'gtsrb*'.")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure detectors on planted and clean models: suites expand to trials, trials to tables."""
+
+
+@app.command("list")
+def list_suites() -> None:
+    """List the suites and how many trials they have."""
+    from doorward.bench.suite import expand, get_suite, suite_names
+
+    for name in suite_names():
+        suite = get_suite(name)
+        sizes = ", ".join(f"{scale} {len(expand(suite, scale))}" for scale in suite.scales)
+        typer.echo(f"{name:<18} {suite.title} (trials: {sizes})")
+
+
+@app.command("run")
+def run(
+    suite: str = SUITE,
+    scale: Scale = SCALE,
+    workers: int = typer.Option(1, min=1, help="Processes that work at the same time."),
+    threads: int = typer.Option(1, min=1, help="Threads of each process."),
+    store: str | None = STORE,
+    cache: Path | None = CACHE,
+    data: Path | None = typer.Option(
+        None,
+        metavar="DIR",
+        envvar="DOORWARD_DATA",
+        help="The folder of data sets; trials without data are skipped.",
+    ),
+    only: str | None = ONLY,
+    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    export: Path | None = typer.Option(
+        None,
+        metavar="DIR",
+        help="Write all results of the suite at this scale to SUITE-SCALE.json there.",
+    ),
+    dry_run: bool = typer.Option(False, help="Say what would be done and about how long it takes."),
+) -> None:
+    """Run a suite's trials that have no result yet; run it again to go on after whatever ended it.
+
+    Exit code: 0, 2 for bad input, 4 if a trial failed or was skipped or the run had to stop.
+    """
+    from doorward.bench import revisions, runner, show
+    from doorward.bench.cache import ModelCache
+    from doorward.bench.estimate import TimeLeft, estimate
+    from doorward.bench.store import StoreError
+    from doorward.bench.suite import expand, get_suite, matching
+    from doorward.bench.trials import Sources, plan
+    from doorward.reports import wording
+
+    check_device(device)
+    found = get_suite(suite)
+    trials = matching(expand(found, scale.value), only)
+    revisions.check(revisions.units_of(trials))
+    folder = cache or default_cache()
+    sources = Sources(data)
+    planned = [plan(trial, sources) for trial in trials]
+    opened = open_store(store, folder)
+    settings = runner.RunSettings(cache=folder, data=data, workers=workers, threads=threads, device=device)
+    todo = runner.pending(planned, opened)
+    if dry_run:
+        guess = estimate(todo, ModelCache(folder), workers=workers, threads=threads, device=device)
+        typer.echo(f"{len(planned)} trials, {len(planned) - len(todo)} done already, {guess.trials} to do")
+        typer.echo(f"{guess.models} models, {guess.cached} of them cached")
+        missing = sorted({one.missing for one in todo if one.missing})
+        for reason in missing:
+            typer.echo(f"would be skipped: {reason}")
+        total = wording.duration(guess.training + guess.judging)
+        parts = f"training {wording.duration(guess.training)}, scans {wording.duration(guess.judging)}"
+        typer.echo(f"about {total} with {workers} worker(s): {parts}")
+        return
+    try:
+        with _progress(todo, TimeLeft(todo, workers=workers)) as tell:
+            runner.run(planned, opened, settings, tell=tell)
+    except (runner.RunError, StoreError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(4) from error
+    if export is not None:
+        typer.echo(f"written: {show.write_results(show.collect(found, scale.value, opened), export)}")
+    rows = [opened.get(one.key) for one in planned]
+    counts = {
+        status: sum(row is not None and row.status == status for row in rows)
+        for status in ("done", "failed", "skipped")
+    }
+    typer.echo(
+        ", ".join(f"{count} {status}" for status, count in counts.items()) + f" of {len(planned)} trials"
+    )
+    for reason in sorted({row.error for row in rows if row is not None and row.error}):
+        typer.echo(f"not done: {reason}", err=True)
+    raise typer.Exit(0 if counts["done"] == len(planned) else 4)
+
+
+@app.command("show")
+def show_suite(
+    suite: str = SUITE,
+    scale: Scale = SCALE,
+    store: str | None = STORE,
+    cache: Path | None = CACHE,
+    results: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Show the results in this JSON file, as `bench run` exports it; no store is read.",
+    ),
+    format: TableFormat = typer.Option(TableFormat.markdown, help="How to write it."),
+    out: Path | None = typer.Option(None, metavar="FILE", help="Where to; standard output if not given."),
+) -> None:
+    """Show a suite's results: what was claimed, what came out, with counts and intervals.
+
+    Exit code: 0, or 2 for bad input.
+    """
+    from doorward.bench import show
+    from doorward.bench.suite import get_suite
+
+    found = get_suite(suite)
+    if results is not None:
+        held = show.read_results(results)
+        if (held.suite, held.scale) != (suite, scale.value):
+            raise InputError(
+                f"{results} holds {held.suite} at scale {held.scale}, not {suite} at {scale.value}"
+            )
+    else:
+        held = show.collect(found, scale.value, open_store(store, cache or default_cache()))
+    text = show.FORMATS[format.value](show.summarise(found, held))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror})") from error
+    typer.echo(f"written: {out}")
+
+
+def default_cache() -> Path:
+    """Return the user's cache folder for Doorward, as the platform has it."""
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(base).expanduser() / "doorward"
+
+
+def open_store(url: str | None, cache: Path) -> Store:
+    """Open a results store; a file in the cache folder if no URL is given."""
+    from doorward.errors import MissingExtra
+
+    try:
+        from doorward.bench.store import Store
+    except ImportError as error:
+        raise MissingExtra("sqlalchemy", "bench", "the results store") from error
+    if url is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite:///{cache.resolve() / 'results.sqlite'}"
+    return Store(url)
+
+
+@contextmanager
+def _progress(todo: list[Planned], left: object) -> Iterator[Callable[[Event], None]]:
+    """Show progress on standard error: a bar on a terminal, else a line for each trial that has ended."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from doorward.bench.estimate import TimeLeft
+    from doorward.reports import wording
+
+    assert isinstance(left, TimeLeft)
+    console = Console(stderr=True)
+    ended = 0
+
+    def line(event: Event) -> str:
+        took = f" in {wording.duration(event.seconds)}" if event.seconds else ""
+        return f"{event.planned.trial.name}: {event.status}{took}{', ' + event.note if event.note else ''}"
+
+    def note(event: Event) -> str:
+        nonlocal ended
+        if event.status not in (None, "died"):
+            ended += 1
+            left.ended(event.planned, event.seconds)
+        seconds = left.seconds()
+        return "" if seconds is None else f"about {wording.duration(seconds)} left"
+
+    if not console.is_terminal:
+
+        def tell(event: Event) -> None:
+            rest = note(event)
+            if event.status is not None:
+                tail = f" ({ended} of {len(todo)}{', ' + rest if rest else ''})"
+                typer.echo(line(event) + tail, err=True)
+
+        yield tell
+        return
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=len(todo), left="")
+
+        def show(event: Event) -> None:
+            rest = note(event)
+            if event.status is None:
+                bar.update(task, description=f"{event.planned.trial.name}: {event.note}")
+            else:
+                bar.console.print(line(event), highlight=False, markup=False)
+            bar.update(task, completed=ended, left=rest)
+
+        yield show
