@@ -183,7 +183,7 @@ class TorchClassifier(Classifier):
         finally:
             for handle in handles:
                 handle.remove()
-        near = 1e-5 * float(y.abs().amax())
+        near = 1e-5 * float(y.nan_to_num().abs().amax())
         for key in reversed(outputs):
             if outputs[key].ndim < 2:
                 continue
