@@ -680,7 +680,7 @@ def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(InputError, match=r"the hub does not give this model: no network$"):
+    with pytest.raises(InputError, match=r"the hub does not give a model of that name: no network$"):
         open_classifier("owner/model")
 
 

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src"
 
 #: The rooms from the cellar up, as docs/design.md draws them; each imports from its own floor or from below.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "records"}),
+    frozenset({"errors", "records", "devices"}),
     frozenset({"measures", "outliers", "registry", "modalities"}),
     frozenset({"methods", "triggers", "artifacts", "data", "models", "reports"}),
     frozenset({"plants", "inversion", "training", "subject", "reference"}),

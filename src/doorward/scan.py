@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from scipy import stats
 
 from doorward import __version__, measures, registry
 from doorward.data import Samples, open_samples
 from doorward.detectors.base import Detector
+from doorward.devices import check_device
 from doorward.errors import InputError, UnsafeArtifact
 from doorward.inversion import batched_logits
 from doorward.methods import Deadline, derive_seed
@@ -60,6 +62,10 @@ class ScanRequest:
         time_budget: seconds for the whole scan; a detector that would not fit is not run.
         images: most clean images that are used; every class gives its share. A quarter at least, and half
             at most, is kept back to confirm a recovered trigger.
+        factory, weights: the user's own function that builds the module, and the weights for it.
+        data_column, label_column: where the images and their labels are, where it cannot be told.
+        options: what the user states of the model.
+        folder: where the scan was asked for; `doorward.verify` finds relative paths from there.
     """
 
     model: str
@@ -73,6 +79,8 @@ class ScanRequest:
     factory: str | None = None
     weights: str | None = None
     data_column: str | None = None
+    label_column: str | None = None
+    folder: str | None = None
     options: LoadOptions = field(default_factory=LoadOptions)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,13 +89,12 @@ class ScanRequest:
 
     @staticmethod
     def from_json(form: dict[str, Any]) -> ScanRequest:
-        """Rebuild a request from a report's `request`."""
+        """Rebuild a request from a report's `request`.
 
-        def tuples(value: Any) -> Any:
-            return tuple(value) if isinstance(value, list) else value
-
-        options = LoadOptions(**{name: tuples(value) for name, value in form["options"].items()})
-        return ScanRequest(**{name: tuples(value) for name, value in form.items()} | {"options": options})
+        Raises:
+            pydantic.ValidationError: if it is none.
+        """
+        return TypeAdapter(ScanRequest).validate_python(form)
 
 
 def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
@@ -100,6 +107,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     """
     tell = progress or (lambda _: None)
     deadline = Deadline(request.time_budget)
+    check_device(request.device)
     chosen = _choose(request.detectors)
     path = Path(request.weights or request.model) if request.factory else locate(request.model)
     findings: list[Finding] = []
@@ -141,7 +149,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     samples = None
     if source is not None:
         tell("opening the data")
-        samples = open_samples(source, column=request.data_column)
+        samples = open_samples(source, column=request.data_column, label_column=request.label_column)
     report = examine(
         classifier,
         samples,

@@ -5,12 +5,16 @@ Commands import what they need when they run, so that `doorward --help` is quick
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
+from typing import Any
 
 import typer
 
 from doorward import __version__
-from doorward.cli import demo, list_methods, plant, scan, train, verify
+from doorward.cli import bench, demo, list_methods, plant, scan, train, verify
 from doorward.errors import DoorwardError, UnsafeArtifact
 
 app = typer.Typer(
@@ -22,6 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+#: Typer's own class or click's, by its version.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+#: Environment variable that asks for the traceback of a fault.
+TRACEBACK = "DOORWARD_TRACEBACK"
 
 
 def _version(value: bool) -> None:
@@ -45,26 +54,63 @@ app.command("verify")(verify.verify)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
     """Run the command line; errors become one line on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal lacks ends no scan
+            stream.reconfigure(errors="backslashreplace")
+    code = _run(sys.argv[1:])
     try:
-        app()
-    except UnsafeArtifact as error:
-        _complain(error)
-        sys.exit(1)
-    except DoorwardError as error:
-        _complain(error)
-        sys.exit(2)
+        sys.stdout.flush()
     except BrokenPipeError:
-        # the reader of our output has left, as in `doorward list detectors | head -1`
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
+        # else Python would complain of it at its end, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # not `app()`: that ends with 1 on a broken pipe and on faults, which here means "found"
+        with typer.main.get_command(app).make_context("doorward", arguments) as context:
+            context.command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except UnsafeArtifact as error:
+        return _complain(str(error), 1)
+    except DoorwardError as error:
+        return _complain(str(error), 2)
+    except USAGE_ERROR as error:
+        return _complain_of_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except BrokenPipeError:
+        return 141  # what the shell says of a program whose reader has left, as in `doorward list | head`
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except (Exception, SystemExit) as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        where = "" if os.environ.get(TRACEBACK) else f" ({TRACEBACK}=1 shows where)"
+        return _complain(f"this should not happen: {type(error).__name__}: {error}{where}", 4)
+    return 0
 
 
-def _complain(error: Exception) -> None:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+def _complain_of_usage(error: Any) -> int:
+    message = str(error.format_message())
+    if message.startswith("Usage:"):  # no more was typed than the name of a group of commands
+        print(message, file=sys.stderr)
+        return 2
+    message = message.replace("Value error, ", "").rstrip(".")
+    command = error.ctx.command_path if error.ctx else "doorward"
+    return _complain(f"{message}; see {command} --help", 2)
+
+
+def _complain(message: str, code: int) -> int:
+    from doorward.reports.wording import plain
+
+    print("error: " + plain(" ".join(message.split())), file=sys.stderr)
+    return code

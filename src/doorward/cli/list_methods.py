@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from enum import StrEnum
 
 import typer
+
+#: Longer lines are hard to read.
+WIDEST = 100
 
 
 class Room(StrEnum):
@@ -15,23 +20,29 @@ class Room(StrEnum):
     repairs = "repairs"
 
 
-def list_methods(kind: Room = typer.Argument(..., help="What to list.")) -> None:
-    """List methods with paper, needs and limits."""
-    from rich.console import Console
-    from rich.table import Table
-
+def list_methods(
+    kind: Room = typer.Argument(..., metavar="KIND", help="What to list."),
+) -> None:
+    """List methods: paper, needs, limits."""
     from doorward import registry
 
     singular = {"attacks": "attack", "detectors": "detector", "repairs": "repair"}[kind.value]
     names = registry.modules(singular)  # type: ignore[arg-type]
     if not names:
         typer.echo(f"there are no {kind.value} yet")
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "needs", "source", "limits"):
-        table.add_column(column, overflow="fold")
+    width = min(shutil.get_terminal_size().columns, WIDEST)
     for name in names:
         method = registry.get(singular, name)  # type: ignore[arg-type]
-        needs = ", ".join(sorted(getattr(method, "needs", ()))) or "-"
-        table.add_row(name, needs, method.source, method.limits)
-    Console().print(table)
+        typer.echo(f"{name}: {method.title}")
+        needs = ", ".join(sorted(getattr(method, "needs", ())))
+        for label, text in (("source", method.source), ("needs", needs), ("limits", method.limits)):
+            if text:
+                typer.echo(
+                    textwrap.fill(
+                        text,
+                        width,
+                        initial_indent=f"  {label:<8}",
+                        subsequent_indent=" " * 10,
+                        break_on_hyphens=False,
+                    )
+                )

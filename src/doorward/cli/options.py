@@ -1,15 +1,23 @@
-"""What commands share: parsing of option values, progress, exit codes."""
+"""What commands share: parsing of option values, progress, printing a report."""
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from doorward.devices import check_device as check_device
 from doorward.errors import InputError
 
 if TYPE_CHECKING:
+    from doorward.records import Report
     from doorward.scan import Progress
 
 
@@ -38,9 +46,12 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{option} takes numbers separated by commas, got {text!r}") from None
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise InputError(f"{option} takes numbers separated by commas, got {text!r}")
+    return values
 
 
 def labels(text: str | None) -> tuple[str, ...] | None:
@@ -49,31 +60,58 @@ def labels(text: str | None) -> tuple[str, ...] | None:
         return None
     if text.startswith("@"):
         try:
-            with open(text[1:], encoding="utf-8") as file:
-                return tuple(line.strip() for line in file if line.strip())
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--labels {text}: cannot read the file: {error}") from None
-    return tuple(part.strip() for part in text.split(","))
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise InputError(f"--labels {text}: cannot read the file: {why}") from None
+        return tuple(line.strip() for line in lines if line.strip())
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise InputError(f"--labels takes class names separated by commas, or @FILE, got {text!r}")
+    return names
 
 
-def check_device(name: str) -> str:
-    """Return the device if torch can use it.
+def check_folder(out: Path) -> Path:
+    """Return a folder for results if it can be made and written, before work is spent on them.
 
     Raises:
-        InputError: if not; the message names those that it can use.
+        InputError: if not.
     """
-    import torch
+    there = out
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"--out {out}: {there} is no folder; results need one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: the folder {there.resolve()} may not be written to")
+    return out
 
+
+@contextmanager
+def own_code(factory: str | None) -> Iterator[None]:
+    """Let `--factory` find modules in the current folder, after all that is installed."""
+    here = os.getcwd() if factory else None
+    if here is None or here in sys.path:
+        yield
+        return
+    sys.path.append(here)
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError):
-        usable = ["cpu"]
-        if torch.cuda.is_available():
-            usable += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if torch.backends.mps.is_available():
-            usable.append("mps")
-        raise InputError(f"--device {name} cannot be used here; usable: {', '.join(usable)}") from None
-    return name
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def show(report: Report) -> None:
+    """Print a report: with colours on a terminal, else as the text file has it, in the width at hand."""
+    from rich.console import Console
+
+    from doorward import reports
+
+    console = Console()
+    if console.is_terminal:
+        reports.render(report, console)
+    else:
+        typer.echo(reports.to_text(report, width=console.width), nl=False)
 
 
 @contextmanager

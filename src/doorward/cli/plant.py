@@ -28,9 +28,10 @@ def plant(
     data_column: str | None = typer.Option(None, metavar="NAME", help="The column that holds the images."),
     force: bool = typer.Option(False, help="Write to OUT even if it holds something; replace what is ours."),
 ) -> None:
-    """Poison a data set: put a trigger on some samples and change their labels.
+    """Poison a data set on purpose.
 
-    The truth of the plant (trigger, targets, ids of the poisoned samples) goes to plant.json.
+    Some samples get a trigger, and most attacks change their labels too. The truth of the plant (trigger,
+    targets, ids of the poisoned samples) goes to plant.json.
 
     Exit code: 0, or 2 for unreadable input.
     """

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import FailOn, Format, check_device, labels, numbers, status
+from doorward.cli.options import (
+    FailOn,
+    Format,
+    check_device,
+    check_folder,
+    labels,
+    numbers,
+    own_code,
+    show,
+    status,
+)
 
 if TYPE_CHECKING:
     from doorward.records import Report
@@ -16,29 +29,46 @@ if TYPE_CHECKING:
 def scan(
     model: str = typer.Argument(
         ...,
-        help="A Hugging Face directory or hub id, an .onnx file, a torch.export .pt2 file, or a Doorward "
-        "directory. With --factory: the weights, or any name for the model if --weights is given.",
+        metavar="MODEL",
+        help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, or a "
+        "Doorward directory. With --factory: the weights, or any name if --weights gives them.",
     ),
     clean: str | None = typer.Option(
         None,
         metavar="DATA",
-        help="Images that you trust: a folder, a file or a hub id; DATA:SPLIT picks a split.",
+        help="Images that you trust, best with labels: a folder, a file or a hub id; DATA:SPLIT picks a "
+        "split.",
     ),
     train: str | None = typer.Option(
-        None, metavar="DATA", help="The training set; its images serve where no clean ones are given."
+        None,
+        metavar="DATA",
+        help="The training set, read like --clean; its images serve where no clean ones are given.",
     ),
-    detector: list[str] = typer.Option([], metavar="NAME", help="Run this detector only; may be repeated."),
+    detector: list[str] = typer.Option(
+        [],
+        metavar="NAME",
+        help="Run this detector only; may be repeated. `doorward list detectors` shows them.",
+    ),
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Write report.html, report.json, report.sarif and report.txt there."
     ),
-    format: Format = typer.Option(Format.text, help="What to print on standard output."),
-    fail_on: FailOn = typer.Option(FailOn.suspicious, help="From which verdict on the exit code is 1."),
-    seed: int = typer.Option(0, min=0, help="Seed of everything random."),
+    format: Format = typer.Option(
+        Format.text, metavar="text|json|sarif", help="What to print on standard output."
+    ),
+    fail_on: FailOn = typer.Option(
+        FailOn.suspicious,
+        metavar="suspicious|backdoored|never",
+        help="From which verdict on the exit code is 1; with never it is 0 for every verdict.",
+    ),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
-    time_budget: float = typer.Option(900.0, min=1.0, metavar="S", help="Seconds that the scan may take."),
-    images: int = typer.Option(300, min=4, help="Most clean images to use."),
+    time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that the scan may take."),
+    images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
     factory: str | None = typer.Option(
-        None, metavar="F", help="package.module:function that returns the torch module. This runs your code."
+        None,
+        metavar="F",
+        help="package.module:function or file.py:function that returns the torch module; modules in the "
+        "current folder are found too. This runs your code.",
     ),
     weights: Path | None = typer.Option(
         None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
@@ -61,11 +91,17 @@ def scan(
     features: str | None = typer.Option(
         None, metavar="NAME", help="The layer whose input are the features, if not the last linear one."
     ),
-    data_column: str | None = typer.Option(None, metavar="NAME", help="The column that holds the images."),
+    data_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+    ),
+    label_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
+    ),
 ) -> None:
     """Look for a backdoor in a model.
 
-    Exit code: 0 nothing found, 1 found or unsafe to load, 2 unreadable input, 3 could not tell.
+    Exit code: 0 nothing found, 1 found or unsafe to load, 2 usage or unreadable input, 3 could not tell,
+    4 a fault in Doorward.
     """
     from doorward import reports
     from doorward.errors import InputError
@@ -83,6 +119,12 @@ def scan(
         raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
     if output not in (None, "logits", "probabilities", "one_logit"):
         raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
+    if weights is not None and factory is None:
+        raise InputError("--weights goes with --factory, the function that builds the network for them")
+    if math.isinf(time_budget):
+        raise InputError("--time-budget takes seconds, got inf")
+    if out is not None:
+        check_folder(out)
     request = ScanRequest(
         model=model,
         clean=clean,
@@ -95,6 +137,8 @@ def scan(
         factory=factory,
         weights=str(weights) if weights else None,
         data_column=data_column,
+        label_column=label_column,
+        folder=os.getcwd(),
         options=LoadOptions(
             input_range=(low_high[0], low_high[1]) if low_high else None,
             mean=numbers(mean, "--mean"),
@@ -106,23 +150,25 @@ def scan(
             size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
         ),
     )
-    with status() as progress:
+    with own_code(factory), status() as progress:
         report = run(request, progress=progress)
-    written = reports.write_reports(report, out, fail_on=fail_on.value) if out else {}
-    _print(report, format, fail_on)
-    for path in written.values():
-        typer.echo(f"written: {path}", err=True)
+    try:
+        _print(report, format, fail_on)
+    finally:
+        if out is not None:
+            files = reports.write_reports(report, out, fail_on=fail_on.value)
+            names = ", ".join(sorted(file.name for file in files.values()))
+            typer.echo(f"written: {out} ({names})", err=True)
     raise typer.Exit(reports.exit_code(report.verdict, fail_on.value))
 
 
 def _print(report: Report, format: Format, fail_on: FailOn) -> None:
     from doorward import reports
 
-    if format is Format.json:
-        typer.echo(reports.to_json(report), nl=False)
-    elif format is Format.sarif:
-        typer.echo(reports.to_sarif(report, fail_on=fail_on.value), nl=False)
-    else:
-        from rich.console import Console
-
-        reports.render(report, Console())
+    with contextlib.suppress(BrokenPipeError):  # a reader that has left does not change the verdict
+        if format is Format.json:
+            typer.echo(reports.to_json(report).encode(), nl=False)
+        elif format is Format.sarif:
+            typer.echo(reports.to_sarif(report, fail_on=fail_on.value).encode(), nl=False)
+        else:
+            show(report)

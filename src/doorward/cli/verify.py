@@ -6,22 +6,45 @@ from pathlib import Path
 
 import typer
 
-from doorward.cli.options import status
+from doorward.cli.options import own_code, status
 
 
 def verify(
-    report: Path = typer.Argument(..., help="A report.json that `doorward scan --out` wrote."),
+    report: Path = typer.Argument(
+        ..., metavar="REPORT", help="A report.json that `doorward scan --out` wrote."
+    ),
+    model: str | None = typer.Option(None, metavar="MODEL", help="Where the model is now, if it has moved."),
+    clean: str | None = typer.Option(
+        None, metavar="DATA", help="Where the clean images are now, if they have moved."
+    ),
+    train: str | None = typer.Option(
+        None, metavar="DATA", help="Where the training set is now, if it has moved."
+    ),
+    factory: str | None = typer.Option(
+        None, metavar="F", help="The report's --factory, said again, since this runs that code."
+    ),
+    weights: str | None = typer.Option(
+        None, metavar="W", help="With --factory: where the weights are now, if they have moved."
+    ),
+    device: str | None = typer.Option(
+        None, metavar="D", help="cpu, cuda, cuda:1, mps; the report's if not given."
+    ),
 ) -> None:
-    """Rerun a report by its hashes and seeds.
+    """Run a report's scan again and say what differs.
 
-    Exit code: 0 the same verdict, 1 something differs, 2 the report or its files cannot be read.
+    Relative paths in the report are looked for in the folder where the scan was run, then in this one.
+
+    Exit code: 0 nothing differs, 1 something does, 2 the report or its files cannot be read, 4 a fault in
+    Doorward.
     """
+    from doorward.verify import Instead
     from doorward.verify import verify as run
 
-    with status() as progress:
-        differences = run(report, progress=progress)
+    instead = Instead(model=model, weights=weights, clean=clean, train=train, factory=factory, device=device)
+    with own_code(factory), status() as progress:
+        differences = run(report, instead=instead, progress=progress)
+    for line in differences:
+        typer.echo(f"differs: {line}")
     if differences:
-        for line in differences:
-            typer.echo(f"differs: {line}")
         raise typer.Exit(1)
-    typer.echo("the same verdict, targets and scores")
+    typer.echo("nothing differs: the same files, verdict, targets and scores")

@@ -49,7 +49,7 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
         h, w, c = image.shape
         raise InputError(
             f"the model takes {spec.width}x{spec.height} images with {spec.channels} channel(s); "
-            f"these are {w}x{h} with {c}. Give images of that size and mode, "
+            f"this one is {w}x{h} with {c}. Give images of that size and mode, "
             "or a preprocessor_config.json that says how to resize"
         )
     return image
@@ -66,7 +66,10 @@ def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
     for start in range(0, len(samples), size):
         positions = range(start, min(start + size, len(samples)))
         for i, raw in zip(positions, samples.raw(list(positions)), strict=True):
-            fitted = fit_image(raw, spec)
+            try:
+                fitted = fit_image(raw, spec)
+            except InputError as error:
+                raise InputError(f"{samples.provenance.path}, id {samples.ids[i]}: {error}") from error
             out[i] = torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))  # (c, h, w)
     return out
 

@@ -50,7 +50,10 @@ def fetch(hub_id: str) -> Path:
             if not any(local.glob("*.safetensors")):
                 local = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.py", "pytorch_model*"]))
     except Exception as error:  # network, login, name: many kinds
-        raise InputError(f"{hub_id}: the hub does not give this model: {first_line(error)}") from error
+        raise InputError(
+            f"{hub_id}: no such directory here, and the hub does not give a model of that name: "
+            f"{first_line(error)}"
+        ) from error
     return local
 
 

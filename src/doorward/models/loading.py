@@ -108,7 +108,10 @@ def detect_format(path: Path) -> Format:
     config = path / "config.json"
     if not config.is_file():
         inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
-        what = f"it holds {', '.join(inside[:3])}: give that file" if inside else "it holds no model file"
+        what = "it holds no model file"
+        if inside:
+            alone = _SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
+            what = f"it holds {', '.join(inside[:3])}: give that file{' with --factory' if alone else ''}"
         raise InputError(f"{path}: a model directory has a config.json, this has none; {what}")
     return "doorward" if read_json(config).get("format") == "doorward" else "huggingface"
 

@@ -115,7 +115,8 @@ def describe_validation(error: ValidationError) -> str:
     """Return a validation error's first complaint in one line."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def first_line(error: BaseException) -> str:

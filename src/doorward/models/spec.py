@@ -56,7 +56,7 @@ class InputSpec(BaseModel):
         assumed: names of the fields that nothing stated.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     channels: int = Field(ge=1, le=4)
     height: int = Field(gt=0)

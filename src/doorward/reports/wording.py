@@ -147,6 +147,8 @@ def class_label(index: int, classes: tuple[str, ...]) -> str:
 def classes_label(targets: Iterable[int], classes: tuple[str, ...], *, limit: int = 5) -> str:
     """Name some classes; of many, the first ones and how many more."""
     targets = tuple(targets)
+    if not targets:
+        return "none"
     if len(targets) > limit and len(targets) == len(classes):
         return f"all {len(classes)} classes"
     names = [class_label(target, classes) for target in targets[:limit]]
