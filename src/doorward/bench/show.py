@@ -93,6 +93,7 @@ class GroupRow(Record):
     """Hold one line of the table: a group of planted models beside the clean ones of the same data.
 
     Attributes:
+        counted: names of the trials that the numbers are made of, planted and clean.
         excluded: names of the plants that do not count, with their attack success.
         exact_target, flagged: of the planted that count; could-not-tell counts against both.
         false_alarms: flagged clean models.
@@ -103,6 +104,7 @@ class GroupRow(Record):
     """
 
     group: str
+    counted: tuple[str, ...]
     excluded: dict[str, float]
     exact_target: Rate
     flagged: Rate
@@ -135,7 +137,11 @@ class BucketRow(Record):
 
 
 class Summary(Record):
-    """Hold all that is shown of a suite at one scale."""
+    """Hold all that is shown of a suite at one scale.
+
+    Attributes:
+        clean: names of the trials of clean models that the buckets are made of.
+    """
 
     suite: str
     title: str
@@ -146,6 +152,7 @@ class Summary(Record):
     claims: tuple[ClaimRow, ...]
     groups: tuple[GroupRow, ...]
     buckets: tuple[BucketRow, ...]
+    clean: tuple[str, ...]
     results: tuple[Result, ...]
 
 
@@ -273,6 +280,7 @@ def summarise(suite: Suite, held: Results) -> Summary:
         ),
         groups=tuple(_group_row(group, groups, by_group) for group in groups if _has_row(group, groups)),
         buckets=tuple(row for low, high in BUCKETS if (row := _bucket_row(low, high, clean)).models),
+        clean=tuple(one.trial for one in clean),
         results=held.results,
     )
 
@@ -346,6 +354,7 @@ def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[R
     names = sorted({name for one in both for name in one.detectors})
     return GroupRow(
         group=group.name,
+        counted=tuple(one.trial for one in both),
         excluded={one.trial: one.attack_success or 0.0 for one in planted if one.excluded},
         exact_target=_count(counted, lambda one: one.exact),
         flagged=_count(counted, lambda one: one.flagged),
@@ -392,11 +401,11 @@ def counts(value: Rate) -> str:
     """Write a rate for a table's cell.
 
     >>> counts(rate(23, 24)), counts(rate(0, 0))
-    ('23 of 24 (78.9 to 99.9 %)', '')
+    ('23 of 24 (78.9 % to 99.9 %)', '')
     """
     if not value.n:
         return ""
-    return f"{value.successes} of {value.n} ({100 * value.low:.1f} to {100 * value.high:.1f} %)"
+    return f"{value.successes} of {value.n} ({wording.percent(value.low)} to {wording.percent(value.high)})"
 
 
 def area(value: Ranking) -> str:
@@ -429,7 +438,7 @@ def to_markdown(summary: Summary) -> str:
             f"| {row.text} | {row.source} | {counts(row.ours)} | {mark(row)} |" for row in summary.claims
         ]
     planted = any(row.flagged.n for row in summary.groups)
-    header, cells = _group_cells(planted)
+    header, cells = group_cells(planted)
     lines += ["", f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
     lines += [f"| {' | '.join(cells(row))} |" for row in summary.groups]
     if not planted and summary.buckets:
@@ -447,7 +456,7 @@ def to_markdown(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
+def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
     """Return the table's header and what makes a line of a group."""
     header = ["group"]
     if planted:
@@ -511,18 +520,3 @@ def to_csv(summary: Summary) -> str:
 def to_json(summary: Summary) -> str:
     """Write everything as JSON."""
     return summary.model_dump_json(indent=2) + "\n"
-
-
-def to_html(summary: Summary) -> str:
-    """Write everything as one self-contained page."""
-    from doorward.bench.page import render
-
-    return render(summary)
-
-
-FORMATS: dict[str, Callable[[Summary], str]] = {
-    "markdown": to_markdown,
-    "csv": to_csv,
-    "json": to_json,
-    "html": to_html,
-}

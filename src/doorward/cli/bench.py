@@ -166,7 +166,7 @@ def show_suite(
 
     Exit code: 0, or 2 for bad input.
     """
-    from doorward.bench import show
+    from doorward.bench import page, show
     from doorward.bench.suite import get_suite
 
     found = get_suite(suite)
@@ -178,7 +178,13 @@ def show_suite(
             )
     else:
         held = show.collect(found, scale.value, open_store(store, cache or default_cache()))
-    text = show.FORMATS[format.value](show.summarise(found, held))
+    write = {
+        TableFormat.markdown: show.to_markdown,
+        TableFormat.csv: show.to_csv,
+        TableFormat.json: show.to_json,
+        TableFormat.html: page.render,
+    }[format]
+    text = write(show.summarise(found, held))
     if out is None:
         typer.echo(text, nl=False)
         return

@@ -19,7 +19,13 @@ def worlds(family: str, size: int, models: int, counts: tuple[int, ...], rows: i
 
 
 def real(
-    name: str, models: int, counts: tuple[int, ...], out_of: int, rows: int | None, epochs: int
+    name: str,
+    models: int,
+    counts: tuple[int, ...],
+    out_of: int,
+    rows: int | None,
+    epochs: int,
+    architectures: tuple[str, ...] = ARCHITECTURES,
 ) -> Group:
     """Return clean models of some classes of a real data set."""
     return Group(
@@ -28,7 +34,7 @@ def real(
         models=models,
         class_counts=counts,
         out_of=out_of,
-        architectures=ARCHITECTURES,
+        architectures=architectures,
         training={"epochs": epochs},
     )
 
@@ -51,7 +57,7 @@ CPU = (
     worlds("objects", 32, 12, SOME, 5_000),
     worlds("shapes-hard", 28, 9, SOME, 5_000),
     # more
-    real("orl_faces", 9, (25, 30, 40), 40, None, 12),
+    real("orl_faces", 4, (25, 40), 40, None, 20, ("resnet-8",)),  # large images cost most
     worlds("signs-hard", 32, 15, MANY, 6_000),
     worlds("glyphs-hard", 28, 18, (*MANY, 100), 8_000),
     worlds("shapes", 28, 12, MANY, 6_000),

@@ -21,7 +21,9 @@ def subsets(name: str, models: int, counts: tuple[int, ...], out_of: int, epochs
 
 def repeated(data: Data, models: int) -> Group:
     """Return clean models that are scanned with several seeds and images; the same models as in `clean`."""
-    return clean(data, models).model_copy(update={"name": f"{data.name}-repeated", "seeds": 5, "draws": 5})
+    return clean(data, models).model_copy(
+        update={"name": f"{data.name}-repeated", "seeds": 5, "draws": 5, "apart": True}
+    )
 
 
 CPU = (
@@ -34,9 +36,9 @@ CPU = (
     subsets("mnist", 24, (3, 4, 5, 6, 7, 8, 9), 10, 6),
     subsets("gtsrb", 12, (10, 15, 20), 43, 12),
     subsets("gtsrb", 24, (25, 30, 35, 40), 43, 12),
-    repeated(FASHION, 8),
-    repeated(MNIST, 8),
-    repeated(GTSRB, 4),
+    repeated(FASHION, 9),
+    repeated(MNIST, 9),
+    repeated(GTSRB, 2),
 )
 
 SMALL = Data(name="reference:fashion_mnist", rows=2_000)
