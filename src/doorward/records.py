@@ -117,7 +117,9 @@ class Finding(Record):
         default_factory=dict, description="Why a class has no score: reason by class"
     )
     score_name: str = Field("score", description="What score, threshold and per_class measure")
-    scores: dict[str, float] | str | None = Field(None, description="Score by sample id, or the file with them")
+    scores: dict[str, float] | str | None = Field(
+        None, description="Score by sample id, or the file with them"
+    )
     flagged_ids: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     atlas: tuple[str, ...] = ()
