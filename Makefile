@@ -17,7 +17,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --build-constrain
            $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CODE := src tests tools benchmarks
 
-.PHONY: help demo test lint types docs file-scanners all-extras constraints clean
+.PHONY: help demo test lint types docs file-scanners constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -41,9 +41,6 @@ docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code.
 file-scanners: $(VENV)/.test  ## Measure the README's table of file scanners anew.
 	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/file_scanners.py
-
-all-extras: $(VENV)/.test  ## Install every extra as well.
-	$(INSTALL) --editable '.[all]'
 
 constraints:  ## Pin the newest versions of everything but torch and the build tool.
 	$(PYTHON) -m venv --clear build/pins
@@ -71,5 +68,5 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(INSTALL) --editable '.[hf,onnx,audio]' --group dev
+	$(INSTALL) --editable '.[all]' --group dev
 	touch $@
