@@ -25,7 +25,7 @@ help:  ## Show this list.
 demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean model, show both verdicts.
 	$(BIN)/doorward demo $(ARGS)
 
-test: $(VENV)/.test  ## Run all tests (make test ARGS="tests/test_registry.py -x" runs some).
+test: $(VENV)/.test  ## Run all tests (make test ARGS="tests/test_contract.py -x" runs some).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test  ## Check style and format.
@@ -55,8 +55,8 @@ clean:  ## Remove what make made.
 	rm -rf $(VENV) dist build doorward-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamps say what is installed; they are made anew when the pins or the dependencies change.
-$(VENV)/.core: pyproject.toml constraints.txt
+# The stamps say what is installed; they are made anew when dependencies, pins or this file change.
+$(VENV)/.core: pyproject.toml constraints.txt Makefile
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "$(PYTHON) is not there: name a Python 3.11, 3.12 or 3.13, as in make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
