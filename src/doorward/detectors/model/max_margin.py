@@ -11,7 +11,7 @@ from pydantic import Field
 from doorward.detectors.base import Detector
 from doorward.errors import CouldNotTell
 from doorward.inversion import chunk_images, margin
-from doorward.methods import Deadline
+from doorward.methods import Deadline, Pace
 from doorward.models import Classifier
 from doorward.outliers import deleted_residuals, gamma_order_p
 from doorward.records import Finding, Table
@@ -36,17 +36,15 @@ def maximum_margins(
         CouldNotTell: if the deadline is too near.
     """
     device, shape, k = classifier.device, classifier.spec.shape, len(classifier.classes)
-    clock, result = Deadline(), []
+    result = []
     all_targets = torch.arange(k).repeat_interleave(starts)  # (k * starts,)
-    parts = torch.split(all_targets, chunk_images(classifier))
-    for number, part in enumerate(parts):
+    pace = Pace(deadline, len(all_targets) * steps)
+    for part in torch.split(all_targets, chunk_images(classifier)):
         targets = part.to(device)
         x = torch.rand(len(part), *shape, generator=generator).to(device)
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
         best = torch.full((len(part),), -torch.inf, device=device)
         for step in range(1, steps + 1):
-            if deadline.left() == 0:
-                raise CouldNotTell("the time budget ended before every class was done")
             x.requires_grad_()
             gap = margin(classifier.logits(x), targets)  # (p,)
             (gradient,) = torch.autograd.grad(gap.sum(), x)
@@ -56,12 +54,7 @@ def maximum_margins(
             square.lerp_(gradient * gradient, 0.01)
             scale = (square / (1 - 0.99**step)).sqrt_().add_(1e-12)
             x = (x + learning_rate * mean / (1 - 0.9**step) / scale).clamp_(0, 1)
-            needed = clock.spent() / (number * steps + step) * (len(parts) * steps)
-            if step == 3 and number == 0 and needed > deadline.left():
-                raise CouldNotTell(
-                    f"it would need about {needed / 60:.0f} minutes, and {deadline.left() / 60:.0f} are "
-                    "left of the time budget; give more with --time-budget, or use a faster device"
-                )
+            pace.advance(len(part))
         result.append(best)
     return torch.cat(result).view(k, starts)
 

@@ -60,7 +60,7 @@ class NeuralCleanse(Detector):
             raise CouldNotTell(f"{len(samples)} clean images are too few; give at least {self.min_images}")
         images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
         labels = None if samples.labels is None else torch.from_numpy(samples.labels)
-        pools = SourcePools(outside_class(classifier, images, labels))
+        pools = SourcePools(outside_class(classifier, images, labels, deadline))
 
         k = len(classifier.classes)
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from doorward import methods
+from doorward.errors import CouldNotTell
+from doorward.methods import Deadline, Pace
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the time, as a list of one number that the test sets."""
+    now = [1000.0]
+    monkeypatch.setattr(methods.time, "monotonic", lambda: now[0])
+    return now
+
+
+def started(now: list[float], *, budget: float | None, total: float) -> Pace:
+    return Pace(Deadline(budget, started=now[0]), total)
+
+
+def test_work_in_time_goes_through(clock: list[float]) -> None:
+    pace = started(clock, budget=100, total=10)
+    for _ in range(10):
+        clock[0] += 9.9
+        pace.advance(1)
+
+
+def test_without_a_limit_nothing_ends(clock: list[float]) -> None:
+    pace = Pace(Deadline(), 10)
+    for _ in range(10):
+        clock[0] += 1e9
+        pace.advance(1)
+
+
+def test_hopeless_work_ends_after_its_first_part(clock: list[float]) -> None:
+    pace = started(clock, budget=900, total=1000)
+    clock[0] += 10  # 999 more of these would be 2.8 hours
+    with pytest.raises(CouldNotTell, match=r"about 3 hours more, and 15 minutes are left.*--time-budget"):
+        pace.advance(1)
+
+
+def test_a_slow_first_part_is_forgiven_and_the_third_counts(clock: list[float]) -> None:
+    pace = started(clock, budget=100, total=10)
+    clock[0] += 20  # nine more of these would be 180 s, 80 are left
+    pace.advance(1)
+    clock[0] += 5
+    pace.advance(1)
+    clock[0] += 5
+    pace.advance(1)  # 30 s for three parts, 70 s for seven: just enough
+    late = started(clock, budget=100, total=10)
+    clock[0] += 20
+    late.advance(1)
+    clock[0] += 6
+    late.advance(1)
+    clock[0] += 6
+    with pytest.raises(CouldNotTell, match="about 75 seconds more, and 68 seconds are left"):
+        late.advance(1)
+
+
+def test_the_end_of_the_budget_ends_the_work(clock: list[float]) -> None:
+    pace = started(clock, budget=10, total=100)
+    for _ in range(4):
+        clock[0] += 0.05
+        pace.advance(1)
+    clock[0] += 20
+    with pytest.raises(CouldNotTell, match="and 0 seconds are left"):
+        pace.advance(1)
+    with pytest.raises(CouldNotTell, match="ended before the work began"):
+        Pace(Deadline(0.0, started=clock[0]), 1)
+
+
+def test_work_that_is_done_is_not_taken_back(clock: list[float]) -> None:
+    pace = started(clock, budget=10, total=4)
+    for _ in range(3):
+        clock[0] += 2.4
+        pace.advance(1)
+    clock[0] += 60
+    pace.advance(1)
+
+
+def test_unequal_parts_are_weighed(clock: list[float]) -> None:
+    pace = started(clock, budget=100, total=100)
+    for amount in (50, 25, 20):  # 9 s for 95 of 100
+        clock[0] += 3
+        pace.advance(amount)
+
+
+def test_no_work_at_all(clock: list[float]) -> None:
+    started(clock, budget=1, total=0).advance(0)
