@@ -94,8 +94,9 @@ def outside_class(
 
 
 def chunk_images(classifier: Classifier) -> int:
-    """Return how many images go through the model at once."""
-    return max(1, CHUNK_ELEMENTS // math.prod(classifier.spec.shape))
+    """Return how many images go through the model at once: four times as many where it is no processor."""
+    elements = CHUNK_ELEMENTS * (1 if classifier.device.type == "cpu" else 4)
+    return max(1, elements // math.prod(classifier.spec.shape))
 
 
 def batched_logits(classifier: Classifier, images: Tensor, deadline: Deadline | None = None) -> Tensor:
