@@ -234,6 +234,7 @@ def nothing_found() -> Report:
         ),
         not_run=(NotRun(detector="max-margin", reason="the time budget of 60 s was spent"),),
         power={"patch": "recovered", "blend": "recovered", "warp": "missed"},
+        request={"model": "hospital/x-ray", "seed": 0},
         seconds=62.0,
         environment=ENVIRONMENT,
     )
@@ -322,6 +323,7 @@ def suspicious() -> Report:
                 atlas=("AML.T0018.000",),
             ),
         ),
+        request={"model": "models/signs.pt2", "seed": 0},
         seconds=71.0,
         environment=ENVIRONMENT,
     )
@@ -392,7 +394,7 @@ def hostile() -> Report:
         targets=(0, 4),
         confirmations=(
             Confirmation(
-                target=1, detector=bad, success=Rate(successes=3, n=3, value=1.0, low=0.2924, high=1.0)
+                target=0, detector=bad, success=Rate(successes=3, n=3, value=1.0, low=0.2924, high=1.0)
             ),
         ),
         findings=(

@@ -430,7 +430,7 @@ def test_a_factory_by_module_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("mine.py:missing", None, "no function 'missing'"),
         ("mine.py:broken", None, "RuntimeError: out of luck"),
-        ("mine.py:nothing", None, "gave a int"),
+        ("mine.py:nothing", None, "the function gave: int"),
         ("mine.py", None, "expected package.module:function"),
         ("gone.py:build", None, "cannot import"),
         ("no.such.module:build", None, "No module named 'no'"),
@@ -526,7 +526,7 @@ def test_a_function_of_ones_own_is_wrapped() -> None:
         (
             nn.Flatten(),
             {"size": (3, 4, 4), "classes": ("a",)},
-            "1 labels for a model that tells 48 classes apart",
+            "1 label for a model that tells 48 classes apart",
         ),
         (nn.Flatten(), {}, "either size"),
         (nn.Flatten(), {"size": (3, 4, 4), "features": "head"}, "no such layer"),

@@ -125,7 +125,7 @@ def test_the_verdict_comes_first_and_the_rest_in_order() -> None:
         "What this verdict does not mean",
         "learning_rate",
         '"torch": "2.13.0"',
-        "doorward verify report.json beside the same files",
+        "doorward verify report.json: it scans the same files again",
     ]
     place = 0
     for part in order:

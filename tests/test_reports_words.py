@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from doorward import registry
+from doorward.cli.app import app
 from doorward.errors import InputError
+from doorward.models import LoadOptions
 from doorward.records import SEVERITY, Rate, Report
 from doorward.reports import atlas, wording
 from doorward.reports.chart import ALL_BARS, TOP, per_class_chart
+from doorward.scan import ScanRequest
 from report_examples import EXAMPLES, HOSTILE, backdoored, nothing_found, suspicious, unsafe
 
 METHODS = [(kind, name) for kind in registry.ROOMS for name in registry.modules(kind)]
@@ -199,11 +204,53 @@ def test_a_path_in_a_command_is_quoted() -> None:
     assert "doorward scan 'a b; rm -r c\\n' --clean data/fashion:test --seed 1" in commands
 
 
-def test_a_command_is_left_out_where_it_would_not_work() -> None:
-    report = suspicious().model_copy(update={"request": {"factory": "package.module:function"}})
-    assert [step.command for step in wording.next_steps(report) if step.command] == [
-        "doorward verify report.json"
-    ]
+def test_a_command_scans_the_model_as_it_was_scanned() -> None:
+    asked = ScanRequest(
+        model="models/signs.pt2",
+        detectors=("neural-cleanse", "max-margin"),
+        device="cuda",
+        time_budget=60.5,
+        images=2000,
+        factory="my package:build",
+        weights="w.pt",
+        label_column="fine",
+        options=LoadOptions(
+            mean=(0.5, 0.25), labels=("a b", "c"), size=(3, 32, 32), input_range=(0.0, 255.0)
+        ),
+    )
+    report = suspicious().model_copy(update={"request": asked.to_json()})
+    more, again, keep = (step.command for step in wording.next_steps(report) if step.command)
+    stated = (
+        "--factory 'my package:build' --weights w.pt --size 3,32,32 --input-range 0,255 --mean 0.5,0.25 "
+        "--labels 'a b,c' --label-column fine --detector neural-cleanse --detector max-margin --device cuda "
+        "--time-budget 60.5"
+    )
+    start = f"doorward scan models/signs.pt2 --clean data/fashion:test {stated}"
+    assert more == f"{start} --images 8000"
+    assert again == f"{start} --images 2000 --seed 1"
+    assert keep == "doorward verify report.json --factory 'my package:build'"
+
+
+def test_commands_know_every_option_and_its_default() -> None:
+    known = {name: default for name, (_, default) in wording.SCAN_OPTIONS.items()}
+    request = {field.name: field.default for field in fields(ScanRequest)}
+    options = {field.name: field.default for field in fields(LoadOptions)}
+    told_otherwise = {"model", "clean", "train", "folder", "options"}
+    assert known == {
+        name: default for name, default in (request | options).items() if name not in told_otherwise
+    }
+    flags = {flag for flag, _ in wording.SCAN_OPTIONS.values()}
+    scan = typer.main.get_command(app).commands["scan"]
+    assert flags <= {flag for param in scan.params for flag in param.opts}
+
+
+def test_no_command_names_a_model_in_memory() -> None:
+    report = suspicious()
+    assert report.subject
+    subject = report.subject.model_copy(update={"path": "<memory>"})
+    there = report.model_copy(update={"subject": subject, "request": {}})
+    assert not [step.command for step in wording.next_steps(there) if step.command]
+    assert wording.next_steps(there)[-1].text == "Keep this report."
 
 
 def test_more_clean_images_are_asked_for_by_what_was_there() -> None:
@@ -219,7 +266,11 @@ def test_more_clean_images_are_asked_for_by_what_was_there() -> None:
     )
     assert "--images 2100" in step(rows=2100)
     assert "This scan had 2,000. doorward scan models/signs.pt2 --clean DATA" in step(rows=2000)
-    assert "At least 20 for each class" in step(used=859), "43 classes"
+    assert (
+        "used 200 of 10,000. doorward scan models/signs.pt2 --clean data/fashion:test --images 860"
+        in step(used=200)
+    ), "20 for each of 43 classes"
+    assert "At least 20 for each class" in step(used=200, rows=859)
     assert "At least 20 for each class" in first_steps(report.model_copy(update={"data": ()}))
 
 

@@ -804,6 +804,13 @@ def test_what_cannot_be_read_to_its_end_is_neither_safe_nor_unsafe(case: str, tm
     assert finding.score is None
 
 
+def test_an_empty_member_of_an_archive_runs_nothing(tmp_path: Path) -> None:
+    # torch.export.save writes one where a program has no sample inputs
+    program = zipped(tmp_path / "a.pt2", {"a/data/sample_inputs/model.pt": b"", "a/archive_format": b"pt2"})
+    finding = examine(program)
+    assert (finding.verdict, finding.score) == ("nothing_found", 0.0)
+
+
 def test_a_crash_of_the_parser_is_could_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(_: Any) -> Any:
         raise ZeroDivisionError("a bug in the parser")

@@ -54,7 +54,8 @@ def deleted_residuals(values: npt.ArrayLike, *, level: float = 0.05) -> OutlierT
     k = int(known.sum())
     if k < MIN_CLASSES:
         raise CouldNotTell(
-            f"an outlier among classes needs at least {MIN_CLASSES} classes with a value, there are {k}"
+            f"the classes are compared with each other, which takes at least {MIN_CLASSES} classes with a "
+            f"score; there {'is' if k == 1 else 'are'} {k}"
         )
     x = v[known]
     mean = (x.sum() - x) / (k - 1)

@@ -368,7 +368,11 @@ def _conclude(findings: Sequence[Finding], reason: str | None) -> _Conclusion:
     judged = {f.detector: share_p(f) for f in findings if f.kind == "backdoor" and f.p_value is not None}
     others = [f for f in findings if f.flagged and f.detector not in judged]
     if not judged and not others:
-        why = "; ".join(f"{f.detector}: {f.reason}" for f in findings if f.reason)
+        speakers: dict[str, list[str]] = {}
+        for f in findings:
+            if f.kind == "backdoor" and f.reason:
+                speakers.setdefault(f.reason, []).append(f.detector)
+        why = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in speakers.items())
         return _Conclusion("could_not_tell", reason=why or "no detector that looks at behaviour could run")
     p = min(judged.values(), default=None)
     guilty = others + [f for f in findings if judged.get(f.detector, 1.0) <= SUSPICIOUS]

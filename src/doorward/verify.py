@@ -49,6 +49,7 @@ def verify(path: Path, *, instead: Instead | None = None, progress: Progress | N
         InputError: if the report cannot be read, does not say how it was made, or needs what is not there.
     """
     instead = instead or Instead()
+    path = path / "report.json" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

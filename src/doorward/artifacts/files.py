@@ -161,6 +161,8 @@ class _Examiner:
         head = stream.read(512)
         stream.seek(0)
         suffix = posixpath.splitext(name)[1].lower()
+        if depth and not head:
+            return  # runs nothing; torch.export leaves such a file where a program has no sample inputs
         if head.startswith(_BINARY_HEADS) or suffix in _BINARY_SUFFIXES:
             self._found(Reference(name, posixpath.basename(name), "whole file", "is compiled machine code"))
         elif head.startswith(b"PK\x03\x04"):

@@ -49,7 +49,7 @@ def conclude(examination: Examination) -> dict[str, Any]:
             "reason": reason,
             "summary": f"Could not tell: {reason}",
         }
-    summary = f"Loading it would run no code that the files bring ({examination.files} looked at)"
+    summary = f"Loading it would run no code of its own (files looked at: {examination.files})"
     return values | {"verdict": "nothing_found", "score": 0.0, "summary": summary}
 
 

@@ -11,7 +11,7 @@ from doorward.cli.options import own_code, status
 
 def verify(
     report: Path = typer.Argument(
-        ..., metavar="REPORT", help="A report.json that `doorward scan --out` wrote."
+        ..., metavar="REPORT", help="A report.json, or the folder that `doorward scan --out` wrote it to."
     ),
     model: str | None = typer.Option(None, metavar="MODEL", help="Where the model is now, if it has moved."),
     clean: str | None = typer.Option(

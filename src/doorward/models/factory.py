@@ -58,13 +58,13 @@ def build_module(factory: str) -> nn.Module:
         raise InputError(f"--factory {factory}: {place} has no function {name!r}")
     try:
         module = function()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"--factory {factory}: the function failed: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         raise InputError(
-            f"--factory {factory}: expected a torch.nn.Module, the function gave a {type(module).__name__}"
+            f"--factory {factory}: expected a torch.nn.Module, the function gave: {type(module).__name__}"
         )
     return module
 
@@ -78,7 +78,7 @@ def _import(place: str) -> ModuleType:
             raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"--factory: cannot import {place}: {type(error).__name__}: {first_line(error)}"
         ) from error

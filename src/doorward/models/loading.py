@@ -178,6 +178,8 @@ def _open_exported(path: Path, options: LoadOptions) -> Classifier:
 
 
 def _open_weights(path: Path, options: LoadOptions) -> Classifier:
+    if (path.parent / "config.json").is_file():
+        raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
     raise InputError(
         f"{path} holds weights without the network that uses them: "
         "give the function that builds it with --factory package.module:function"

@@ -145,7 +145,7 @@ def settle_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mapping
     if missing:
         raise InputError(
             f"{path}: nothing says how large its images are ({', '.join(missing)}); "
-            f"state the size, or write {SIDECAR} beside it"
+            f"state the size (--size C,H,W), or write {SIDECAR} beside it"
         )
     assumed = list(merged.pop("assumed", ()))
     if not any(name in merged for name in _NORMALISATION):
@@ -227,14 +227,19 @@ def settle_output(
     output = guess_output(y) if "output" in assumed else spec.output
     if output == "one_logit" and y.shape[1] != 1:
         raise InputError(f"{path}: 'one_logit' is one output for each image; this model gives {y.shape[1]}")
-    if output == "logits" and y.shape[1] == 1:
-        raise InputError(f"{path}: the model gives one output for each image: state the output as one_logit")
-    k = max(2, y.shape[1])
+    one_class = output == "logits" and y.shape[1] == 1
+    if one_class and (labels is None or len(labels) != 1):
+        raise InputError(
+            f"{path}: the model gives one output for each image: state what it is (--output one_logit, or "
+            "--output probabilities)"
+        )
+    k = 1 if one_class else max(2, y.shape[1])
     if labels is None:
         assumed.append("labels")
         labels = [str(i) for i in range(k)]
     if len(labels) != k:
-        raise InputError(f"{path}: {len(labels)} labels for a model that tells {k} classes apart")
+        names = f"{len(labels)} label{'' if len(labels) == 1 else 's'}"
+        raise InputError(f"{path}: {names} for a model that tells {k} classes apart")
     settled = spec.model_copy(update={"output": output, "assumed": tuple(dict.fromkeys(assumed))})
     return settled, tuple(labels)
 

@@ -60,11 +60,14 @@ def plain(text: str, *, lines: bool = False) -> str:
 def sentence(text: str) -> str:
     """Make a phrase a sentence.
 
-    >>> sentence("nothing ran"), sentence("Is it right?")
-    ('Nothing ran.', 'Is it right?')
+    >>> sentence("nothing ran"), sentence("Is it right?"), sentence("model.pt: damaged")
+    ('Nothing ran.', 'Is it right?', 'model.pt: damaged.')
     """
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    word = text.split(maxsplit=1)[0] if text else ""
+    if word.rstrip(",;'").isalpha():  # else it is a path or a name, which keeps its case
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def number(value: float) -> str:
@@ -190,7 +193,7 @@ def explanation(report: Report) -> str:
     """Say in one sentence what the verdict means for this report."""
     towards = with_noun(report.targets, class_names(report)) if report.targets else ""
     if report.verdict == "unsafe":
-        return "Loading this file would run code that came with it. Doorward did not load it."
+        return "Loading this file would run code that it brings or names. Doorward did not load it."
     if report.verdict == "backdoored":
         if len(report.targets) == 1:
             return f"A hidden trigger makes this model answer {towards}, whatever else the input shows."
@@ -213,7 +216,11 @@ def facts(report: Report) -> tuple[Fact, ...]:
         rows.append(Fact(label, classes_label(report.targets, class_names(report))))
     if report.verdict not in ("unsafe", "could_not_tell"):
         rows.append(_certainty(report))
-    return (*rows, *(_confirmation(report, one) for one in report.confirmations))
+    # without an alarm such a rate would mislead: a large enough pattern moves any model
+    return (
+        *rows,
+        *(_confirmation(report, one) for one in report.confirmations if one.target in report.targets),
+    )
 
 
 def _certainty(report: Report) -> Fact:
@@ -307,7 +314,7 @@ def _after_backdoored(report: Report) -> tuple[Step, ...]:
         *steps,
         Step("Ask the supplier where the model and its training data came from, and show them this report."),
         Step("Retrain from data that you trust, and scan the new model before you use it."),
-        _keep("Keep this report. Anyone with the same files can rerun it:"),
+        _keep(report),
     )
 
 
@@ -317,13 +324,15 @@ def _after_suspicious(report: Report) -> tuple[Step, ...]:
         _more_clean_data(report, "More clean images make a second scan surer."),
         _scan_again(report),
         Step("Ask the supplier where the model and its training data came from."),
-        _keep("Keep this report. Anyone with the same files can rerun it:"),
+        _keep(report),
     )
 
 
 def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
     steps = [Step("Do not take this for a good sign: nothing is known about this model yet.")]
-    steps.append(_more_clean_data(report, "Give clean images that the model's supplier has never seen."))
+    at_a_loss = any(one.kind == "backdoor" and one.reason for one in report.findings)
+    if not report.data or (at_a_loss and _few_images(report)):
+        steps.append(_more_clean_data(report, "Give clean images that the model's supplier had no hand in."))
     assumed = report.subject.assumed if report.subject else ()
     doubt = (
         f" Nothing stated {', '.join(plain(part) for part in assumed)}; these were assumed."
@@ -350,45 +359,93 @@ def _after_nothing_found(report: Report) -> tuple[Step, ...]:
     return (
         *steps,
         Step("Know where the model comes from: a scan does not replace a supplier that you can trust."),
-        _keep("Keep this report. Anyone with the same files can rerun it:"),
+        _keep(report),
     )
 
 
-def _keep(text: str) -> Step:
-    return Step(text, "doorward verify report.json")
+def _keep(report: Report) -> Step:
+    if not report.request:
+        return Step("Keep this report.")  # made in Python, of a model that is named nowhere
+    factory = report.request.get("factory")
+    return Step(
+        "Keep report.json, which --out DIR writes. Anyone with the same files can run the scan again:",
+        "doorward verify report.json" + (f" --factory {_quoted(str(factory))}" if factory else ""),
+    )
+
+
+def _few_images(report: Report) -> bool:
+    return sum(one.used for one in report.data) < IMAGES_PER_CLASS * len(class_names(report))
 
 
 def _more_clean_data(report: Report, why: str) -> Step:
     used, rows = sum(one.used for one in report.data), sum(one.rows for one in report.data)
-    if used < IMAGES_PER_CLASS * len(class_names(report)) or not used:
+    enough = IMAGES_PER_CLASS * len(class_names(report))
+    if not used or rows < enough:
         text = f"{why} At least {IMAGES_PER_CLASS} for each class, with labels."
         return Step(text, _scan_command(report, "--clean DATA"))
     if used == rows:
         return Step(f"{why} This scan had {used:,}.", _scan_command(report, "--clean DATA"))
     return Step(
         f"{why} This scan used {used:,} of {rows:,}.",
-        _scan_command(report, " ".join([*_data_options(report), f"--images {min(rows, 4 * used)}"])),
+        _scan_command(report, _data_options(report), images=min(rows, max(4 * used, enough))),
     )
 
 
 def _scan_again(report: Report) -> Step:
     seed = report.request.get("seed", 0)
-    other = f"--seed {seed + 1 if isinstance(seed, int) else 1}"
     return Step(
         "Scan again with another seed: a real trigger is found again.",
-        _scan_command(report, " ".join([*_data_options(report), other])),
+        _scan_command(report, _data_options(report), seed=seed + 1 if isinstance(seed, int) else 1),
     )
 
 
-def _data_options(report: Report) -> list[str]:
-    return [f"--{one.role} {_quoted(one.path)}" for one in report.data if one.role != "inputs"]
+def _data_options(report: Report) -> str:
+    return " ".join(f"--{one.role} {_quoted(one.path)}" for one in report.data if one.role != "inputs")
 
 
-def _scan_command(report: Report, options: str) -> str | None:
-    """Return a command that scans the same model; None where a path does not name the model."""
-    if report.subject is None or report.request.get("factory"):
+#: Options of `doorward scan` and their defaults, by their names in a report's request.
+SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
+    "factory": ("--factory", None),
+    "weights": ("--weights", None),
+    "size": ("--size", None),
+    "input_range": ("--input-range", None),
+    "mean": ("--mean", None),
+    "std": ("--std", None),
+    "layout": ("--layout", None),
+    "output": ("--output", None),
+    "labels": ("--labels", None),
+    "features": ("--features", None),
+    "data_column": ("--data-column", None),
+    "label_column": ("--label-column", None),
+    "detectors": ("--detector", ()),
+    "device": ("--device", "cpu"),
+    "time_budget": ("--time-budget", 900.0),
+    "images": ("--images", 300),
+    "seed": ("--seed", 0),
+}
+
+
+def _scan_command(report: Report, data: str, **changed: int) -> str | None:
+    """Return a command that scans the same model as it was scanned; None where a path does not name it."""
+    if report.subject is None or report.subject.path == "<memory>":
         return None
-    return f"doorward scan {_quoted(report.subject.path)} {options}"
+    options = report.request.get("options")
+    asked = {**report.request, **(options if isinstance(options, dict) else {}), **changed}
+    words = ["doorward scan", _quoted(report.subject.path), *([data] if data else [])]
+    for name, (flag, default) in SCAN_OPTIONS.items():
+        value = asked.get(name, default)
+        if not value or value == default:
+            continue
+        each = value if name == "detectors" and isinstance(value, list | tuple) else [value]
+        words += [f"{flag} {_quoted(_argument(one))}" for one in each]
+    return " ".join(words)
+
+
+def _argument(value: Any) -> str:
+    """Write a value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_argument, value))
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _quoted(path: str) -> str:
