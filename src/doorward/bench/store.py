@@ -92,10 +92,14 @@ class Store:
         self.url = url
         try:
             self._engine = sql.create_engine(url)
-            _meta.create_all(self._engine)
         except ImportError as error:
             raise InputError(f"--store {url}: its driver is not installed ({error.name})") from error
         except (sql.exc.SQLAlchemyError, ValueError) as error:
+            raise InputError(f"--store {url}: cannot be opened as a results store ({_why(error)})") from error
+        try:
+            _meta.create_all(self._engine)
+        except sql.exc.SQLAlchemyError as error:
+            self.close()
             raise InputError(f"--store {url}: cannot be opened as a results store ({_why(error)})") from error
 
     def close(self) -> None:

@@ -1,0 +1,144 @@
+"""`doorward bench` from the shell: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bench_examples import clean, planted, result, suite
+from doorward.bench import revisions, show
+from doorward.bench import suite as suites
+from doorward.bench.suite import Claim, Data, Suite
+from doorward.cli import bench
+from doorward.errors import InputError
+
+CLAIM = Claim(text="all is well", source="our bar", measure="clean_wrong", at_most=1)
+TINY = suite(clean(1), planted(1), claims=(CLAIM,))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have one small suite besides those of the package."""
+    inner = suites.get_suite
+    monkeypatch.setattr(suites, "get_suite", lambda name: TINY if name == "tiny" else inner(name))
+
+
+def doorward(*words: object) -> Result:
+    return CliRunner().invoke(bench.app, [str(word) for word in words])
+
+
+def test_suites_are_listed_with_their_trials() -> None:
+    done = doorward("list")
+    assert done.exit_code == 0
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert set(lines) == set(suites.suite_names())
+    assert f"cpu {len(suites.expand(suites.get_suite('bank'), 'cpu'))}" in lines["bank"]
+
+
+def test_a_run_from_estimate_to_page(tmp_path: Path) -> None:
+    cache = ("--cache", tmp_path / "cache")
+    dry = doorward("run", "tiny", *cache, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout.startswith("2 trials, 0 done already, 2 to do\n2 models, 0 of them cached\nabout ")
+    assert "with 1 worker(s): training " in dry.stdout
+
+    first = doorward("run", "tiny", *cache, "--only", "clean*", "--export", tmp_path)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == f"written: {tmp_path}/tiny-smoke.json\n1 done, 0 failed, 0 skipped of 1 trials\n"
+    assert first.stderr.startswith("clean-00: done in ")
+    assert " (1 of 1, about " in first.stderr
+    half = doorward("show", "tiny", *cache)
+    assert "2 trials at scale smoke: 1 done, 1 missing." in half.stdout
+
+    second = doorward("run", "tiny", *cache, "--export", tmp_path)
+    assert second.exit_code == 0, second.output
+    assert "2 done, 0 failed, 0 skipped of 2 trials" in second.stdout
+    assert "clean-00" not in second.stderr, "it was done already"
+    dry = doorward("run", "tiny", *cache, "--dry-run")
+    assert dry.stdout.startswith("2 trials, 2 done already, 0 to do\n")
+
+    exported = tmp_path / "tiny-smoke.json"
+    from_store = doorward("show", "tiny", *cache).stdout
+    assert "| all is well | our bar | " in from_store
+    assert "| reached |" in from_store
+    assert doorward("show", "tiny", "--results", exported).stdout == from_store
+    for form, start in (("csv", "suite,scale,group"), ("json", "{"), ("html", "<!DOCTYPE html>")):
+        out = tmp_path / f"table.{form}"
+        shown = doorward("show", "tiny", *cache, "--format", form, "--out", out)
+        assert (shown.exit_code, shown.stdout) == (0, f"written: {out}\n")
+        assert out.read_text().lstrip().startswith(start)
+    rows = json.loads(exported.read_text())["results"]
+    assert [row["trial"] for row in rows] == ["clean-00", "planted-00"]
+    assert rows[1]["plant"] == [3]
+    assert "per_class" not in exported.read_text()
+
+
+def test_what_is_skipped_makes_a_run_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere: Suite = suite(clean(1, data=Data(name="nowhere")))
+    monkeypatch.setattr(suites, "get_suite", lambda name: nowhere)
+    words = ("run", "tiny", "--cache", tmp_path / "cache", "--data", tmp_path)
+    dry = doorward(*words, "--dry-run")
+    assert f"would be skipped: data set nowhere is not in {tmp_path}" in dry.stdout
+    done = doorward(*words)
+    assert done.exit_code == 4
+    assert "0 done, 0 failed, 1 skipped of 1 trials" in done.stdout
+    assert f"not done: data set nowhere is not in {tmp_path}" in done.stderr
+
+
+def test_a_run_that_must_stop_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from doorward.bench import runner
+
+    def stop(*_: object, **__: object) -> None:
+        raise runner.RunError("no space is left")
+
+    monkeypatch.setattr(runner, "run", stop)
+    done = doorward("run", "tiny", "--cache", tmp_path)
+    assert (done.exit_code, done.stderr) == (4, "error: no space is left\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("run", "nonsense"), "there is no suite named 'nonsense'"),
+        (("run", "tiny", "--scale", "cpu"), "suite tiny has no scale 'cpu'"),
+        (("run", "tiny", "--only", "x*"), r"no trial matches 'x\*'; groups are: clean, planted"),
+        (("run", "tiny", "--device", "abacus"), "abacus"),
+        (("run", "tiny", "--store", "nonsense"), "--store nonsense: cannot be opened"),
+        (("show", "tiny", "--results", "/no/such.json"), "/no/such.json cannot be read"),
+        (("show", "tiny", "--out", "/no/such/folder/x"), "/no/such/folder/x cannot be written"),
+    ],
+)
+def test_bad_input_is_named(words: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    done = doorward(*words, "--cache", tmp_path / "cache")
+    assert isinstance(done.exception, InputError)
+    with pytest.raises(InputError, match=why):
+        raise done.exception
+
+
+def test_results_of_another_suite_are_refused(tmp_path: Path) -> None:
+    held = show.Results(suite="other", scale="cpu", made_with={}, results=(result("a", "b", 0.5),))
+    path = show.write_results(held, tmp_path)
+    done = doorward("show", "tiny", "--results", path)
+    assert str(done.exception) == f"{path} holds other at scale cpu, not tiny at smoke"
+
+
+def test_models_of_changed_code_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {**revisions.recorded(), "training.loop": revisions.Unit(revision=1, source="new")}
+    monkeypatch.setattr(revisions, "current", lambda: now)
+    done = doorward("run", "tiny", "--cache", tmp_path)
+    assert isinstance(done.exception, InputError)
+    assert "the source of training.loop is not the one that its revision was recorded with" in str(
+        done.exception
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cache_is_where_the_platform_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert bench.default_cache() == tmp_path / "doorward"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert bench.default_cache() == tmp_path / "home/.cache/doorward"

@@ -1,0 +1,160 @@
+"""A change of code that makes models is owned up to, and one of code that judges them is noticed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench_examples import clean, planted, trials
+from doorward.bench import revisions
+from doorward.bench.revisions import Unit, source_hash, unowned
+from doorward.bench.suite import Data, World
+from doorward.errors import InputError
+
+
+def test_revisions_are_recorded() -> None:
+    assert unowned(revisions.current(), revisions.recorded()) == [], (
+        "raise the revision of what changed, then run python -m doorward.bench.revisions"
+    )
+
+
+SOURCE = '''"""What it is."""
+
+import math  # a comment
+
+
+class A:
+    """A class."""
+
+    def area(self, r: float) -> float:
+        """Return the area."""
+        text = "# no comment"
+        return math.pi * r**2 * len(text)
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ('"""What it is."""', '"""Something\nelse."""', True),
+        ("  # a comment", "", True),
+        ('        """Return the area."""\n', '        """Return it.\n\n        More.\n        """\n', True),
+        ("math.pi * r**2 * len(text)", "(\n            math.pi*r**2\n * len(text))", False),
+        ("return math.pi", "return  math.pi", True),
+        ("r**2", "r**3", False),
+        ('"# no comment"', '"# a comment"', False),
+        ("class A", "class B", False),
+    ],
+)
+def test_the_hash_of_a_source_is_that_of_its_code(tmp_path: Path, old: str, new: str, same: bool) -> None:
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text(SOURCE)
+    assert old in SOURCE
+    after.write_text(SOURCE.replace(old, new))
+    assert (source_hash([before]) == source_hash([after])) == same
+
+
+def test_the_hash_is_of_all_files_in_their_order(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("a = 1\n")
+    two.write_text("b = 2\n")
+    assert len({source_hash([one]), source_hash([one, two]), source_hash([two, one])}) == 3
+
+
+def test_what_is_not_as_recorded_is_found() -> None:
+    then = {name: Unit(revision=1, source="x") for name in ("same", "source", "revision", "gone")}
+    now = {
+        "same": Unit(revision=1, source="x"),
+        "source": Unit(revision=1, source="y"),
+        "revision": Unit(revision=2, source="x"),
+        "new": Unit(revision=1, source="x"),
+    }
+    assert unowned(now, then) == ["gone", "new", "revision", "source"]
+
+
+def test_a_changed_source_needs_a_new_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "revisions.json"
+    units = {"a": Unit(revision=1, source="x"), "b": Unit(revision=1, source="x")}
+    monkeypatch.setattr(revisions, "current", lambda: units)
+    revisions.record([], file)
+    assert revisions.recorded(file) == units
+    units["a"] = Unit(revision=1, source="y")
+    with pytest.raises(InputError, match="the source of 'a' changed and its revision 1 did not: raise it"):
+        revisions.record([], file)
+    assert revisions.recorded(file)["a"].source == "x", "nothing was written"
+    with pytest.raises(InputError, match="there is no unit 'c'; there are: a, b"):
+        revisions.record(["c"], file)
+    revisions.record(["a"], file)
+    assert revisions.recorded(file)["a"].source == "y"
+    units["b"] = Unit(revision=2, source="z")
+    revisions.record([], file)
+    assert revisions.recorded(file)["b"] == Unit(revision=2, source="z")
+
+
+def test_a_run_asks_only_for_what_makes_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated = clean(1, data=Data(name="glyphs", rows=100, world=World()))
+    trainers = {"training.loop", "models.architectures"}
+    assert revisions.units_of(trials(clean())) == trainers
+    assert revisions.units_of(trials(planted())) == trainers | {"attack badnets"}
+    assert revisions.units_of(trials(generated)) == trainers | {"bench.synthetic"}
+    now = {**revisions.recorded(), "bench.synthetic": Unit(revision=1, source="new")}
+    monkeypatch.setattr(revisions, "current", lambda: now)
+    revisions.check(trainers)
+    with pytest.raises(InputError, match=r"the source of bench\.synthetic is not the one"):
+        revisions.check({*trainers, "bench.synthetic"})
+
+
+def test_the_command_records_nothing_new_where_nothing_changed(tmp_path: Path) -> None:
+    before = revisions.RECORDED.read_bytes()
+    command = [sys.executable, "-m", "doorward.bench.revisions", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no unit 'nonsense'; there are: attack badnets, ")
+    assert revisions.RECORDED.read_bytes() == before
+    copy = tmp_path / "revisions.json"
+    copy.write_bytes(before)
+    revisions.record([], copy)
+    assert json.loads(copy.read_text()) == json.loads(before)
+
+
+def copy_package(to: Path) -> Path:
+    """Copy the sources that the hash of judging code is made from."""
+    for file in revisions.PACKAGE.rglob("*.py"):
+        place = to / file.relative_to(revisions.PACKAGE)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize(
+    ("file", "seen_by"),
+    [
+        ("scan.py", {"max-margin", "neural-cleanse"}),
+        ("inversion.py", {"max-margin", "neural-cleanse"}),
+        ("detectors/base.py", {"max-margin", "neural-cleanse"}),
+        ("detectors/model/neural_cleanse.py", {"neural-cleanse"}),
+        ("models/onnx.py", set()),
+        ("bench/show.py", set()),
+    ],
+)
+def test_a_change_of_code_that_judges_is_seen(
+    file: str, seen_by: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashes() -> dict[str, str]:
+        revisions.judging_code.cache_clear()
+        return {name: revisions.judging_code((name,)) for name in ("max-margin", "neural-cleanse")}
+
+    monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
+    before = hashes()
+    with (tmp_path / file).open("a") as source:
+        source.write("\n\nADDED = 1\n")
+    after = hashes()
+    assert {name for name in before if before[name] != after[name]} == seen_by
+    (tmp_path / "reference").mkdir(exist_ok=True)
+    (tmp_path / "reference/null.json").write_text("{}")
+    assert not set(hashes().values()) & set(after.values()), "the bank judges too"
+    revisions.judging_code.cache_clear()

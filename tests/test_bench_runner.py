@@ -1,0 +1,363 @@
+"""Runs: nothing is lost, repeated or counted twice, whatever is killed at whatever time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench_examples import clean, planted, trials
+from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run
+from doorward.bench.store import Row, Store, StoreError
+from doorward.bench.suite import Data, Group, Judging, Method
+from doorward.bench.trials import Planned, Sources, plan
+
+SOURCES = Sources(None)
+
+
+@contextmanager
+def bench(folder: Path, *, workers: int = 1) -> Iterator[tuple[Store, RunSettings]]:
+    """Open a store and name a cache below a folder."""
+    folder.mkdir(exist_ok=True)
+    with closing(Store(f"sqlite:///{folder / 'results.sqlite'}")) as store:
+        yield store, RunSettings(cache=folder / "cache", workers=workers)
+
+
+def plans(*groups: Group) -> list[Planned]:
+    return [plan(trial, SOURCES) for trial in trials(*groups)]
+
+
+def go(
+    folder: Path, todo: list[Planned], tell: Callable[[Event], None] = lambda _: None, workers: int = 1
+) -> None:
+    with bench(folder, workers=workers) as (store, settings):
+        run(todo, store, settings, tell=tell)
+
+
+def rows(folder: Path, todo: list[Planned]) -> dict[str, Row]:
+    with bench(folder) as (store, _):
+        found = {one.trial.name: store.get(one.key) for one in todo}
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def number_of_rows(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "results.sqlite")) as connection:
+        return int(connection.execute("select count(*) from trials").fetchone()[0])
+
+
+def models(folder: Path) -> dict[str, int]:
+    """Return the time of last change of each cached model's weights."""
+    return {
+        file.parent.name: file.stat().st_mtime_ns
+        for file in (folder / "cache").glob("models/*/*/*.safetensors")
+    }
+
+
+def scores(found: dict[str, Row]) -> dict[str, tuple[str, float]]:
+    return {
+        name: (row.result["report"]["verdict"], row.result["report"]["findings"][0]["score"])
+        for name, row in found.items()
+        if row.result is not None
+    }
+
+
+ALL = (clean(2), planted(1))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    """Run three trials with one worker, and list what was told."""
+    folder, events = tmp_path_factory.mktemp("ran"), list[Event]()
+    go(folder, plans(*ALL), events.append)
+    return folder, events
+
+
+def test_a_run_stores_every_result(ran: tuple[Path, list[Event]]) -> None:
+    folder, events = ran
+    found = rows(folder, plans(*ALL))
+    assert {name: row.status for name, row in found.items()} == dict.fromkeys(
+        ("clean-00", "clean-01", "planted-00"), "done"
+    )
+    row = found["planted-00"]
+    assert (row.suite, row.scale, row.attempts, row.threads, row.device) == ("tiny", "smoke", 1, 1, "cpu")
+    assert row.given == trials(planted(1))[0].model_dump(mode="json")
+    assert row.resolved["model"]["attack"]["settings"]["alpha"] == 1.0, "defaults are written down"
+    assert len(row.resolved["model"]["data"]["train"]) == 64
+    assert row.versions["torch"].startswith("2.")
+    assert row.git_revision == git_revision()
+    assert row.result is not None
+    assert row.result["truth"]["targets"] == [3]
+    assert row.seconds is not None
+    assert 0 < row.seconds < 30
+    told = [(e.planned.trial.name, e.status) for e in events]
+    assert told == [(name, status) for name in found for status in (None, None, "done")]
+    assert all(e.seconds > 0 for e in events if e.status)
+
+
+def test_a_second_run_has_nothing_to_do(ran: tuple[Path, list[Event]]) -> None:
+    folder, events = ran[0], list[Event]()
+    before, made = rows(folder, plans(*ALL)), models(folder)
+    go(folder, plans(*ALL), events.append)
+    assert events == []
+    assert rows(folder, plans(*ALL)) == before
+    assert models(folder) == made
+
+
+def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) -> None:
+    folder, made = ran[0], models(ran[0])
+    other = Judging(detectors=(Method(name="max-margin", settings={"starts": 2, "steps": 6}),), images=40)
+    todo = [plan(trial.model_copy(update={"judging": other}), SOURCES) for trial in trials(*ALL)]
+    before = number_of_rows(folder)
+    go(folder, todo)
+    assert {row.status for row in rows(folder, todo).values()} == {"done"}
+    assert all(row.result and row.result["cached"] for row in rows(folder, todo).values())
+    assert models(folder) == made, "nothing was trained"
+    assert number_of_rows(folder) == before + 3, "earlier results are kept"
+
+
+def test_two_workers_say_the_same_as_one(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
+    go(tmp_path, plans(*ALL), workers=2)
+    one, two = scores(rows(ran[0], plans(*ALL))), scores(rows(tmp_path, plans(*ALL)))
+    assert set(one) == set(two) == {"clean-00", "clean-01", "planted-00"}
+    for name in one:
+        assert one[name][0] == two[name][0]
+        assert one[name][1] == pytest.approx(two[name][1], abs=1e-6)
+
+
+def test_failures_and_missing_data_are_results_too_and_a_model_is_trained_once(tmp_path: Path) -> None:
+    bad = planted(1, name="bad", attack=Method(name="badnets", settings={"target": 99}))
+    missing = clean(1, name="missing", data=Data(name="nowhere"))
+    todo = plans(bad, missing, clean(1, seeds=2, draws=2))
+    go(tmp_path, todo)
+    found = rows(tmp_path, todo)
+    repeated = [row for name, row in found.items() if name.startswith("clean-00-seed")]
+    assert {name: row.status for name, row in found.items() if row not in repeated} == {
+        "bad-00": "failed",
+        "missing-00": "skipped",
+    }
+    assert found["bad-00"].error == "badnets: target 99 is no class; there are 10, from 0 to 9"
+    assert found["missing-00"].error == (
+        "data set nowhere: no folder of data sets is given; use --data or DOORWARD_DATA"
+    )
+    assert found["bad-00"].result is None
+    assert [row.result["cached"] for row in repeated if row.result] == [False, True, True]
+    assert len(models(tmp_path)) == 1
+
+
+class Killer:
+    """Kill the worker with SIGKILL while it scans certain trials, so many times each."""
+
+    def __init__(self, times: dict[str, int]) -> None:
+        self.times, self.events = times, list[Event]()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        name = event.planned.trial.name
+        if event.note == "scanning" and self.times.get(name):
+            self.times[name] -= 1
+            (worker,) = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+#: A scan that lasts long enough to be killed in.
+LONG = Judging(detectors=(Method(name="max-margin", settings={"starts": 10, "steps": 60}),), images=40)
+
+
+def slow(*groups: Group) -> list[Planned]:
+    return [plan(trial.model_copy(update={"judging": LONG}), SOURCES) for trial in trials(*groups)]
+
+
+def test_a_trial_whose_worker_is_killed_is_run_once_more(tmp_path: Path) -> None:
+    todo, killer = (
+        slow(clean(2, seeds=2), planted(1)),
+        Killer({"clean-00-seed0-draw0": 1, "clean-01-seed0-draw0": 2}),
+    )
+    go(tmp_path, todo, killer)
+    statuses = [(e.planned.trial.name, e.status) for e in killer.events if e.status]
+    assert statuses == [
+        ("clean-00-seed0-draw0", "died"),
+        ("clean-00-seed0-draw0", "done"),
+        ("clean-00-seed1-draw0", "done"),
+        ("clean-01-seed0-draw0", "died"),
+        ("clean-01-seed0-draw0", "failed"),
+        ("clean-01-seed1-draw0", "done"),
+        ("planted-00", "done"),
+    ]
+    found = rows(tmp_path, todo)
+    assert len(found) == number_of_rows(tmp_path) == 5
+    once, twice = found["clean-00-seed0-draw0"], found["clean-01-seed0-draw0"]
+    assert once.result is not None
+    assert once.result["cached"], "the model that was made before is not made again"
+    assert (twice.status, twice.attempts, twice.result) == ("failed", 2, None)
+    assert twice.error == "the worker process ended by SIGKILL; was there enough memory?"
+
+
+RUNNER = """
+import multiprocessing, sys
+from pathlib import Path
+from test_bench_runner import ALL, go, plans, slow
+from bench_examples import clean
+
+def tell(event):
+    pids = [worker.pid for worker in multiprocessing.active_children()]
+    print(event.planned.trial.name, event.status or event.note, *pids, flush=True)
+
+if __name__ == "__main__":
+    go(Path(sys.argv[1]), [*plans(clean(1)), *slow(clean(3))[1:]], tell)
+"""
+
+
+def test_a_killed_run_takes_its_workers_along_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(RUNNER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, str(script), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    said = ""
+    while not said.startswith("clean-01 scanning"):
+        said = process.stdout.readline()
+        assert said, "the run ended too early"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    worker = int(said.split()[2])
+    for _ in range(200):
+        if not alive(worker):
+            break
+        time.sleep(0.05)
+    assert not alive(worker)
+
+    todo = [*plans(clean(1)), *slow(clean(3))[1:]]
+    before, made, events = rows(tmp_path, todo), models(tmp_path), list[Event]()
+    assert list(before) == ["clean-00"]
+    assert len(made) == 2
+    go(tmp_path, todo, events.append)
+    after = rows(tmp_path, todo)
+    assert {row.status for row in after.values()} == {"done"}
+    assert after["clean-00"] == before["clean-00"], "what was done is not done again"
+    assert [e.planned.trial.name for e in events if e.status] == ["clean-01", "clean-02"]
+    assert {key: when for key, when in models(tmp_path).items() if key in made} == made
+    assert number_of_rows(tmp_path) == 3
+
+
+def alive(process: int) -> bool:
+    """Tell whether a process runs; one that only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_two_runs_at_the_same_time_count_nothing_twice(tmp_path: Path) -> None:
+    todo = plans(clean(2))
+    other: list[Event] = []
+
+    def meanwhile(event: Event) -> None:
+        if event.status == "done" and not other:
+            go(tmp_path, todo, other.append)
+
+    events: list[Event] = []
+    go(tmp_path, todo, lambda event: (events.append(event), meanwhile(event))[0])
+    assert number_of_rows(tmp_path) == 2
+    assert [e.planned.trial.name for e in other if e.status] == ["clean-01"]
+    assert [e.planned.trial.name for e in events if e.status] == ["clean-00"], (
+        "the other run has done the rest"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of a few megabytes, or skip."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for _ in range(10_000):
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                return filler
+    raise AssertionError("the disk is not small")
+
+
+def test_a_full_disk_stops_the_run_and_what_is_stored_stays(small_disk: Path, tmp_path: Path) -> None:
+    todo = plans(clean(2))
+    fillers: list[Path] = []
+
+    def tell(event: Event) -> None:
+        if event.status == "done" and not fillers:
+            fillers.append(fill(small_disk))
+
+    with bench(tmp_path) as (store, _):
+        settings = RunSettings(cache=small_disk / "cache")
+        with pytest.raises(
+            RunError, match=r"no space is left for the cache .*: make room, then run the same"
+        ):
+            run(todo, store, settings, tell=tell)
+        (first, second) = (store.get(one.key) for one in todo)
+        assert first is not None
+        assert first.status == "done"
+        assert second is None, "a full disk is not the trial's failure"
+        assert len(list((small_disk / "cache/making").iterdir())) == 0
+        fillers[0].unlink()
+        run(todo, store, settings)
+        assert store.get(todo[0].key) == first
+        again = store.get(todo[1].key)
+        assert again is not None
+        assert again.status == "done"
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(small_disk: Path) -> None:
+    todo = plans(clean(2))
+    with bench(small_disk) as (store, _):
+        kept, more = (row_of(one) for one in todo)
+        assert store.put(kept)
+        filler = fill(small_disk)
+        with pytest.raises(
+            StoreError, match=r"cannot be written to .*full.*; what it holds is intact: make room"
+        ):
+            store.put(more)
+        assert store.get(kept.key) == kept
+        filler.unlink()
+        assert store.put(more)
+        assert store.get(more.key) == more
+
+
+def row_of(one: Planned) -> Row:
+    return Row(
+        key=one.key,
+        suite="tiny",
+        scale="smoke",
+        trial=one.trial.name,
+        status="done",
+        seed=0,
+        given=one.trial.model_dump(mode="json"),
+        resolved={"filler": "x" * 20_000},
+        device="cpu",
+        threads=1,
+    )

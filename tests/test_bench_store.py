@@ -1,0 +1,110 @@
+"""The results store: what is done is never replaced, and the last result of a trial is what counts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bench_examples import clean, trials
+from doorward.bench.store import Row, Store
+from doorward.bench.suite import Trial
+from doorward.errors import InputError
+
+ONE, TWO = trials(clean())
+
+
+def row(trial: Trial, key: str, **changes: object) -> Row:
+    base = Row(
+        key=key,
+        suite=trial.suite,
+        scale=trial.scale,
+        trial=trial.name,
+        status="done",
+        seed=trial.seed,
+        given=trial.model_dump(mode="json"),
+        resolved={"model": {"seed": 1}},
+        versions={"torch": "2"},
+        git_revision="abc+",
+        device="cpu",
+        threads=1,
+        seconds=1.25,
+        peak_memory=5_000_000_000,
+        result={"x": [1.5, None, "é"]},
+    )
+    return base.model_copy(update=changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(Store(f"sqlite:///{tmp_path / 'results.sqlite'}")) as opened:
+        yield opened
+
+
+def test_a_row_comes_back_as_it_was(store: Store) -> None:
+    kept = row(ONE, "a")
+    assert store.put(kept)
+    assert store.get("a") == kept
+    assert store.get("b") is None
+    with closing(Store(store.url)) as other:
+        assert other.get("a") == kept
+
+
+def test_what_is_done_is_never_replaced(store: Store) -> None:
+    assert store.put(row(ONE, "a", status="died", attempts=1, error="killed"))
+    assert store.put(row(ONE, "a", attempts=2))
+    assert not store.put(row(ONE, "a", status="failed"))
+    assert not store.put(row(ONE, "a", seconds=9.0))
+    found = store.get("a")
+    assert found is not None
+    assert (found.status, found.attempts, found.seconds) == ("done", 2, 1.25)
+
+
+def test_the_last_result_counts(store: Store) -> None:
+    store.put(row(ONE, "new", finished="2026-01-02T00:00:00+00:00"))
+    store.put(row(ONE, "old", finished="2026-01-01T00:00:00+00:00"))
+    store.put(row(TWO, "two"))
+    assert {name: found.key for name, found in store.latest([ONE, TWO]).items()} == {
+        ONE.name: "new",
+        TWO.name: "two",
+    }
+    assert list(store.latest([TWO])) == [TWO.name]
+
+
+def test_results_of_an_earlier_make_of_the_suite_do_not_count(store: Store) -> None:
+    (changed, _) = trials(clean(training={"epochs": 1}))
+    assert changed.name == ONE.name
+    store.put(row(changed, "other"))
+    store.put(row(ONE.model_copy(update={"scale": "cpu"}), "scale"))
+    assert store.latest([ONE]) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("nonsense", "Could not parse SQLAlchemy URL"),
+        ("sqlite:////no/such/folder/x.sqlite", "unable to open database file"),
+        ("nodialect://x", "Can't load plugin"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_named(url: str, why: str) -> None:
+    with pytest.raises(InputError, match=f"--store {url}: cannot be opened as a results store .*{why}"):
+        Store(url)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    file.write_bytes(b"no database at all" * 100)
+    with pytest.raises(InputError, match="file is not a database"):
+        Store(f"sqlite:///{file}")
+
+
+def test_the_table_can_be_read_by_others(store: Store, tmp_path: Path) -> None:
+    store.put(row(ONE, "a"))
+    connection = sqlite3.connect(tmp_path / "results.sqlite")
+    found = connection.execute("select suite, trial, seed, threads, peak_memory from trials").fetchall()
+    connection.close()
+    assert found == [("tiny", "clean-00", 0, 1, 5_000_000_000)]

@@ -1,0 +1,183 @@
+"""Suites are data: they expand to the same trials everywhere, and what they name exists."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from bench_examples import clean, planted, suite, trials
+from doorward import registry
+from doorward.bench import synthetic
+from doorward.bench.suite import (
+    Between,
+    Data,
+    Method,
+    OneOf,
+    Suite,
+    World,
+    content_key,
+    expand,
+    get_suite,
+    matching,
+    suite_names,
+)
+from doorward.errors import InputError
+from doorward.models.architectures import NAMES
+from doorward.training import TrainingSettings
+
+SUITES = [get_suite(name) for name in suite_names()]
+EXPANDED = [(one, scale) for one in SUITES for scale in one.scales]
+IDS = [f"{one.name}-{scale}" for one, scale in EXPANDED]
+
+
+def test_listing_suites_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom doorward.bench.suite import expand, get_suite, suite_names\n"
+        "suites = map(get_suite, suite_names())\n[expand(one, scale) for one in suites for scale in one.scales]\n"
+        "print(*{'torch', 'numpy', 'sqlalchemy', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(("one", "scale"), EXPANDED, ids=IDS)
+def test_what_a_suite_names_exists(one: Suite, scale: str) -> None:
+    found = expand(one, scale)
+    assert len({t.name for t in found}) == len(found)
+    assert {t.suite for t in found} == {one.name}
+    for trial in found:
+        assert trial.architecture in NAMES
+        TrainingSettings.model_validate(trial.training)
+        if trial.attack is not None:
+            registry.build("attack", trial.attack.name, trial.attack.settings)
+        for detector in trial.judging.detectors:
+            registry.build("detector", detector.name, detector.settings)
+        if trial.data.world is not None:
+            family = synthetic.FAMILIES[trial.data.name.split("-")[0]]
+            assert trial.data.name in synthetic.names()
+            assert trial.data.world.classes <= family.limit
+    names = {group.name for groups in one.scales.values() for group in groups}
+    assert {group for claim in one.claims for group in claim.groups} <= names
+
+
+@pytest.mark.parametrize(("one", "scale"), EXPANDED, ids=IDS)
+def test_a_suite_expands_to_the_same_trials_in_every_process(one: Suite, scale: str) -> None:
+    assert expand(one, scale) == expand(one, scale)
+    if scale == "smoke":
+        code = (
+            "from doorward.bench.suite import *\n"
+            f"print(content_key([t.key for t in expand(get_suite({one.name!r}), 'smoke')]))"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == content_key([t.key for t in expand(one, "smoke")])
+
+
+def test_what_is_calibrated_on_is_judged_by_nothing_else() -> None:
+    judged = {g.data.name for s in SUITES if s.name != "bank" for groups in s.scales.values() for g in groups}
+    calibrated = {g.data.name for groups in get_suite("bank").scales.values() for g in groups}
+    assert not judged & calibrated
+    assert all(g.attack is None for name in ("bank", "null") for g in get_suite(name).scales["cpu"])
+
+
+def test_the_scan_population_is_what_it_says() -> None:
+    found = expand(get_suite("scan-population"), "cpu")
+    pooled = [t for t in found if t.group.endswith("-badnets")]
+    counts = Counter(t.group for t in found)
+    for data, least in (("fashion_mnist", 20), ("mnist", 20), ("gtsrb", 10)):
+        assert counts[f"{data}-clean"] >= least
+        assert counts[f"{data}-badnets"] >= least
+    assert all((t.data.rows or 0) <= 20_000 for t in found)
+    settings = [t.attack.settings for t in pooled if t.attack]
+    assert {s["size"] for s in settings} == {2, 3, 4, 5}
+    rates = sorted(s["poison_rate"] for s in settings)
+    assert rates[0] >= 0.01
+    assert rates[-1] <= 0.05
+    assert rates[0] < 0.015 < 0.045 < rates[-1]
+    assert {t.architecture for t in pooled} == {"small-cnn", "resnet-8", "resnet-14"}
+    for group in ("fashion_mnist", "mnist"):
+        assert {
+            s["target"] for t, s in zip(pooled, settings, strict=True) if t.group.startswith(group)
+        } == set(range(10))
+
+
+def test_planted_models_have_clean_twins() -> None:
+    found = trials(
+        clean(3, architectures=("small-cnn", "vgg")), planted(3, architectures=("small-cnn", "vgg"))
+    )
+    twins = [(t.seed, t.architecture, t.data, t.training) for t in found]
+    assert twins[:3] == twins[3:]
+
+
+def test_values_are_dealt_out_alike() -> None:
+    dealt = OneOf(values=(1, 2, 3)).deal(8, random.Random(0))
+    assert sorted(Counter(dealt).values()) == [2, 3, 3]
+    assert sorted(dealt[:3]) == sorted(dealt[3:6]) == [1, 2, 3]
+
+
+def test_a_range_is_covered_evenly() -> None:
+    drawn = sorted(Between(low=2, high=4).deal(4, random.Random(0)))
+    assert [int((value - 2) / 0.5) for value in drawn] == [0, 1, 2, 3]
+
+
+def test_settings_vary_by_group_and_not_by_what_else_varies() -> None:
+    first = Method(name="badnets", settings={"target": OneOf(values=tuple(range(10)))})
+    second = Method(name="badnets", settings={**first.settings, "size": OneOf(values=(2, 3))})
+    targets = [
+        [t.attack.settings["target"] for t in trials(planted(10, attack=attack)) if t.attack]
+        for attack in (first, second)
+    ]
+    assert targets[0] == targets[1]
+    assert sorted(targets[0]) == list(range(10))
+    other = [t.attack.settings["target"] for t in trials(planted(10, attack=first, name="b")) if t.attack]
+    assert other != targets[0]
+
+
+def test_classes_and_worlds_are_drawn() -> None:
+    found = trials(clean(4, class_counts=(2, 3), out_of=10))
+    assert sorted(len(t.data.classes or ()) for t in found) == [2, 2, 3, 3]
+    for trial in found:
+        classes = trial.data.classes or ()
+        assert list(classes) == sorted(set(classes))
+        assert set(classes) <= set(range(10))
+    assert len({t.data.classes for t in found}) > 2
+    made = trials(clean(3, data=Data(name="glyphs", rows=100, world=World()), class_counts=(5,)))
+    assert [t.data.world for t in made] == [World(classes=5, seed=i) for i in range(3)]
+
+
+def test_seeds_and_draws_vary_one_at_a_time() -> None:
+    found = trials(clean(2, seeds=3, draws=2))
+    assert [(t.judging.seed, t.judging.draw) for t in found[:4]] == [(0, 0), (1, 0), (2, 0), (0, 1)]
+    assert [t.seed for t in found] == [0] * 4 + [1] * 4, "the model stays the same"
+    assert found[1].name == "clean-00-seed1-draw0"
+
+
+def test_the_key_is_of_the_content() -> None:
+    one, two = trials(clean(2))
+    assert one.key != two.key
+    assert one.key == trials(clean(2))[0].key
+    assert one.key != trials(clean(2, training={"epochs": 2}))[0].key
+    assert content_key({"a": 1, "b": [1.5, None]}) == content_key({"b": [1.5, None], "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+    with pytest.raises(ValueError, match="Out of range"):
+        content_key(float("nan"))
+
+
+def test_trials_are_picked_by_name_or_group() -> None:
+    found = trials(clean(3), planted(2))
+    assert [t.name for t in matching(found, "planted")] == ["planted-00", "planted-01"]
+    assert [t.name for t in matching(found, "clean-0[12]")] == ["clean-01", "clean-02"]
+    assert matching(found, None) == found
+    with pytest.raises(InputError, match="no trial matches 'x'; groups are: clean, planted"):
+        matching(found, "x")
+
+
+def test_unknown_suites_and_scales_are_named() -> None:
+    with pytest.raises(InputError, match=r"there is no suite named 'nonsense'; there are: .*bank.*null"):
+        get_suite("nonsense")
+    with pytest.raises(InputError, match="suite tiny has no scale 'full'; it has: smoke"):
+        expand(suite(clean()), "full")

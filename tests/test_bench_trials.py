@@ -1,0 +1,240 @@
+"""One trial: its contents are named, its model made or cached, and the scan sees no more than it may."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench_examples import DATA, PATCH, QUICK, TRAINING, clean, planted, trials
+from doorward import reference
+from doorward.bench import revisions
+from doorward.bench import trials as module
+from doorward.bench.cache import ModelCache
+from doorward.bench.suite import Data, Group, Method, Trial, World
+from doorward.bench.trials import Outcome, Planned, Sources, Workbench, plan
+from doorward.errors import InputError
+from doorward.models import open_classifier
+from doorward.plants import read_plant, triggered
+from doorward.training import predict
+
+SOURCES = Sources(None)
+
+
+def planned(trial: Trial) -> Planned:
+    return plan(trial, SOURCES)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench(ModelCache(tmp_path_factory.mktemp("cache")), SOURCES)
+
+
+@pytest.fixture(scope="module")
+def outcomes(bench: Workbench) -> dict[str, Outcome]:
+    found = {}
+    for trial in trials(clean(1), planted(1)):
+        one = planned(trial)
+        found[trial.group] = bench.judge(one, cached=bench.make(one))
+    return found
+
+
+def test_the_truth_is_measured_on_held_out_images(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
+    (trial,) = trials(planted(1))
+    place = bench.cache.get(planned(trial).model_key)
+    assert place is not None
+    classifier, test = open_classifier(str(place)), reference.fashion_mnist("test")
+    truth = outcomes["planted"].truth
+    assert test.labels is not None
+    assert truth.clean_accuracy.n == len(test) == 1000
+    assert truth.clean_accuracy.successes == int((predict(classifier, test) == test.labels).sum())
+    assert (truth.attack, truth.targets, truth.classes) == ("badnets", (3,), 10)
+    plant = read_plant(place / "plant.json")
+    assert plant.attack_success == truth.attack_success
+    assert truth.attack_success is not None
+    assert truth.attack_success.n == 500
+    everywhere = triggered(test, plant)
+    assert everywhere.labels is not None
+    whole = float((predict(classifier, everywhere) == 3).mean())
+    assert truth.attack_success.low <= whole <= truth.attack_success.high
+    assert len(plant.poisoned_ids) == 40
+    clean_truth = outcomes["clean"].truth
+    assert (clean_truth.attack, clean_truth.targets, clean_truth.attack_success) == (None, (), None)
+
+
+def test_the_scan_is_the_shipped_one_on_the_images_asked_for(outcomes: dict[str, Outcome]) -> None:
+    report = outcomes["clean"].report
+    assert [f.detector for f in report.findings] == ["max-margin"]
+    assert report.findings[0].settings["steps"] == 5
+    assert [data.used for data in report.data] == [QUICK.images]
+    assert report.verdict in ("nothing_found", "suspicious")
+    assert report.subject is not None
+    assert report.subject.clean_accuracy is not None
+    assert outcomes["clean"].seconds == pytest.approx(report.seconds, abs=0.5)
+    assert outcomes["clean"].peak_memory is None or 1e8 < outcomes["clean"].peak_memory < 1e10
+
+
+def test_pictures_and_triggers_stay_out_of_the_store(bench: Workbench) -> None:
+    quick = Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0, "batch_size": 4})
+    (trial,) = trials(clean(1))
+    trial = trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": (quick,)})})
+    one = planned(trial)
+    outcome = bench.judge(one, cached=bench.make(one))
+    (finding,) = outcome.report.findings
+    assert finding.verdict != "could_not_tell"
+    assert len(finding.per_class) == 10
+    assert {evidence.type for evidence in finding.evidence} <= {"table", "text"}
+    assert any(evidence.type == "table" for evidence in finding.evidence)
+    assert len(outcome.model_dump_json()) < 10_000
+
+
+def test_a_model_is_made_once(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
+    (trial,) = trials(clean(1))
+    one = planned(trial)
+    assert not outcomes["clean"].cached
+    assert bench.make(one)
+    again = bench.judge(one, cached=True)
+    assert again.trained == outcomes["clean"].trained
+    assert again.report.findings[0].score == outcomes["clean"].report.findings[0].score
+
+
+def test_a_broken_model_is_made_again_with_the_same_weights(bench: Workbench) -> None:
+    (trial,) = trials(clean(1))
+    one = planned(trial)
+    assert bench.make(one) is True
+    file = bench.cache.place(one.model_key) / "model.safetensors"
+    weights = file.read_bytes()
+    flipped = bytearray(weights)
+    flipped[-1] ^= 1
+    file.write_bytes(flipped)
+    assert bench.make(one) is False
+    assert file.read_bytes() == weights
+
+
+def test_another_seed_and_draw_scan_the_same_model_with_other_images() -> None:
+    base, seed, draw = (planned(t) for t in trials(clean(1, seeds=2, draws=2)))
+    assert base.model_key == seed.model_key == draw.model_key
+    assert len({base.key, seed.key, draw.key}) == 3
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        clean(training={**TRAINING, "epochs": 4}),
+        clean(data=DATA.model_copy(update={"rows": 401})),
+        clean(data=DATA.model_copy(update={"classes": tuple(range(9))})),
+        clean(architectures=("vgg",)),
+        clean(attack=PATCH.model_copy(update={"settings": {**PATCH.settings, "target": 4}})),
+    ],
+    ids=["training", "rows", "classes", "architecture", "attack setting"],
+)
+def test_what_makes_another_model_has_another_key(group: Group) -> None:
+    keys = [planned(t).model_key for g in (clean(), planted(2), group) for t in trials(g)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_defaults_that_change_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial,) = trials(clean(1, training={}))
+    before = planned(trial)
+    assert before.resolved["model"]["training"]["learning_rate"] > 0
+    default = module.default_settings
+    monkeypatch.setattr(
+        module, "default_settings", lambda *a, **k: default(*a, **k).model_copy(update={"epochs": 1})
+    )
+    assert planned(trial).model_key != before.model_key
+
+
+def test_revisions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from doorward.attacks.data.badnets import BadNets
+    from doorward.training import loop
+
+    (trial,) = trials(planted(1))
+    keys = {planned(trial).model_key}
+    monkeypatch.setattr(BadNets, "revision", 99)
+    keys.add(planned(trial).model_key)
+    monkeypatch.setattr(loop, "REVISION", 99)
+    keys.add(planned(trial).model_key)
+    assert len(keys) == 3
+
+
+def test_code_that_judges_is_part_of_the_result_and_not_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial,) = trials(clean(1))
+    before = planned(trial)
+    monkeypatch.setattr(module, "judging_code", lambda names: f"other {names}")
+    after = planned(trial)
+    assert before.model_key == after.model_key
+    assert before.key != after.key
+    assert before.resolved["judging"]["code"] == revisions.judging_code(("max-margin",))
+
+
+def test_names_of_suite_and_folder_make_no_other_model(tmp_path: Path) -> None:
+    shutil.copytree(reference.FOLDER / "fashion_mnist", tmp_path / "copy")
+    (trial,) = trials(clean(1))
+    moved = trial.model_copy(update={"suite": "x", "data": DATA.model_copy(update={"name": "copy"})})
+    there = plan(moved, Sources(tmp_path))
+    assert there.model_key == planned(trial).model_key
+    assert there.key != planned(trial).key
+
+
+def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
+    (trial,) = trials(clean(1, data=Data(name="nowhere")))
+    assert "no folder of data sets is given; use --data or DOORWARD_DATA" in str(planned(trial).missing)
+    assert f"data set nowhere is not in {tmp_path}" in str(plan(trial, Sources(tmp_path)).missing)
+    (few,) = trials(clean(1, data=DATA.model_copy(update={"classes": (3, 12)})))
+    assert "has 10 classes, not (3, 12)" in str(planned(few).missing)
+    (found,) = trials(clean(1))
+    assert planned(found).missing is None
+
+
+def test_settings_that_are_wrong_are_named() -> None:
+    (trial,) = trials(planted(1, attack=Method(name="badnets", settings={"size": -1})))
+    with pytest.raises(InputError, match="badnets: size = -1"):
+        planned(trial)
+
+
+def test_some_classes_are_renumbered() -> None:
+    whole = reference.fashion_mnist("train")
+    assert whole.labels is not None
+    part = SOURCES.part(Data(name=DATA.name, classes=(2, 7)), "train")
+    assert part.classes == (whole.classes[2], whole.classes[7])
+    assert part.labels is not None
+    wanted = np.flatnonzero((whole.labels == 2) | (whole.labels == 7))
+    assert part.labels.tolist() == [0 if y == 2 else 1 for y in whole.labels[wanted]]
+    first = wanted[:5]
+    assert all((a == b).all() for a, b in zip(part.raw(range(5)), whole.raw(first), strict=True))
+
+
+def test_generated_data_are_named_without_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Data(name="shapes", rows=300, world=World(classes=4, seed=2))
+    (trial,) = trials(clean(1, data=world))
+    with monkeypatch.context() as patched:
+        patched.setattr(module.synthetic, "open_synthetic", lambda *a, **k: pytest.fail("made"))
+        one = plan(trial, Sources(None))
+    made = SOURCES.part(trial.data, "train")
+    assert one.contents is not None
+    assert (one.contents.images, one.contents.classes) == (len(made), len(made.classes)) == (300, 4)
+    height, width, channels = made.raw([0])[0].shape
+    assert one.contents.shape == (channels, height, width)
+    others = [
+        plan(t, SOURCES).model_key
+        for t in (
+            trial,
+            trial.model_copy(update={"data": world.model_copy(update={"name": "shapes-hard"})}),
+            trial.model_copy(update={"data": world.model_copy(update={"world": World(classes=4, seed=3)})}),
+        )
+    ]
+    assert len(set(others)) == 3
+
+
+def test_meta_says_how_a_model_came_about(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
+    (trial,) = trials(clean(1))
+    one = planned(trial)
+    assert outcomes["clean"].truth.classes == 10
+    meta = json.loads((bench.cache.place(one.model_key) / "meta.json").read_text())
+    assert meta["resolved"] == one.resolved["model"]
+    assert meta["training"]["threads"] == 1
+    assert meta["training"]["precision"] == "float32"
+    assert meta["training"]["images"] == DATA.rows
