@@ -1,0 +1,161 @@
+"""What the measurements share: a command in a process of its own, and what a scan's report says of its cost.
+
+Nothing here loads torch: a child process inherits the peak memory of the one that starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+DOORWARD = str(Path(sys.executable).with_name("doorward"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold how a command ended and what it took.
+
+    Attributes:
+        seconds: from start to end.
+        cpu_seconds: of all its threads, which other work on the machine changes little.
+        peak_bytes: largest resident size.
+        load: the machine's load average before and after, over one minute.
+    """
+
+    code: int
+    output: str
+    errors: str
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    load: tuple[float, float]
+
+
+def run(command: Sequence[str], *, threads: int, limit: float = 3600.0) -> Run:
+    """Run a command and measure it; it is ended after `limit` seconds."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.monotonic()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+        timer = threading.Timer(limit, process.kill)
+        timer.start()
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - started
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        return Run(
+            code=process.returncode,
+            output=output.read(),
+            errors=errors.read(),
+            seconds=round(seconds, 2),
+            cpu_seconds=round(used.ru_utime + used.ru_stime, 2),
+            peak_bytes=used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            load=(round(load, 2), round(os.getloadavg()[0], 2)),
+        )
+
+
+def must(done: Run, what: str) -> Run:
+    """Return the run if the command succeeded.
+
+    Raises:
+        SystemExit: with what it wrote, if not.
+    """
+    if done.code:
+        raise SystemExit(f"{what} ended with {done.code}:\n{done.output}\n{done.errors}")
+    return done
+
+
+def scan(arguments: Sequence[str], *, threads: int, limit: float = 3600.0) -> dict[str, Any]:
+    """Run `doorward scan`, and return what it took and what its report says."""
+    done = run([DOORWARD, "scan", *arguments, "--format", "json"], threads=threads, limit=limit)
+    measured: dict[str, Any] = {
+        "exit_code": done.code,
+        "seconds": done.seconds,
+        "cpu_seconds": done.cpu_seconds,
+        "peak_bytes": done.peak_bytes,
+        "load": done.load,
+    }
+    if done.code not in (0, 1, 3):
+        return measured | {"error": done.errors.strip()[-500:]}
+    return measured | summary(json.loads(done.output))
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a report what the measurements keep."""
+    subject = report["subject"] or {}
+    return {
+        "verdict": report["verdict"],
+        "targets": list(report["targets"]),
+        "reason": report["reason"],
+        "p_value": report["p_value"],
+        "clean_accuracy": subject.get("clean_accuracy"),
+        "scan_seconds": round(report["seconds"], 2),
+        "gradients": sum(f["cost"]["gradients"] for f in report["findings"]),
+        "forwards": sum(f["cost"]["forwards"] for f in report["findings"]),
+        "findings": [
+            {key: f[key] for key in ("detector", "verdict", "score", "reason", "cost")}
+            | {"seconds": round(f["seconds"], 2)}
+            for f in report["findings"]
+        ],
+        "not_run": report["not_run"],
+        "environment": {
+            key: report["environment"][key] for key in ("python", "packages", "device", "threads")
+        },
+    }
+
+
+def revision() -> str:
+    """Return the commit that is measured, with a mark if the package differs from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "src")
+    return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+
+
+def write(name: str, results: Mapping[str, Any], table: str) -> None:
+    """Write results and their table to `results/`."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def gigabytes(count: int) -> str:
+    """Write a number of bytes.
+
+    >>> gigabytes(1_540_000_000)
+    '1.54 GB'
+    """
+    return f"{count / 1e9:.2f} GB"
+
+
+def span(values: Sequence[float]) -> str:
+    """Write the least and the largest of some numbers.
+
+    >>> span([3.04, 2.0]), span([2.0, 2.04])
+    ('2.0 to 3.0', '2.0')
+    """
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
