@@ -328,6 +328,12 @@ def test_torchs_own_list_of_safe_globals_is_ours_too() -> None:
     assert missing == []
 
 
+def test_paths_saved_by_any_python_are_harmless(tmp_path: Path) -> None:
+    for module in (b"pathlib", b"pathlib._local"):  # Python 3.13 names the second
+        (tmp_path / "paths.pkl").write_bytes(b"c" + module + b"\nPosixPath\n(Vx\ntR.")
+        assert examine(tmp_path / "paths.pkl").verdict == "nothing_found"
+
+
 def test_nothing_on_a_published_block_list_is_harmless() -> None:
     scanner = pytest.importorskip("picklescan.scanner")
     for module, names in scanner._unsafe_globals.items():
