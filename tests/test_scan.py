@@ -10,6 +10,7 @@ from torch import nn
 from doorward import reference, reports
 from doorward.data import InMemorySamples
 from doorward.errors import InputError
+from doorward.methods import Deadline
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
 from doorward.records import Report
@@ -221,6 +222,39 @@ def test_every_class_is_in_both_halves() -> None:
     assert evidence.confirm.labels is not None
     assert sorted(evidence.fit.labels) == sorted(evidence.confirm.labels) == sorted([*range(10)] * 2)
     assert not set(evidence.fit.ids) & set(evidence.confirm.ids)
+
+
+@pytest.mark.parametrize(("images", "to_confirm"), [(10, 5), (15, 7), (20, 10), (25, 10)])
+def test_some_images_are_kept_back_even_if_a_class_has_only_one(images: int, to_confirm: int) -> None:
+    from doorward.scan import _draw
+
+    evidence = _draw(twin(), reference.fashion_mnist("test"), images, seed=0)
+    assert len(evidence.confirm) == to_confirm
+    assert len(evidence.fit) == images - to_confirm
+
+
+def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> None:
+    """300 images at 10 s each do not go into a minute; the first ones tell."""
+    classifier = twin()
+    logits = classifier.logits
+    clock, seen = [0.0], []
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        clock[0] += 10.0 * len(x)
+        return logits(x)
+
+    monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", 2 * 28 * 28)
+    monkeypatch.setattr(classifier, "logits", slow)
+    samples = reference.fashion_mnist("test")
+    report = examine(classifier, samples, deadline=Deadline(60.0, started=0.0))
+    assert report.verdict == "could_not_tell"
+    assert seen == [2]
+    assert report.reason is not None
+    assert "300 images" in report.reason
+    assert "50 minutes more, and 40 seconds are left" in report.reason
+    assert {"max-margin", "neural-cleanse"} <= {skipped.detector for skipped in report.not_run}
 
 
 def test_shares_of_the_false_alarms_add_up_to_five_percent() -> None:

@@ -19,7 +19,7 @@ from doorward import __version__, measures, registry
 from doorward.data import Samples, open_samples
 from doorward.detectors.base import Detector
 from doorward.devices import check_device
-from doorward.errors import InputError, UnsafeArtifact
+from doorward.errors import CouldNotTell, InputError, UnsafeArtifact
 from doorward.inversion import batched_logits
 from doorward.methods import Deadline, derive_seed
 from doorward.modalities.image import picture, side_by_side, to_float, to_tensor
@@ -203,7 +203,7 @@ def examine(
         reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
         tell("measuring clean accuracy" if evidence else "trying the model")
-        accuracy, reason = _sanity(classifier, evidence, seed)
+        accuracy, reason = _sanity(classifier, evidence, seed, deadline)
     findings = list(before)
     not_run: list[NotRun] = []
     subject = Subject(classifier=classifier, clean=evidence.fit if evidence else None)
@@ -288,8 +288,9 @@ def _draw(classifier: Classifier, samples: Samples, images: int, seed: int) -> _
     drawn = samples.draw(min(images, len(samples)), rng)
     # the draw goes round the classes, so every other image leaves each class in both halves
     turns = np.arange(len(drawn))
-    if samples.labels is not None:
-        turns = turns // max(1, len(np.unique(samples.labels)))
+    classes = 0 if samples.labels is None else len(np.unique(samples.labels))
+    if 0 < 2 * classes <= len(drawn):  # with fewer than two of a class there is nothing to share out
+        turns = turns // classes
     fit, confirm = (drawn.select(np.flatnonzero(turns % 2 == half)) for half in (0, 1))
     return _Evidence(samples, fit, confirm)
 
@@ -314,19 +315,23 @@ def _match_labels(samples: Samples, classifier: Classifier) -> Samples:
     return samples
 
 
-def _sanity(classifier: Classifier, evidence: _Evidence | None, seed: int) -> tuple[Rate | None, str | None]:
+def _sanity(
+    classifier: Classifier, evidence: _Evidence | None, seed: int, deadline: Deadline
+) -> tuple[Rate | None, str | None]:
     """Return the clean accuracy, and why the model's behaviour cannot be judged (None if it can)."""
     if evidence is None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-        logits = batched_logits(classifier, torch.rand(8, *classifier.spec.shape, generator=generator))
+        images = torch.rand(8, *classifier.spec.shape, generator=generator)
         labels = None
     else:
         parts = [part for part in (evidence.fit, evidence.confirm) if len(part)]
-        logits = torch.cat(
-            [batched_logits(classifier, to_float(to_tensor(p, classifier.spec))) for p in parts]
-        )
+        images = to_float(torch.cat([to_tensor(part, classifier.spec) for part in parts]))
         known = [part.labels for part in parts if part.labels is not None]
         labels = np.concatenate(known) if known else None
+    try:
+        logits = batched_logits(classifier, images, deadline)
+    except CouldNotTell as why:
+        return None, f"trying the model on {len(images)} images: {why}, or fewer --images"
     if not bool(torch.isfinite(logits).all()):
         return None, "the model gives outputs that are not finite"
     if len(logits) > 1 and bool((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax()):
