@@ -10,6 +10,7 @@ from doorward.records import Finding
 from doorward.reports.wording import class_label, number
 
 #: Up to this many classes, each has its bar; of more, the highest `TOP` have, and a strip shows all.
+#: Without an alarm `TOP` are enough.
 ALL_BARS = 50
 TOP = 20
 
@@ -72,7 +73,7 @@ def per_class_chart(finding: Finding, classes: tuple[str, ...]) -> Chart | None:
         return None
     unknown = sorted({*finding.per_class, *finding.unknown_classes} - set(scores))
     order = sorted(scores, key=lambda c: (-scores[c], c))
-    many = len(scores) + len(unknown) > ALL_BARS
+    many = len(scores) + len(unknown) > (ALL_BARS if finding.flagged else TOP)
     limit = [] if finding.threshold is None else [finding.threshold]
     write = _writer([*scores.values(), *limit])
     strip = None

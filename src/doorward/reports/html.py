@@ -88,6 +88,14 @@ def _figure(picture: Picture) -> Figure:
     return Figure(picture.title, picture.alt, source, width * factor, height * factor, factor > 1)
 
 
+def _whole_words(text: str) -> Markup:
+    """Keep words with hyphens in one piece if they fit a line: browsers break `--mean` behind its dashes."""
+    words = (wording.plain(word) for word in text.split(" "))
+    return Markup(" ").join(
+        Markup('<span class="whole">{}</span>').format(word) if "-" in word else word for word in words
+    )
+
+
 def _harmless(value: Any) -> Any:
     """Pass every string that the template prints through `plain`; autoescaping follows."""
     if isinstance(value, str) and not isinstance(value, Markup):
@@ -107,4 +115,5 @@ def _template() -> Template:
     )
     environment.filters["atlas"] = atlas.lookup
     environment.filters["sentence"] = wording.sentence
+    environment.filters["whole_words"] = _whole_words
     return environment.get_template("report.html.j2")

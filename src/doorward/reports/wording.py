@@ -333,21 +333,22 @@ def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
     at_a_loss = any(one.kind == "backdoor" and one.reason for one in report.findings)
     if not report.data or (at_a_loss and _few_images(report)):
         steps.append(_more_clean_data(report, "Give clean images that the model's supplier had no hand in."))
-    assumed = report.subject.assumed if report.subject else ()
-    doubt = (
-        f" Nothing stated {', '.join(plain(part) for part in assumed)}; these were assumed."
-        if assumed
-        else ""
-    )
-    steps.append(
-        Step(
-            f"Check that the images reach the model as it expects them.{doubt} "
-            "The options --input-range, --mean, --std, --layout and --labels say how."
+    subject = report.subject
+    accuracy = subject.clean_accuracy if subject else None
+    if subject and (accuracy is None or accuracy.low <= 1 / max(1, len(subject.classes))):
+        assumed = ", ".join(plain(part) for part in subject.assumed)
+        doubt = f" Nothing stated {assumed}; these were assumed." if assumed else ""
+        steps.append(
+            Step(
+                f"Check that the images reach the model as it expects them.{doubt} "
+                "The options --input-range, --mean, --std, --layout and --labels say how."
+            )
         )
-    )
-    if report.not_run:
-        steps.append(Step("See which detectors did not run, and why: some need only one more thing."))
-    return tuple(steps)
+    if report.not_run or at_a_loss:
+        steps.append(
+            Step("See why each detector did not run or could not tell: some need only one more thing.")
+        )
+    return (*steps, Step("Ask the supplier where the model and its training data came from."))
 
 
 def _after_nothing_found(report: Report) -> tuple[Step, ...]:
@@ -486,8 +487,8 @@ def tested(report: Report) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if subject := report.subject:
         rows.append(("Model", plain(subject.path)))
-        facts = [plain(subject.format)]
-        facts += [plain(subject.architecture)] if subject.architecture else []
+        kind, built = plain(subject.format), plain(subject.architecture or "")
+        facts = [part for part in (kind if kind.lower() not in built.lower() else "", built) if part]
         facts += [f"{len(subject.classes):,} classes"] if subject.classes else []
         facts += [f"{subject.parameters:,} parameters"] if subject.parameters is not None else []
         facts += [size(subject.bytes)] if subject.bytes is not None else []
