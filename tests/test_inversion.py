@@ -161,6 +161,7 @@ def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkey
     clock = [0.0]
     monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(wired, "logits", slow)
+    monkeypatch.setattr("doorward.models.classifier.computes_bfloat16", lambda _: False)
     with wired.frozen(), pytest.raises(CouldNotTell, match="5 minutes more, and 59 seconds are left"):
         invert(
             wired,
@@ -173,3 +174,37 @@ def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkey
             deadline=Deadline(60.0, started=0.0),
         )
     assert seen == [8]
+
+
+class Bfloat16Refused(nn.Module):
+    """Fails on whatever is not float32, as an operator without a mixed form does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(SIDE * SIDE, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x.flatten(1))
+        if y.dtype != torch.float32:
+            raise RuntimeError("expected Float but found BFloat16")
+        return y
+
+
+class Cancelling(Bfloat16Refused):
+    """Loses everything in bfloat16: small differences on top of a large number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.fc(x.flatten(1)) + 1e4) - 1e4 + x[:, 0, 0, :CLASSES]
+
+
+@pytest.mark.parametrize(("module", "stands"), [(Wired, True), (Bfloat16Refused, False), (Cancelling, False)])
+def test_bfloat16_is_used_where_the_model_stands_it(module, stands, images, monkeypatch) -> None:
+    monkeypatch.setattr("doorward.models.classifier.computes_bfloat16", lambda _: True)
+    spec = InputSpec(channels=1, height=SIDE, width=SIDE)
+    classifier = TorchClassifier(module(), spec, [str(i) for i in range(CLASSES)])
+    exact = classifier.logits(images[0])
+    with classifier.quick(images[0]):
+        assert torch.is_autocast_enabled("cpu") == stands
+        classifier.logits(images[0])
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.equal(classifier.logits(images[0]), exact)

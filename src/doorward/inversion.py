@@ -155,24 +155,25 @@ def invert(
     """
     images = images.to(classifier.device)
     base = int(torch.randint(2**62, (), generator=generator))
-    pace = Pace(deadline, len(targets) * steps)
     masks, patterns, norms = [], [], []
-    for group in torch.split(targets, max(1, chunk_images(classifier) // batch_size)):
-        # g targets; their numbers come from generators of their own, so that the grouping changes nothing
-        own = [make_generator(base, str(t)) for t in group.tolist()]
-        search = _Search(images.shape[1:], own, learning_rate, math.log(initial_cost), classifier.device)
-        where = group.to(classifier.device).repeat_interleave(batch_size)  # (g * b,)
-        for _ in range(steps):
-            x = images[pools.draw(group, batch_size, own).to(classifier.device)]  # (g, b, c, h, w)
-            mask, pattern = (at.sigmoid().requires_grad_() for at in (search.mask_at, search.pattern_at))
-            x = torch.lerp(x, pattern[:, None].expand_as(x), mask[:, None].expand_as(x)).flatten(0, 1)
-            gap = margin(classifier.logits(x), where).view(len(group), batch_size)  # (g, b)
-            by_mask, by_pattern = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), [mask, pattern])
-            search.step(mask.detach(), pattern.detach(), by_mask, by_pattern, gap.detach() > 0, success)
-            pace.advance(len(group))
-        masks.append(search.best_mask)
-        patterns.append(search.best_pattern)
-        norms.append(search.best_norm)
+    with classifier.quick(images):
+        pace = Pace(deadline, len(targets) * steps)
+        for group in torch.split(targets, max(1, chunk_images(classifier) // batch_size)):
+            # g targets; their numbers come from generators of their own, so that the grouping changes nothing
+            own = [make_generator(base, str(t)) for t in group.tolist()]
+            search = _Search(images.shape[1:], own, learning_rate, math.log(initial_cost), classifier.device)
+            where = group.to(classifier.device).repeat_interleave(batch_size)  # (g * b,)
+            for _ in range(steps):
+                x = images[pools.draw(group, batch_size, own).to(classifier.device)]  # (g, b, c, h, w)
+                mask, pattern = (at.sigmoid().requires_grad_() for at in (search.mask_at, search.pattern_at))
+                x = torch.lerp(x, pattern[:, None].expand_as(x), mask[:, None].expand_as(x)).flatten(0, 1)
+                gap = margin(classifier.logits(x), where).view(len(group), batch_size)  # (g, b)
+                by_mask, by_pattern = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), [mask, pattern])
+                search.step(mask.detach(), pattern.detach(), by_mask, by_pattern, gap.detach() > 0, success)
+                pace.advance(len(group))
+            masks.append(search.best_mask)
+            patterns.append(search.best_pattern)
+            norms.append(search.best_norm)
     mask, pattern, norm = torch.cat(masks), torch.cat(patterns), torch.cat(norms)
     reached = norm.isfinite()
     norm = torch.where(reached, norm, float(mask[0].numel()))

@@ -20,7 +20,7 @@ from doorward.measures import accuracy
 from doorward.methods import make_generator
 from doorward.modalities.image import to_float, to_tensor
 from doorward.models.architectures import build
-from doorward.models.classifier import Classifier, TorchClassifier
+from doorward.models.classifier import Classifier, TorchClassifier, computes_bfloat16
 from doorward.models.spec import InputSpec
 from doorward.records import Rate
 from doorward.training.augment import AUGMENTATIONS
@@ -146,7 +146,7 @@ def train(
     batches = [max(1, round(size / settings.batch_size)) for size in store.sizes]  # near-equal, none tiny
     steps = sum(batches) * settings.epochs
     bfloat16 = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and _computes_bfloat16(device)
+        settings.precision == "auto" and computes_bfloat16(device)
     )
     augment = AUGMENTATIONS[settings.augment]
     # On two cores this layout makes convolutions 1.5 times as fast, bfloat16 twice on top of it.
@@ -300,13 +300,6 @@ def _optimizer(module: nn.Module, settings: TrainingSettings, device: torch.devi
         weight_decay=settings.weight_decay,
         fused=fused,
     )
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Tell whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @contextlib.contextmanager

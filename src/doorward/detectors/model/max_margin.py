@@ -38,24 +38,25 @@ def maximum_margins(
     device, shape, k = classifier.device, classifier.spec.shape, len(classifier.classes)
     result = []
     all_targets = torch.arange(k).repeat_interleave(starts)  # (k * starts,)
-    pace = Pace(deadline, len(all_targets) * steps)
-    for part in torch.split(all_targets, chunk_images(classifier)):
-        targets = part.to(device)
-        x = torch.rand(len(part), *shape, generator=generator).to(device)
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
-        best = torch.full((len(part),), -torch.inf, device=device)
-        for step in range(1, steps + 1):
-            x.requires_grad_()
-            gap = margin(classifier.logits(x), targets)  # (p,)
-            (gradient,) = torch.autograd.grad(gap.sum(), x)
-            x = x.detach()
-            best = torch.maximum(best, gap.detach())
-            mean.lerp_(gradient, 0.1)
-            square.lerp_(gradient * gradient, 0.01)
-            scale = (square / (1 - 0.99**step)).sqrt_().add_(1e-12)
-            x = (x + learning_rate * mean / (1 - 0.9**step) / scale).clamp_(0, 1)
-            pace.advance(len(part))
-        result.append(best)
+    with classifier.quick(torch.rand(16, *shape, generator=generator)):
+        pace = Pace(deadline, len(all_targets) * steps)
+        for part in torch.split(all_targets, chunk_images(classifier)):
+            targets = part.to(device)
+            x = torch.rand(len(part), *shape, generator=generator).to(device)
+            mean, square = torch.zeros_like(x), torch.zeros_like(x)
+            best = torch.full((len(part),), -torch.inf, device=device)
+            for step in range(1, steps + 1):
+                x.requires_grad_()
+                gap = margin(classifier.logits(x), targets)  # (p,)
+                (gradient,) = torch.autograd.grad(gap.sum(), x)
+                x = x.detach()
+                best = torch.maximum(best, gap.detach())
+                mean.lerp_(gradient, 0.1)
+                square.lerp_(gradient * gradient, 0.01)
+                scale = (square / (1 - 0.99**step)).sqrt_().add_(1e-12)
+                x = (x + learning_rate * mean / (1 - 0.9**step) / scale).clamp_(0, 1)
+                pace.advance(len(part))
+            result.append(best)
     return torch.cat(result).view(k, starts)
 
 
