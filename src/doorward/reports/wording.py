@@ -352,11 +352,14 @@ def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
 
 
 def _after_nothing_found(report: Report) -> tuple[Step, ...]:
-    steps = [Step("Read what each detector cannot see: a backdoor of such a kind would have been missed.")]
+    steps = []
+    if not report.data:
+        steps.append(_more_clean_data(report, "Give clean images, so that more detectors can run."))
+    steps.append(
+        Step("Read what each detector cannot see: a backdoor of such a kind would have been missed.")
+    )
     if report.not_run:
         steps.append(Step("See which detectors did not run, and why: some need only one more thing."))
-    if not report.data:
-        steps.append(_more_clean_data(report, "With clean images more detectors can run."))
     return (
         *steps,
         Step("Know where the model comes from: a scan does not replace a supplier that you can trust."),
