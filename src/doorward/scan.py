@@ -145,7 +145,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
             seconds=deadline.spent(),
             environment=environment(request.device),
         )
-    source = request.clean or request.train
+    source = request.train if request.clean is None else request.clean
     samples = None
     if source is not None:
         tell("opening the data")
@@ -275,7 +275,9 @@ class _Conclusion:
 
 def _choose(names: Sequence[str]) -> list[Detector]:
     """Return the named detectors, or all, the cheap and safe ones first."""
-    detectors = [registry.build("detector", name, {}) for name in names or registry.modules("detector")]
+    detectors = [
+        registry.build("detector", name, {}) for name in dict.fromkeys(names or registry.modules("detector"))
+    ]
     return sorted(detectors, key=lambda d: (d.order, d.method()))
 
 
@@ -378,7 +380,7 @@ def _conclude(findings: Sequence[Finding], reason: str | None) -> _Conclusion:
             if f.kind == "backdoor" and f.reason:
                 speakers.setdefault(f.reason, []).append(f.detector)
         why = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in speakers.items())
-        return _Conclusion("could_not_tell", reason=why or "no detector that looks at behaviour could run")
+        return _Conclusion("could_not_tell", reason=why or "no detector that looks at behaviour ran")
     p = min(judged.values(), default=None)
     guilty = others + [f for f in findings if judged.get(f.detector, 1.0) <= SUSPICIOUS]
     if guilty:

@@ -64,11 +64,12 @@ def labels(text: str | None) -> tuple[str, ...] | None:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise InputError(f"--labels {text}: cannot read the file: {why}") from None
-        return tuple(line.strip() for line in lines if line.strip())
-    names = tuple(part.strip() for part in text.split(","))
-    if not all(names):
-        raise InputError(f"--labels takes class names separated by commas, or @FILE, got {text!r}")
-    return names
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        names = [part.strip() for part in text.split(",")]
+    if not names or not all(names):
+        raise InputError(f"--labels takes class names with commas, or @FILE with one a line, got {text!r}")
+    return tuple(names)
 
 
 def check_folder(out: Path) -> Path:

@@ -109,6 +109,9 @@ def scan(
     from doorward.scan import ScanRequest
     from doorward.scan import scan as run
 
+    for name, value in (("MODEL", model), ("--clean", clean), ("--train", train)):
+        if value == "":  # as of a variable that a script forgot to set
+            raise InputError(f"{name} is empty; it takes a path or a hub id")
     low_high = numbers(input_range, "--input-range")
     if low_high is not None and len(low_high) != 2:
         raise InputError(f"--input-range takes two numbers, as in 0,255, got {input_range!r}")

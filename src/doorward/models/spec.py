@@ -74,7 +74,7 @@ class InputSpec(BaseModel):
     def _sensible(self) -> Self:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} needs 1 or {self.channels} values, got {len(values)}")
+                raise ValueError(f"{name} takes one value, or one for each channel, got {len(values)}")
         if any(value <= 0 for value in self.std):
             raise ValueError("std must be positive")
         if self.range[0] >= self.range[1]:

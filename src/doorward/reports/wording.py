@@ -330,8 +330,7 @@ def _after_suspicious(report: Report) -> tuple[Step, ...]:
 
 def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
     steps = [Step("Do not take this for a good sign: nothing is known about this model yet.")]
-    at_a_loss = any(one.kind == "backdoor" and one.reason for one in report.findings)
-    if not report.data or (at_a_loss and _few_images(report)):
+    if _wants_images(report):
         steps.append(_more_clean_data(report, "Give clean images that the model's supplier had no hand in."))
     subject = report.subject
     accuracy = subject.clean_accuracy if subject else None
@@ -344,7 +343,7 @@ def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
                 "The options --input-range, --mean, --std, --layout and --labels say how."
             )
         )
-    if report.not_run or at_a_loss:
+    if report.not_run or _at_a_loss(report):
         steps.append(
             Step("See why each detector did not run or could not tell: some need only one more thing.")
         )
@@ -353,8 +352,8 @@ def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
 
 def _after_nothing_found(report: Report) -> tuple[Step, ...]:
     steps = []
-    if not report.data:
-        steps.append(_more_clean_data(report, "Give clean images, so that more detectors can run."))
+    if _wants_images(report):
+        steps.append(_more_clean_data(report, "Give clean images, so that more detectors can tell."))
     steps.append(
         Step("Read what each detector cannot see: a backdoor of such a kind would have been missed.")
     )
@@ -377,8 +376,14 @@ def _keep(report: Report) -> Step:
     )
 
 
-def _few_images(report: Report) -> bool:
-    return sum(one.used for one in report.data) < IMAGES_PER_CLASS * len(class_names(report))
+def _at_a_loss(report: Report) -> bool:
+    return any(one.kind == "backdoor" and one.reason for one in report.findings)
+
+
+def _wants_images(report: Report) -> bool:
+    """Tell whether clean images, or more of them, may be what a detector lacked."""
+    few = sum(one.used for one in report.data) < IMAGES_PER_CLASS * len(class_names(report))
+    return not report.data or (few and _at_a_loss(report))
 
 
 def _more_clean_data(report: Report, why: str) -> Step:
