@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bench_examples import clean, planted, trials
+from bench_examples import clean, planted, suite, trials
+from doorward.bench import show
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run
 from doorward.bench.store import Row, Store, StoreError
 from doorward.bench.suite import Data, Group, Judging, Method
@@ -101,6 +102,29 @@ def test_a_run_stores_every_result(ran: tuple[Path, list[Event]]) -> None:
     told = [(e.planned.trial.name, e.status) for e in events]
     assert told == [(name, status) for name in found for status in (None, None, "done")]
     assert all(e.seconds > 0 for e in events if e.status)
+
+
+def test_results_are_collected_from_the_store(ran: tuple[Path, list[Event]]) -> None:
+    with bench(ran[0]) as (store, _):
+        held = show.collect(suite(*ALL, clean(1, name="more")), "smoke", store)
+    found = {one.trial: one for one in held.results}
+    assert list(found) == ["clean-00", "clean-01", "more-00", "planted-00"]
+    assert found["more-00"].status == "missing"
+    stored = rows(ran[0], plans(*ALL))
+    for one in plans(*ALL):
+        result, outcome = found[one.trial.name], stored[one.trial.name].result
+        assert outcome is not None
+        assert result.model == one.model_key[:12]
+        assert result.verdict == outcome["report"]["verdict"]
+        assert result.p_value == outcome["report"]["p_value"]
+        assert result.detectors["max-margin"].score == outcome["report"]["findings"][0]["score"]
+        assert result.accuracy == outcome["truth"]["clean_accuracy"]["value"]
+        assert (result.classes, result.seconds) == (10, stored[one.trial.name].seconds)
+    assert found["planted-00"].plant == (3,)
+    assert found["clean-00"].plant is None
+    success = stored["planted-00"].result["truth"]["attack_success"]["value"]  # type: ignore[index]
+    assert found["planted-00"].attack_success == success
+    assert held.made_with["threads"] == ("1",)
 
 
 def test_a_second_run_has_nothing_to_do(ran: tuple[Path, list[Event]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean
@@ -10,14 +9,16 @@ from statistics import mean
 import numpy as np
 import torch
 
+from doorward import registry
 from doorward.bench.cache import ModelCache
 from doorward.bench.trials import Planned
 from doorward.data import InMemorySamples
 from doorward.records import Record
+from doorward.subject import Subject
 from doorward.training import TrainingSettings, train_classifier
 
-#: Input gradients that a scan by all detectors takes for each class, about.
-GRADIENTS_PER_CLASS = 5_000
+#: Input gradients that a scan by all detectors takes for each class, and beside that, about; as measured.
+GRADIENTS_PER_CLASS, GRADIENTS_BESIDE = 3_000, 14_000
 
 
 class Speed(Record):
@@ -64,7 +65,7 @@ def estimate(
         training += images / speeds[one.trial.architecture, one.contents.shape].training
     for one in plan:
         if one.contents is not None:
-            gradients = one.contents.classes * GRADIENTS_PER_CLASS
+            gradients = one.contents.classes * GRADIENTS_PER_CLASS + GRADIENTS_BESIDE
             judging += gradients / speeds[one.trial.architecture, one.contents.shape].gradients
     return Estimate(
         trials=len(plan),
@@ -75,21 +76,19 @@ def estimate(
     )
 
 
-def _speed(architecture: str, shape: tuple[int, int, int], device: str, *, images: int = 256) -> Speed:
-    """Train a network on noise for a moment, and take input gradients."""
+def _speed(architecture: str, shape: tuple[int, int, int], device: str) -> Speed:
+    """Train a network on noise for a moment, and let a detector take input gradients."""
     channels, height, width = shape
-    x = np.random.default_rng(0).integers(0, 256, (images, height, width, channels), dtype=np.uint8)
-    samples = InMemorySamples(x, np.arange(images) % 10)
+    x = np.random.default_rng(0).integers(0, 256, (256, height, width, channels), dtype=np.uint8)
+    samples = InMemorySamples(x, np.arange(len(x)) % 4)
     settings = TrainingSettings(epochs=1)
-    train_classifier(
-        architecture, samples.select(range(128)), seed=0, settings=settings, device=device
-    )  # warm up
-    trained = train_classifier(architecture, samples, seed=0, settings=settings, device=device)
-    batch = torch.from_numpy(x).permute(0, 3, 1, 2).to(device).div(255).requires_grad_()  # (n, c, h, w)
-    started = time.monotonic()
-    with trained.classifier.frozen():
-        torch.autograd.grad(trained.classifier.logits(batch).sum(), batch)[0].sum().item()
-    return Speed(training=images / trained.record.seconds, gradients=images / (time.monotonic() - started))
+    probe = registry.build("detector", "max-margin", {"starts": 32, "steps": 5})
+    for part in (samples.select(range(64)), samples):  # the first warms up
+        trained = train_classifier(architecture, part, seed=0, settings=settings, device=device)
+        found = probe(Subject(classifier=trained.classifier), device=device)
+    return Speed(
+        training=len(samples) / trained.record.seconds, gradients=found.cost.gradients / found.seconds
+    )
 
 
 class TimeLeft:
@@ -111,8 +110,8 @@ class TimeLeft:
             self._took[kind].append(seconds)
 
     def seconds(self) -> float | None:
-        """Return about how many seconds are left; None before anything has ended."""
-        if not self._took:
+        """Return about how many seconds are left; None before anything has ended, and when all has."""
+        if not self._took or not self._left:
             return None
         known = [
             next(mean(self._took[k]) for k in _kinds(one) if k in self._took) for one in self._left.values()

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from doorward.bench.store import Row, Store
-from doorward.bench.suite import Claim, Group, Measure, Scale, Suite, expand
+from doorward.bench.suite import Claim, Group, Measure, Scale, Suite, content_key, expand
 from doorward.errors import InputError
 from doorward.measures import Ranking, ranking, rate
 from doorward.records import SEVERITY, Rate, Record, Verdict
@@ -196,7 +196,7 @@ def _result(row: Row) -> Result:
     fields = ("verdict", "score", "p_value", "targets", "seconds")
     return Result(
         **base,
-        model=str(report["subject"]["sha256"] or "")[:12] or None,
+        model=content_key(row.resolved["model"])[:12],
         classes=truth["classes"],
         accuracy=truth["clean_accuracy"]["value"],
         attack_success=success and success["value"],
@@ -310,7 +310,7 @@ MEASURES: dict[Measure, tuple[Callable[[Result], bool], Callable[[Result], bool]
 
 
 def measure(name: Measure, results: Sequence[Result]) -> Rate:
-    """Count what a claim is about; `stable` counts models whose every scan gave the same verdict."""
+    """Count what a claim is about; `stable` counts models, scanned several times, that got one verdict."""
     if name == "stable":
         verdicts: defaultdict[str | None, list[Verdict | None]] = defaultdict(list)
         for one in results:

@@ -36,12 +36,8 @@ def planted(data: Data, models: int, classes: int) -> Group:
 
 def harder(data: Data, kind: str, models: int, **settings: object) -> Group:
     """Return planted models of a kind that is harder to find, or to plant; reported on their own."""
-    attack = badnets(10, **settings)
-    if settings.get("mapping") == "all-to-all":
-        attack.settings.pop("target")
-    return clean(data, models).model_copy(
-        update={"name": f"{data.name}-{kind}", "attack": attack, "apart": True}
-    )
+    named = {"name": f"{data.name}-{kind}", "attack": badnets(10, **settings), "apart": True}
+    return clean(data, models).model_copy(update=named)
 
 
 CPU = (
@@ -55,7 +51,16 @@ CPU = (
     harder(FASHION, "one-pixel", 4, size=1, colour="white"),
     harder(FASHION, "alpha-0.2", 4, alpha=0.2, poison_rate=0.05),
     harder(FASHION, "source-specific", 4, source_classes=(1, 5), cover_rate=0.03, target=3),
-    harder(FASHION, "all-to-all", 4, mapping="all-to-all", poison_rate=0.1),
+    harder(FASHION, "all-to-all", 4, mapping="all-to-all", target=None, poison_rate=0.1),
+)
+
+#: For a GPU, in shards: --only 'gtsrb-*', or 'mnist-badnets-0*', and so on.
+FULL = tuple(
+    make(Data(name=name), models, *classes).model_copy(
+        update={"architectures": ("resnet-18", "vgg"), "training": {"epochs": epochs}}
+    )
+    for name, models, k, epochs in (("fashion_mnist", 24, 10, 6), ("mnist", 24, 10, 4), ("gtsrb", 12, 43, 15))
+    for make, classes in ((clean, ()), (planted, (k,)))
 )
 
 SMALL = Data(name="reference:fashion_mnist", rows=3_000)
@@ -76,7 +81,7 @@ SUITE = Suite(
     about="BadNets patches of 2 to 5 pixels, varied in place, colour, target and rate (1 to 5 %); 100 clean "
     "test images are given; the verdict is the shipped one. A plant counts when its attack success is "
     "at least 90 %.",
-    scales={"smoke": SMOKE, "cpu": CPU},
+    scales={"smoke": SMOKE, "cpu": CPU, "full": FULL},
     claims=(
         Claim(
             text="exactly the right target in at least 96 % of planted models",

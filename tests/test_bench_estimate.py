@@ -1,0 +1,83 @@
+"""How long a run takes: what is measured before it, and what is learned during it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench_examples import clean, planted, trials
+from doorward.bench import estimate as module
+from doorward.bench.cache import ModelCache
+from doorward.bench.estimate import Speed, TimeLeft, estimate
+from doorward.bench.suite import Data, Group
+from doorward.bench.trials import Planned, Sources, Workbench, plan
+
+SOURCES = Sources(None)
+
+
+def plans(*groups: Group) -> list[Planned]:
+    return [plan(trial, SOURCES) for trial in trials(*groups)]
+
+
+def test_an_estimate_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def speed(*kind: object) -> Speed:
+        asked.append(kind)
+        return Speed(training=100, gradients=1000)
+
+    monkeypatch.setattr(module, "_speed", speed)
+    cache = ModelCache(tmp_path)
+    todo = plans(clean(2, seeds=3), planted(1), clean(1, name="missing", data=Data(name="nowhere")))
+    Workbench(cache, SOURCES).make(todo[0])
+    found = estimate(todo, cache, workers=2, threads=1, device="cpu")
+    assert (found.trials, found.models, found.cached) == (8, 3, 1)
+    assert found.training == pytest.approx(2 * 400 * 3 / 100 / 2), "two models of 400 images, 3 epochs"
+    each = (10 * module.GRADIENTS_PER_CLASS + module.GRADIENTS_BESIDE) / 1000
+    assert found.judging == pytest.approx(7 * each / 2), "seven scans of ten classes"
+    assert asked == [("small-cnn", (1, 28, 28), "cpu")]
+
+
+def test_a_calibration_sets_threads_and_sets_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def speed(*_: object) -> Speed:
+        seen.append(torch.get_num_threads())
+        return Speed(training=1, gradients=1)
+
+    monkeypatch.setattr(module, "_speed", speed)
+    before = torch.get_num_threads()
+    estimate(plans(clean(1)), ModelCache(Path("nowhere")), workers=1, threads=before + 2, device="cpu")
+    assert seen == [before + 2]
+    assert torch.get_num_threads() == before
+
+
+def test_a_calibration_measures_training_and_gradients() -> None:
+    found = module._speed("small-cnn", (1, 28, 28), "cpu")
+    assert 50 < found.training < 1e6
+    assert 50 < found.gradients < 1e6
+
+
+def test_time_left_is_learned_from_the_closest_kind() -> None:
+    todo = plans(clean(4, architectures=("small-cnn", "vgg")), planted(2))
+    small, vgg, small_again, vgg_again, first, _ = todo
+    left = TimeLeft(todo, workers=2)
+    assert left.seconds() is None
+    left.ended(small, 10)
+    assert left.seconds() == (10 + 10 + 10 + 10 + 10) / 2, "what is not known is taken from what is"
+    left.ended(vgg, 30)
+    assert left.seconds() == (10 + 30 + 10 + 10) / 2, "a planted small CNN is closest to a clean one"
+    left.ended(first, 4)
+    assert left.seconds() == (10 + 30 + 4) / 2
+    for one in (small_again, vgg_again, todo[-1]):
+        left.ended(one, 1)
+    assert left.seconds() is None
+
+
+def test_what_is_skipped_takes_no_time() -> None:
+    todo = plans(clean(1), clean(3, name="missing", data=Data(name="nowhere")))
+    left = TimeLeft(todo, workers=1)
+    left.ended(todo[0], 5)
+    assert left.seconds() is None
