@@ -342,6 +342,9 @@ def _sanity(
         return None, None
     predicted = logits.argmax(1).cpu().numpy()
     accuracy = measures.rate(int((predicted == labels).sum()), len(labels))
+    if len(np.unique(labels)) == 1 < len(labels):
+        only = classifier.classes[int(labels[0])]
+        return accuracy, f"all {len(labels)} images are of one class, {only!r}; give images of several"
     guess = max(1 / len(classifier.classes), np.bincount(labels).max() / len(labels))
     if stats.binomtest(accuracy.successes, accuracy.n, guess, alternative="greater").pvalue > SUSPICIOUS:
         return accuracy, (

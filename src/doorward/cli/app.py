@@ -54,7 +54,7 @@ app.command("verify")(verify.verify)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)
-app.add_typer(bench.app, name="bench")
+app.add_typer(bench.app, name="bench", short_help="Measure detectors, suite by suite.")
 
 
 def main() -> None:
@@ -65,7 +65,9 @@ def main() -> None:
     code = _run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            code = code or _complain(f"standard output: {error.strerror}", 2)
         # else Python would complain of it at its end, and change the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

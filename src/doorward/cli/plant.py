@@ -15,18 +15,31 @@ PLANT = "plant.json"
 
 
 def plant(
-    attack: str = typer.Argument(..., help="Name of the attack; `doorward list attacks` shows them."),
-    source: str = typer.Argument(
-        ..., help="Labelled training images: a folder, a file or a hub id; SOURCE:SPLIT picks a split."
+    attack: str = typer.Argument(
+        ..., metavar="ATTACK", help="Name of the attack; `doorward list attacks` shows them."
     ),
-    out: Path = typer.Argument(..., help="The folder to write train.parquet and plant.json to."),
+    source: str = typer.Argument(
+        ...,
+        metavar="SOURCE",
+        help="Labelled training images: a folder, a file or a hub id; SOURCE:SPLIT picks a split.",
+    ),
+    out: Path = typer.Argument(
+        ..., metavar="OUT", help="The folder to write train.parquet and plant.json to."
+    ),
     set_: list[str] = typer.Option(
         [], "--set", metavar="K=V", help="A setting of the attack, as in poison_rate=0.02; may be repeated."
     ),
-    seed: int = typer.Option(0, min=0, help="Seed of everything random."),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     split: str | None = typer.Option(None, metavar="NAME", help="The split of SOURCE; train if not given."),
-    data_column: str | None = typer.Option(None, metavar="NAME", help="The column that holds the images."),
-    force: bool = typer.Option(False, help="Write to OUT even if it holds something; replace what is ours."),
+    data_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+    ),
+    label_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
+    ),
+    force: bool = typer.Option(
+        False, "--force", help="Write to OUT even if it holds something; replace what is ours."
+    ),
 ) -> None:
     """Poison a data set on purpose.
 
@@ -45,7 +58,9 @@ def plant(
     method = registry.build("attack", attack, settings_of(set_))
     assert isinstance(method, DataAttack)
     check_out(out, force=force, inputs=[source])
-    samples = open_samples(source, column=data_column, split=split, prefer=("train",))
+    samples = open_samples(
+        source, column=data_column, label_column=label_column, split=split, prefer=("train",)
+    )
     with status() as progress:
         progress("reading")
         poisoned = method(samples, seed=seed)

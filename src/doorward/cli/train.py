@@ -30,26 +30,42 @@ class ModelFormat(StrEnum):
 
 def train(
     data: str = typer.Argument(
-        ..., help="Labelled training images: a folder, a file or a hub id; DATA:SPLIT picks a split."
+        ...,
+        metavar="DATA",
+        help="Labelled training images: a folder, a file or a hub id; DATA:SPLIT picks a split.",
     ),
-    out: Path = typer.Argument(..., help="The folder to write the model and training.json to."),
+    out: Path = typer.Argument(
+        ..., metavar="OUT", help="The folder to write the model and training.json to."
+    ),
     architecture: str | None = typer.Option(
         None,
         metavar="NAME",
         help="small-cnn, vgg, resnet-8, resnet-14 or resnet-18; small-cnn below 32 pixels, else resnet-8.",
     ),
-    epochs: int | None = typer.Option(None, min=1, help="How often each image is seen; by their number."),
-    limit: int | None = typer.Option(None, min=1, help="Train on so many images, evenly over the classes."),
-    seed: int = typer.Option(0, min=0, help="Seed of everything random."),
+    epochs: int | None = typer.Option(
+        None, min=1, metavar="N", help="How often each image is seen; by their number."
+    ),
+    limit: int | None = typer.Option(
+        None, min=1, metavar="N", help="Train on so many images, evenly over the classes."
+    ),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     test: str | None = typer.Option(
         None, metavar="DATA", help="Labelled test images; the test split of DATA where there is one."
     ),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     formats: list[ModelFormat] = typer.Option(
-        [ModelFormat.doorward], "--format", help="Write the model in this format too; may be repeated."
+        [ModelFormat.doorward],
+        "--format",
+        metavar="doorward|onnx|pt2",
+        help="Write the model in this format too; may be repeated.",
     ),
-    data_column: str | None = typer.Option(None, metavar="NAME", help="The column that holds the images."),
-    force: bool = typer.Option(False, help="Write to OUT even if it holds something."),
+    data_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+    ),
+    label_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
+    ),
+    force: bool = typer.Option(False, "--force", help="Write to OUT even if it holds something."),
 ) -> None:
     """Train a classifier and measure it.
 
@@ -71,8 +87,8 @@ def train(
 
     check_out(out, force=force, inputs=[data])
     check_device(device)
-    samples = open_samples(data, column=data_column, prefer=("train",))
-    tests = _test_samples(data, test, data_column, samples)
+    samples = open_samples(data, column=data_column, label_column=label_column, prefer=("train",))
+    tests = _test_samples(data, test, data_column, label_column, samples)
     truth = _plant_file(data)
     plant = read_plant(truth) if truth else None
     if limit is not None:
@@ -132,14 +148,18 @@ def train(
     typer.echo(f"written: {out} ({', '.join(sorted(file.name for file in out.iterdir()))})")
 
 
-def _test_samples(data: str, test: str | None, column: str | None, samples: Samples) -> Samples | None:
+def _test_samples(
+    data: str, test: str | None, column: str | None, label_column: str | None, samples: Samples
+) -> Samples | None:
     """Open the test images with the classes of the training images; None where there are none."""
     from doorward.data import open_samples
 
     if test is not None:
-        return open_samples(test, column=column, classes=samples.classes)
+        return open_samples(test, column=column, label_column=label_column, classes=samples.classes)
     try:
-        return open_samples(data, column=column, split="test", classes=samples.classes)
+        return open_samples(
+            data, column=column, label_column=label_column, split="test", classes=samples.classes
+        )
     except InputError:
         return None  # not asked for, so not missed
 
