@@ -162,7 +162,12 @@ def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkey
     monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(wired, "logits", slow)
     monkeypatch.setattr("doorward.models.classifier.computes_bfloat16", lambda _: False)
-    with wired.frozen(), pytest.raises(CouldNotTell, match="5 minutes more, and 59 seconds are left"):
+    with (
+        wired.frozen(),
+        pytest.raises(
+            CouldNotTell, match="for 5 classes in 50 steps each would take 5 minutes more, and 59 seconds"
+        ),
+    ):
         invert(
             wired,
             x,
@@ -208,3 +213,32 @@ def test_bfloat16_is_used_where_the_model_stands_it(module, stands, images, monk
         classifier.logits(images[0])
     assert not torch.is_autocast_enabled("cpu")
     assert torch.equal(classifier.logits(images[0]), exact)
+
+
+def test_what_comes_later_counts_in_the_estimate(wired, images, monkeypatch) -> None:
+    """30 steps of a second go into a minute, but not with two more classes to come."""
+    clock = [0.0]
+    logits = wired.logits
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        clock[0] += 1.0
+        return logits(x)
+
+    x, labels = images
+    pools = SourcePools(outside_class(wired, x, labels))
+    monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(wired, "logits", slow)
+    settings = {"steps": 30, "batch_size": 8, "generator": make_generator(0)}
+    with wired.frozen():
+        invert(wired, x, pools, torch.tensor([1]), deadline=Deadline(60.0, started=0.0), **settings)
+        clock[0] = 0.0
+        with pytest.raises(CouldNotTell, match="for 3 classes in 30 steps each"):
+            invert(
+                wired,
+                x,
+                pools,
+                torch.tensor([1]),
+                deadline=Deadline(60.0, started=0.0),
+                to_come=2,
+                **settings,
+            )

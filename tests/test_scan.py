@@ -252,8 +252,8 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
     assert report.verdict == "could_not_tell"
     assert seen == [2]
     assert report.reason is not None
-    assert "300 images" in report.reason
-    assert "50 minutes more, and 40 seconds are left" in report.reason
+    assert "on 300 images would take 50 minutes more, and 40 seconds of the time budget" in report.reason
+    assert "fewer --images" in report.reason
     assert {"max-margin", "neural-cleanse"} <= {skipped.detector for skipped in report.not_run}
 
 

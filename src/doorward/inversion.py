@@ -105,7 +105,8 @@ def batched_logits(classifier: Classifier, images: Tensor, deadline: Deadline | 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.
     """
-    pace, logits = Pace(deadline or Deadline(), len(images)), []
+    pace = Pace(deadline or Deadline(), len(images), work=f"running the model on {len(images)} images")
+    logits = []
     with torch.no_grad():
         for part in torch.split(images, chunk_images(classifier)):
             logits.append(classifier.logits(part.to(classifier.device)))
@@ -133,6 +134,7 @@ def invert(
     initial_cost: float = 1e-3,
     generator: torch.Generator,
     deadline: Deadline,
+    to_come: int = 0,
 ) -> Inversion:
     """Find a small masked pattern for every target.
 
@@ -144,6 +146,7 @@ def invert(
         images: (n, c, h, w) float in [0, 1].
         targets: (k,) class numbers.
         success: share of the sources that must go to the target.
+        to_come: for how many targets more the caller will ask before the deadline.
 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.
@@ -156,8 +159,9 @@ def invert(
     images = images.to(classifier.device)
     base = int(torch.randint(2**62, (), generator=generator))
     masks, patterns, norms = [], [], []
-    with classifier.quick(images):
-        pace = Pace(deadline, len(targets) * steps)
+    with classifier.quick(images[: chunk_images(classifier)]):
+        work = f"inverting triggers for {len(targets) + to_come} classes in {steps} steps each"
+        pace = Pace(deadline, (len(targets) + to_come) * steps, work=work)
         for group in torch.split(targets, max(1, chunk_images(classifier) // batch_size)):
             # g targets; their numbers come from generators of their own, so that the grouping changes nothing
             own = [make_generator(base, str(t)) for t in group.tolist()]

@@ -82,16 +82,17 @@ class Pace:
     Args:
         deadline: when it has to be done.
         total: how much there is to do, in units of the caller's own.
+        work: what is done, for the message: "inverting the triggers of 10 classes".
 
     Raises:
         CouldNotTell: if the time is over already.
     """
 
-    def __init__(self, deadline: Deadline, total: float) -> None:
-        self.deadline, self.total = deadline, total
+    def __init__(self, deadline: Deadline, total: float, *, work: str) -> None:
+        self.deadline, self.total, self.work = deadline, total, work
         self._began, self._done, self._parts = deadline.spent(), 0.0, 0
         if deadline.left() == 0:
-            raise CouldNotTell("the time budget ended before the work began")
+            raise CouldNotTell(f"the time budget ended before {work}")
 
     def advance(self, amount: float) -> None:
         """Count a part of the work as done.
@@ -109,8 +110,8 @@ class Pace:
         trust = {1: 1 / 3, 3: 1.0}.get(self._parts, 0.0)
         if needed > 0 and (left == 0 or needed * trust > left):
             raise CouldNotTell(
-                f"it would need about {_about(needed)} more, and {_about(left)} are left of the time budget; "
-                "give more with --time-budget, or use a faster device"
+                f"{self.work} would take {_about(needed)} more, and {_about(left)} of the time budget are "
+                "left; give more with --time-budget, or use a faster device"
             )
 
 

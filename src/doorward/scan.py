@@ -333,7 +333,7 @@ def _sanity(
     try:
         logits = batched_logits(classifier, images, deadline)
     except CouldNotTell as why:
-        return None, f"trying the model on {len(images)} images: {why}, or fewer --images"
+        return None, f"{why}, or fewer --images"
     if not bool(torch.isfinite(logits).all()):
         return None, "the model gives outputs that are not finite"
     if len(logits) > 1 and bool((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax()):

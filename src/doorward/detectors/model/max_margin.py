@@ -38,8 +38,9 @@ def maximum_margins(
     device, shape, k = classifier.device, classifier.spec.shape, len(classifier.classes)
     result = []
     all_targets = torch.arange(k).repeat_interleave(starts)  # (k * starts,)
-    with classifier.quick(torch.rand(16, *shape, generator=generator)):
-        pace = Pace(deadline, len(all_targets) * steps)
+    with classifier.quick(torch.rand(min(16, chunk_images(classifier)), *shape, generator=generator)):
+        work = f"maximising margins of {k} classes from {starts} starts each"
+        pace = Pace(deadline, len(all_targets) * steps, work=work)
         for part in torch.split(all_targets, chunk_images(classifier)):
             targets = part.to(device)
             x = torch.rand(len(part), *shape, generator=generator).to(device)

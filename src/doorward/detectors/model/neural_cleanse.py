@@ -64,7 +64,7 @@ class NeuralCleanse(Detector):
 
         k = len(classifier.classes)
 
-        def run(targets: torch.Tensor) -> Inversion:
+        def run(targets: torch.Tensor, to_come: int) -> Inversion:
             few = len(targets) <= self.many_classes
             return invert(
                 classifier,
@@ -77,14 +77,15 @@ class NeuralCleanse(Detector):
                 success=self.success,
                 generator=generator,
                 deadline=deadline,
+                to_come=to_come,
             )
 
-        first = run(torch.arange(k))
+        first = run(torch.arange(k), self.restarts * min(self.doubtful, k))
         runs = [first.norm.cpu().numpy().astype(np.float64)]
         best = {t: (float(first.norm[t]), first, t) for t in range(k)}
         doubtful = np.argsort(runs[0])[: self.doubtful]
-        for _ in range(self.restarts):
-            again = run(torch.from_numpy(doubtful))
+        for to_come in reversed(range(self.restarts)):
+            again = run(torch.from_numpy(doubtful), to_come * len(doubtful))
             norms = np.full(k, np.nan)
             norms[doubtful] = again.norm.cpu().numpy()
             runs.append(norms)
