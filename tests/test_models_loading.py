@@ -425,6 +425,44 @@ def test_a_factory_by_module_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(classifier.classes) == 3
 
 
+VIEWS = """
+from torch import nn
+
+
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.linear = nn.Linear(128, 3)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.linear(x.view(x.size(0), -1))
+"""
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt2"])
+def test_code_that_minds_how_images_are_laid_out_is_run_as_it_wants(suffix: str, tmp_path: Path) -> None:
+    """`view` after a convolution is in many a tutorial."""
+    (tmp_path / "views.py").write_text(VIEWS)
+    namespace: dict[str, Any] = {}
+    exec(VIEWS, namespace)
+    network = namespace["Views"]().eval()
+    path = tmp_path / f"model{suffix}"
+    factory = None
+    if suffix == ".pt2":
+        torch.export.save(torch.export.export(network, (torch.rand(2, 3, 4, 4),)), path)
+    else:
+        safetensors.torch.save_file(network.state_dict(), path)
+        factory = f"{tmp_path / 'views.py'}:Views"
+    classifier = open_classifier(path, factory=factory, options=LoadOptions(size=(3, 4, 4)))
+    x = torch.rand(6, 3, 4, 4, requires_grad=True)
+    y = classifier.logits(x)
+    torch.testing.assert_close(y, network(x))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("factory", "state", "message"),
     [
