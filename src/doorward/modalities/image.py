@@ -43,7 +43,7 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
             ch, cw = spec.resize.crop
             top, left = (pil.height - ch) // 2, (pil.width - cw) // 2
             pil = pil.crop((left, top, left + cw, top + ch))
-        image = np.asarray(pil, dtype=np.uint8)
+        image = np.array(pil, dtype=np.uint8)  # a copy: torch warns of arrays that cannot be written
         image = image[..., None] if image.ndim == 2 else image
     if image.shape != (spec.height, spec.width, spec.channels):
         h, w, c = image.shape
