@@ -43,7 +43,7 @@ class NeuralCleanse(Detector):
     batch_size: int = Field(16, ge=1, le=1024, description="Images per class and step")
     many_classes: int = Field(20, ge=1, description="Classes above which the first run halves the batch")
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
-    success: float = Field(0.9, gt=0.5, lt=1, description="Share of source images a trigger must convert")
+    success: float = Field(0.93, gt=0.5, lt=1, description="Share of source images a trigger must convert")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
     doubtful: int = Field(3, ge=1, description="How many of the most suspicious classes are run again")
     level_of_test: float = Field(0.045, gt=0, lt=1, description="Its share of the 5 % a scan may be wrong")
