@@ -53,7 +53,7 @@ def test_levels_come_back_as_they_were() -> None:
 def test_raw_images_of_two_sizes_do_not_stack() -> None:
     small, large = np.zeros((2, 3, 1), np.uint8), np.zeros((4, 3, 1), np.uint8)
     assert from_raw([small, small]).shape == (2, 1, 2, 3)
-    with pytest.raises(InputError, match="3x2 with 1 channel.*3x4 with 1"):
+    with pytest.raises(InputError, match=r"3x2 with 1 channel.*3x4 with 1"):
         from_raw([small, large])
 
 
