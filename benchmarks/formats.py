@@ -13,7 +13,6 @@ Ends with 4 if a format gives other logits, another verdict, or another target t
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -338,12 +337,7 @@ def _tell(line: str) -> None:
 
 def main() -> None:
     """Train, scan, compare, and write what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder to keep trained models in")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = measuring.parser(__doc__).parse_args()
     import torch
 
     torch.set_num_threads(options.threads)
@@ -361,12 +355,7 @@ def main() -> None:
         for backdoored in (True, False):
             results["models"].append(measure_case(case, work, backdoored=backdoored, threads=options.threads))
     results["models"] += [measure_hf(*network, work) for network in HF_NETWORKS]
-    measuring.write("formats", results, render(results))
-    print(render(results))
-    wrong = list(failures(results))
-    for line in wrong:
-        print(f"not as it must be: {line}")
-    raise SystemExit(4 if wrong else 0)
+    measuring.conclude("formats", results, render(results), failures(results))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Nothing here loads torch: a child process inherits the peak memory of the one th
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,10 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -129,11 +130,24 @@ def revision() -> str:
     return git("rev-parse", "HEAD") + (" with changes" if changed else "")
 
 
-def write(name: str, results: Mapping[str, Any], table: str) -> None:
-    """Write results and their table to `results/`."""
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that all measurements have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--work", type=Path, required=True, help="folder to keep models in")
+    made.add_argument("--threads", type=int, default=2, help="threads of each process")
+    return made
+
+
+def conclude(name: str, results: Mapping[str, Any], table: str, wrong: Iterable[str]) -> NoReturn:
+    """Write results and their table to `results/`, print them, and end with 4 if anything is wrong."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
+    print(table)
+    wrong = list(wrong)
+    for line in wrong:
+        print(f"not as it must be: {line}")
+    raise SystemExit(4 if wrong else 0)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,6 @@ its time budget.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator
@@ -128,7 +127,7 @@ def measure(scan: Scan, work: Path, *, threads: int) -> dict[str, Any]:
     """Build the model, unless it is there, and scan it in a process of its own."""
     folder = work / f"{scan.network}-{scan.classes}"
     if not (folder / "model" / "preprocessor_config.json").exists():
-        words = [sys.executable, __file__, "--build", scan.network, str(scan.classes), str(folder)]
+        words = [sys.executable, __file__, "build", scan.network, str(scan.classes), str(folder)]
         measuring.must(measuring.run(words, threads=threads), "building")
     arguments = [str(folder / "model"), f"--time-budget={scan.budget}"]
     if scan.labels != "none":
@@ -190,20 +189,13 @@ def _reasons(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Build, scan, and write what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help="folder to keep the models in")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--short", action="store_true", help="leave out the scans of ten classes in 900 s")
-    options = parser.parse_args()
-    if options.build:
-        network, classes, folder = options.build
+    if sys.argv[1:2] == ["build"]:
+        network, classes, folder = sys.argv[2:]
         build(network, int(classes), Path(folder))
         return
-    if options.work is None:
-        parser.error("--work FOLDER is needed")
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--short", action="store_true", help="leave out the scans of ten classes in 900 s")
+    options = parser.parse_args()
     scans = [scan for scan in SCANS if not (options.short and (scan.classes, scan.budget) == (10, 900))]
     results: dict[str, Any] = {
         "revision": measuring.revision(),
@@ -216,12 +208,7 @@ def main() -> None:
         print(
             render(results | {"scans": results["scans"][-1:]}).splitlines()[-1], file=sys.stderr, flush=True
         )
-    measuring.write("real_sizes", results, render(results))
-    print(render(results))
-    wrong = list(failures(results))
-    for line in wrong:
-        print(f"not as it must be: {line}")
-    raise SystemExit(4 if wrong else 0)
+    measuring.conclude("real_sizes", results, render(results), failures(results))
 
 
 if __name__ == "__main__":
