@@ -92,7 +92,8 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 141  # what the shell says of a program whose reader has left, as in `doorward list | head`
     except OSError as error:
-        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(where + (error.strerror or str(error)), 2)
     except (Exception, SystemExit) as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -142,7 +142,8 @@ class _Shard:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        with reading(file, "parquet"), pq.ParquetFile(file) as opened:
+        self._place = file.absolute()  # pyarrow takes a relative path with a colon for an address
+        with reading(file, "parquet"), pq.ParquetFile(self._place) as opened:
             self.metadata = opened.metadata
             self.schema = opened.schema_arrow
             self.rows = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
@@ -154,7 +155,7 @@ class _Shard:
     def read(self, column: str, group: int | None = None, part: str = "") -> pa.ChunkedArray:
         """Return one column, or a part of one, of one row group or of all."""
         groups = range(len(self.rows)) if group is None else [group]
-        with reading(self.file, "parquet"), pq.ParquetFile(self.file, metadata=self.metadata) as opened:
+        with reading(self.file, "parquet"), pq.ParquetFile(self._place, metadata=self.metadata) as opened:
             values = opened.read_row_groups(groups, columns=[column + part]).column(column)
         if len(values) != sum(self.rows[i] for i in groups):
             raise InputError(f"{self.file} is damaged: column {column!r} lacks rows")
@@ -274,7 +275,9 @@ def write_parquet(samples: Samples, path: str | Path, *, split: str = "train") -
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=["label"]) as out:
+        with pq.ParquetWriter(
+            partial.absolute(), schema, compression="zstd", use_dictionary=["label"]
+        ) as out:
             for cells, start in _row_groups(samples, writer.encode):
                 if pa.types.is_struct(writer.type):
                     cells = [{"bytes": cell} for cell in cells]

@@ -1,0 +1,72 @@
+"""`doorward demo --fast` shows both verdicts, and leaves what it scanned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command_line import Outcome, call, program
+from doorward.reports import from_json
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, program("demo", "--fast", "--seed", 3, folder=folder)
+
+
+def test_both_verdicts_are_right(shown: tuple[Path, Outcome]) -> None:
+    folder, outcome = shown
+    assert outcome.code == 0, outcome
+    assert outcome.err == ""
+    assert "=== Both verdicts are right ===" in outcome.out.splitlines()
+    backdoored, clean = (
+        from_json((folder / f"doorward-demo/report-{name}/report.json").read_text(encoding="utf-8"))
+        for name in ("backdoored", "clean")
+    )
+    assert (backdoored.verdict, backdoored.targets) == ("suspicious", (0,))
+    assert (clean.verdict, clean.targets) == ("nothing_found", ())
+    for report in (backdoored, clean):
+        assert report.request["seed"] == 3
+
+
+def test_it_says_what_is_true_what_was_found_and_where_it_is(shown: tuple[Path, Outcome]) -> None:
+    folder, outcome = shown
+    lines = outcome.out.splitlines()
+    planted, twin = (lines.index(f"=== The {name} model ===") for name in ("backdoored", "clean"))
+    assert planted < twin
+    assert any(line.startswith("The truth: accuracy ") for line in lines[planted:twin])
+    assert any(line.startswith("SUSPICIOUS  ") for line in lines[planted:twin])
+    assert any(line.startswith("NOTHING FOUND  ") for line in lines[twin:])
+    pages = [line.rpartition(": ")[2] for line in lines if line.startswith("report on the ")]
+    place = folder.resolve() / "doorward-demo"
+    assert pages == [str(place / f"report-{name}/report.html") for name in ("backdoored", "clean")]
+    assert all(Path(page).is_file() for page in pages)
+
+
+def test_its_models_can_be_scanned_like_anybodys(shown: tuple[Path, Outcome]) -> None:
+    folder = shown[0] / "doorward-demo"
+    words = ("clean", "--clean", "images", "--images", 20, "--detector", "max-margin")
+    assert call("scan", *words, folder=folder).code == 0
+
+
+def test_a_wrong_verdict_ends_with_4(
+    shown: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = from_json((shown[0] / "doorward-demo/report-clean/report.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr("doorward.demo.scan_twin", lambda *_, **__: report)
+    outcome = call("demo", "--fast", "--out", tmp_path / "new")
+    assert outcome.code == 4
+    assert "=== A verdict is not as expected ===" in outcome.out
+
+
+def test_the_page_is_opened_when_asked(
+    shown: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = from_json((shown[0] / "doorward-demo/report-backdoored/report.json").read_text(encoding="utf-8"))
+    opened: list[str] = []
+    monkeypatch.setattr("doorward.demo.scan_twin", lambda *_, **__: report)
+    monkeypatch.setattr("typer.launch", opened.append)
+    call("demo", "--fast", "--open", "--out", "new", folder=tmp_path)
+    assert opened == [(tmp_path / "new/report-backdoored/report.html").resolve().as_uri()]
