@@ -8,6 +8,8 @@ JOBS   ?= 2
 # An extra package index to take torch from. On Linux the usual index has the CUDA build of several
 # gigabytes; the index of CPU builds that PyTorch's own installation page names saves that.
 TORCH_INDEX ?=
+# Where models that `make measure` trains are kept.
+WORK   ?= build/measure
 # More words for the command that is run: make demo ARGS="--fast --open"
 ARGS   ?=
 
@@ -17,7 +19,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --build-constrain
            $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CODE := src tests tools benchmarks
 
-.PHONY: help demo test lint types docs file-scanners constraints clean
+.PHONY: help demo test lint types docs file-scanners measure constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -41,6 +43,10 @@ docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code.
 file-scanners: $(VENV)/.test  ## Measure the README's table of file scanners anew.
 	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/file_scanners.py
+
+measure: $(VENV)/.test  ## Measure formats, real sizes and cost of a scan anew (an hour; DOORWARD_DATA names the data).
+	code=0; for name in scan_cost real_sizes formats; do \
+	  $(BIN)/python benchmarks/$$name.py --work $(WORK) || code=$$?; done; exit $$code
 
 constraints:  ## Pin the newest versions of everything but torch and the build tool.
 	$(PYTHON) -m venv --clear build/pins

@@ -1,6 +1,6 @@
 """Scan the same trained models as files of every format, and compare logits, verdicts and targets.
 
-    make measure-formats WORK=FOLDER
+    python benchmarks/formats.py --work FOLDER
 
 trains small networks on MNIST, Fashion-MNIST and GTSRB, clean and with a patch planted, by `doorward plant`
 and `doorward train`, and two networks of transformers on the planted Fashion-MNIST. Each is scanned from a

@@ -1,6 +1,6 @@
 """Measure what a scan of a model of real size takes, and whether it keeps its time budget.
 
-    make measure-sizes WORK=FOLDER
+    python benchmarks/real_sizes.py --work FOLDER
 
 builds ResNet-50 and ViT-B/16 of transformers from their configurations (224 pixels; weights are random, which
 is as good for cost) and 100 generated JPEG files, and scans each model by `doorward scan` in a process of its

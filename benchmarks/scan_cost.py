@@ -1,6 +1,6 @@
 """Measure what a scan of a small model takes: wall and CPU time, peak memory, gradients.
 
-    make measure-cost WORK=FOLDER
+    python benchmarks/scan_cost.py --work FOLDER
 
 scans the two models that come with the package (10 classes, 28x28), and ResNet-8 and ResNet-14 trained on
 GTSRB (43 classes, 32x32; DOORWARD_DATA names the data), each twice by `doorward scan` in its own process.
