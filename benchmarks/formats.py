@@ -14,6 +14,7 @@ Ends with 4 if a format gives other logits, another verdict, or another target t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -338,6 +339,7 @@ def _tell(line: str) -> None:
 def main() -> None:
     """Train, scan, compare, and write what came out."""
     options = measuring.parser(__doc__).parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
     import torch
 
     torch.set_num_threads(options.threads)
