@@ -269,3 +269,9 @@ def test_share_p_by_hand(clean: Report) -> None:
     (found,) = [f for f in clean.findings if f.detector == "max-margin"]
     assert share_p(found.model_copy(update={"p_value": 0.002})) == pytest.approx(0.02)
     assert share_p(found.model_copy(update={"p_value": 0.5})) == 1.0
+
+
+def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:
+    few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
+    assert few.verdict == "could_not_tell"
+    assert few.reason == "neural-cleanse: 10 clean images are too few; give at least 20"

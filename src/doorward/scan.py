@@ -60,8 +60,8 @@ class ScanRequest:
         seed: one seed for everything.
         device: torch device.
         time_budget: seconds for the whole scan; a detector that would not fit is not run.
-        images: most clean images that are used; every class gives its share. A quarter at least, and half
-            at most, is kept back to confirm a recovered trigger.
+        images: most clean images that are used; every class gives its share. Half of them are kept back to
+            confirm a recovered trigger.
         factory, weights: the user's own function that builds the module, and the weights for it.
         data_column, label_column: where the images and their labels are, where it cannot be told.
         options: what the user states of the model.
@@ -378,19 +378,26 @@ def _conclude(findings: Sequence[Finding], reason: str | None) -> _Conclusion:
     judged = {f.detector: share_p(f) for f in findings if f.kind == "backdoor" and f.p_value is not None}
     others = [f for f in findings if f.flagged and f.detector not in judged]
     if not judged and not others:
-        speakers: dict[str, list[str]] = {}
-        for f in findings:
-            if f.kind == "backdoor" and f.reason:
-                speakers.setdefault(f.reason, []).append(f.detector)
-        why = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in speakers.items())
-        return _Conclusion("could_not_tell", reason=why or "no detector that looks at behaviour ran")
+        reason = _what_stopped(findings) or "no detector that looks at behaviour ran"
+        return _Conclusion("could_not_tell", reason=reason)
     p = min(judged.values(), default=None)
     guilty = others + [f for f in findings if judged.get(f.detector, 1.0) <= SUSPICIOUS]
     if guilty:
         guilty.sort(key=lambda f: judged.get(f.detector, 0.0))
         targets = tuple(dict.fromkeys(t for f in guilty for t in f.targets))
         return _Conclusion(max((f.verdict for f in guilty), key=SEVERITY.__getitem__), targets, p)
+    if stopped := _what_stopped(findings):
+        return _Conclusion("could_not_tell", (), p, reason=stopped)
     return _Conclusion("nothing_found", (), p)
+
+
+def _what_stopped(findings: Sequence[Finding]) -> str:
+    """Say why detectors of backdoors could not tell, each reason once; empty if all could."""
+    speakers: dict[str, list[str]] = {}
+    for f in findings:
+        if f.kind == "backdoor" and f.reason:
+            speakers.setdefault(f.reason, []).append(f.detector)
+    return "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in speakers.items())
 
 
 def share_p(finding: Finding) -> float:
