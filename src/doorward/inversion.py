@@ -160,7 +160,7 @@ def invert(
     base = int(torch.randint(2**62, (), generator=generator))
     masks, patterns, norms = [], [], []
     with classifier.quick(images[: chunk_images(classifier)]):
-        work = f"inverting triggers for {len(targets) + to_come} classes in {steps} steps each"
+        work = f"inverting triggers of {len(targets):,} classes"
         pace = Pace(deadline, (len(targets) + to_come) * steps, work=work)
         for group in torch.split(targets, max(1, chunk_images(classifier) // batch_size)):
             # g targets; their numbers come from generators of their own, so that the grouping changes nothing

@@ -39,7 +39,7 @@ def maximum_margins(
     result = []
     all_targets = torch.arange(k).repeat_interleave(starts)  # (k * starts,)
     with classifier.quick(torch.rand(min(16, chunk_images(classifier)), *shape, generator=generator)):
-        work = f"maximising margins of {k} classes from {starts} starts each"
+        work = f"maximising margins of {k:,} classes"
         pace = Pace(deadline, len(all_targets) * steps, work=work)
         for part in torch.split(all_targets, chunk_images(classifier)):
             targets = part.to(device)
