@@ -45,7 +45,9 @@ class Run:
 
 def run(command: Sequence[str], *, threads: int, limit: float = 3600.0) -> Run:
     """Run a command and measure it; it is ended after `limit` seconds."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    # threads that wait sleep, as in the `doorward` command
+    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | own
     load = os.getloadavg()[0]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.monotonic()
