@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench_examples import clean, planted, suite, trials
-from doorward.bench import show
-from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run
+from doorward.bench import runner, show
+from doorward.bench.cache import ModelCache
+from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade
 from doorward.bench.store import Row, Store, StoreError
 from doorward.bench.suite import Data, Group, Judging, Method
 from doorward.bench.trials import Planned, Sources, plan
@@ -281,6 +283,26 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_models_can_be_made_before_they_are_judged(tmp_path: Path) -> None:
+    todo, events = plans(clean(1, seeds=2), planted(1)), list[Event]()
+    with bench(tmp_path) as (store, settings):
+        run(todo, store, replace(settings, judge=False), tell=events.append)
+        assert [(e.planned.trial.name, e.status) for e in events if e.status] == [
+            ("clean-00-seed0-draw0", "made"),
+            ("planted-00", "made"),
+        ]
+        assert unmade(todo, ModelCache(settings.cache)) == []
+        assert len(models(tmp_path)) == 2
+    assert number_of_rows(tmp_path) == 0
+
+
+def test_workers_that_cannot_begin_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_work", os._exit)  # called with what is no exit code
+    with pytest.raises(RunError, match="a worker process ended by exit code 1 before it could begin"):
+        go(tmp_path, plans(clean(1)))
+    assert number_of_rows(tmp_path) == 0
 
 
 def test_two_runs_at_the_same_time_count_nothing_twice(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
 from doorward.bench.store import Row, Status, Store
@@ -43,6 +43,7 @@ class RunSettings:
         data: folder of data sets, None if there is none.
         workers: number of processes.
         threads: torch threads of each.
+        judge: scan the models; else they are only made, and nothing is stored.
     """
 
     cache: Path
@@ -50,11 +51,12 @@ class RunSettings:
     workers: int = 1
     threads: int = 1
     device: str = "cpu"
+    judge: bool = True
 
 
 @dataclass(frozen=True)
 class Event:
-    """Tell what happens: a trial is begun (no status) or has ended.
+    """Tell what happens: a trial is begun (no status) or has ended; with "made" where it is not judged.
 
     Attributes:
         note: what is done now, or why the trial ended as it did.
@@ -62,7 +64,7 @@ class Event:
     """
 
     planned: Planned
-    status: Status | None
+    status: Status | Literal["made"] | None
     note: str
     seconds: float = 0.0
 
@@ -70,6 +72,15 @@ class Event:
 def pending(plan: Iterable[Planned], store: Store) -> list[Planned]:
     """Return the trials that are not done."""
     return [one for one in plan if (row := store.get(one.key)) is None or row.status != "done"]
+
+
+def unmade(plan: Iterable[Planned], cache: ModelCache) -> list[Planned]:
+    """Return a trial for each model that can be made and is not cached."""
+    models: dict[str, Planned] = {}
+    for one in plan:
+        if one.missing is None:
+            models.setdefault(one.model_key, one)
+    return [one for key, one in models.items() if cache.get(key) is None]
 
 
 def run(
@@ -86,7 +97,10 @@ def run(
         StoreError: if the results store cannot be written to.
     """
     todo = pending(plan, store)
-    ModelCache(settings.cache).sweep()
+    cache = ModelCache(settings.cache)
+    cache.sweep()
+    if not settings.judge:
+        todo = unmade(todo, cache)
     revision = git_revision()
 
     def keep(
@@ -131,6 +145,8 @@ def run(
                     worker.give(waiting.popleft(), store)
             for worker in _ready([worker for worker in pool if worker.job]):
                 one, message = worker.job[0], worker.hear()
+                if message is None and not worker.begun:
+                    raise RunError(f"a worker process ended by {worker.ending()} before it could begin")
                 if message is None:  # the process is gone
                     previous = store.get(one.key)
                     attempts = 1 + (
@@ -146,6 +162,9 @@ def run(
                     tell(Event(one, None, message))
                 elif isinstance(message, Stop):
                     raise RunError(message.why)
+                elif message.outcome is None and message.error is None:
+                    worker.job.pop(0)
+                    tell(Event(one, "made", "", message.seconds))
                 else:
                     worker.job.pop(0)
                     status: Status = "done" if message.outcome else "failed"
@@ -154,7 +173,7 @@ def run(
 
 @dataclass(frozen=True)
 class Ended:
-    """Hold how a trial ended: an outcome, or an error in one line."""
+    """Hold how a trial ended: an outcome, or an error in one line; neither if its model was only made."""
 
     outcome: Outcome | None
     error: str | None
@@ -174,6 +193,7 @@ class _Worker:
 
     settings: RunSettings
     job: list[Planned] = field(default_factory=list)
+    begun: bool = False
 
     def __post_init__(self) -> None:
         # a fresh interpreter: a fork would inherit torch's threads and locks
@@ -198,6 +218,7 @@ class _Worker:
             message: str | Ended | Stop = self.connection.recv()
         except (EOFError, OSError):
             return None
+        self.begun = True
         return message
 
     def ending(self) -> str:
@@ -248,7 +269,7 @@ def _work(connection: Connection, settings: RunSettings) -> None:
     bench = Workbench(ModelCache(settings.cache), Sources(settings.data), settings.device)
     while True:
         for planned in connection.recv():
-            connection.send(_try(bench, planned, connection.send))
+            connection.send(_try(bench, planned, connection.send, judge=settings.judge))
 
 
 def _end_with_parent() -> None:
@@ -259,14 +280,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _try(bench: Workbench, planned: Planned, tell: Callable[[str], None]) -> Ended | Stop:
+def _try(bench: Workbench, planned: Planned, tell: Callable[[str], None], *, judge: bool) -> Ended | Stop:
     """Make and judge one trial's model; whatever goes wrong is an answer too."""
     started = time.monotonic()
     try:
         tell("making the model")
         cached = bench.make(planned)
-        tell("scanning")
-        outcome = bench.judge(planned, cached=cached)
+        outcome = None
+        if judge:
+            tell("scanning")
+            outcome = bench.judge(planned, cached=cached)
     except Exception as error:
         if _disk_is_full(error):
             return Stop(

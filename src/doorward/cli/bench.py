@@ -92,6 +92,9 @@ def run(
         metavar="DIR",
         help="Write all results of the suite at this scale to SUITE-SCALE.json there.",
     ),
+    models_only: bool = typer.Option(
+        False, help="Make the models that are not cached and scan none; nothing is stored."
+    ),
     dry_run: bool = typer.Option(False, help="Say what would be done and about how long it takes."),
 ) -> None:
     """Run a suite's trials that have no result yet; run it again to go on after whatever ended it.
@@ -114,7 +117,9 @@ def run(
     sources = Sources(data)
     planned = [plan(trial, sources) for trial in trials]
     opened = open_store(store, folder)
-    settings = runner.RunSettings(cache=folder, data=data, workers=workers, threads=threads, device=device)
+    settings = runner.RunSettings(
+        cache=folder, data=data, workers=workers, threads=threads, device=device, judge=not models_only
+    )
     todo = runner.pending(planned, opened)
     if dry_run:
         guess = estimate(todo, ModelCache(folder), workers=workers, threads=threads, device=device)
@@ -127,12 +132,18 @@ def run(
         parts = f"training {wording.duration(guess.training)}, scans {wording.duration(guess.judging)}"
         typer.echo(f"about {total} with {workers} worker(s): {parts}")
         return
+    if models_only:
+        todo = runner.unmade(todo, ModelCache(folder))
     try:
         with _progress(todo, TimeLeft(todo, workers=workers)) as tell:
             runner.run(planned, opened, settings, tell=tell)
     except (runner.RunError, StoreError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(4) from error
+    if models_only:
+        left = len(runner.unmade(todo, ModelCache(folder)))
+        typer.echo(f"{len(todo) - left} models made, {left} could not be made")
+        raise typer.Exit(4 if left else 0)
     if export is not None:
         typer.echo(f"written: {show.write_results(show.collect(found, scale.value, opened), export)}")
     rows = [opened.get(one.key) for one in planned]

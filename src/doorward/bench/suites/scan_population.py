@@ -83,9 +83,9 @@ SMOKE = (
 SUITE = Suite(
     name="scan-population",
     title="Scan planted and clean models",
-    about="BadNets patches of 2 to 5 pixels, varied in place, colour, target and rate (1 to 5 %; GTSRB from 3 "
-    "pixels and 3 %); 100 clean test images are given; the verdict is the shipped one. A plant counts when its attack success is "
-    "at least 90 %.",
+    about="BadNets patches of 2 to 5 pixels, varied in place, colour, target and rate (1 to 5 %; GTSRB from "
+    "3 pixels and 3 %); 100 clean test images are given; the verdict is the shipped one. A plant counts when "
+    "its attack success is at least 90 %.",
     scales={"smoke": SMOKE, "cpu": CPU, "full": FULL},
     claims=(
         Claim(
