@@ -305,21 +305,20 @@ def test_workers_that_cannot_begin_end_the_run(tmp_path: Path, monkeypatch: pyte
     assert number_of_rows(tmp_path) == 0
 
 
-def test_two_runs_at_the_same_time_count_nothing_twice(tmp_path: Path) -> None:
-    todo = plans(clean(2))
-    other: list[Event] = []
+def test_what_another_run_has_done_meanwhile_is_not_done_again(tmp_path: Path) -> None:
+    todo, events = plans(clean(2)), list[Event]()
+    theirs = row_of(todo[1])
+    with bench(tmp_path) as (store, settings):
 
-    def meanwhile(event: Event) -> None:
-        if event.status == "done" and not other:
-            go(tmp_path, todo, other.append)
+        def meanwhile(event: Event) -> None:
+            events.append(event)
+            if event.status == "done":
+                store.put(theirs)
 
-    events: list[Event] = []
-    go(tmp_path, todo, lambda event: (events.append(event), meanwhile(event))[0])
+        run(todo, store, settings, tell=meanwhile)
+        assert [e.planned.trial.name for e in events if e.status] == ["clean-00"]
+        assert store.get(todo[1].key) == theirs
     assert number_of_rows(tmp_path) == 2
-    assert [e.planned.trial.name for e in other if e.status] == ["clean-01"]
-    assert [e.planned.trial.name for e in events if e.status] == ["clean-00"], (
-        "the other run has done the rest"
-    )
 
 
 @pytest.fixture
