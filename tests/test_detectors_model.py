@@ -91,7 +91,7 @@ def test_neural_cleanse_wants_enough_images() -> None:
 
 
 def test_max_margin_finds_the_class_with_the_wired_pixel() -> None:
-    found = MaxMargin()(subject(6, 40.0))
+    found = MaxMargin()(subject(6, 200.0))
     assert found.targets == (2,)
     assert found.verdict == "suspicious"
     assert found.cost.gradients == 6 * 10 * 60

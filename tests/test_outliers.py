@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from doorward.errors import CouldNotTell
-from doorward.outliers import deleted_residuals, gamma_order_p, mad_index
+from doorward.outliers import Spread, deleted_residuals, gamma_order_p, mad_index
 
 VALUES = np.array([1.0, 1.2, 0.9, 1.1, 1.05, 3.0, 0.95])
 
@@ -77,3 +77,33 @@ def test_gamma_order_p_of_degenerate_values() -> None:
     assert gamma_order_p([2.0, 2.0, 2.0, 2.5]) == 0.0
     with pytest.raises(CouldNotTell):
         gamma_order_p([1.0, 2.0, -1.0, 3.0])
+
+
+def test_a_prior_is_averaged_with_the_variance_by_degrees_of_freedom() -> None:
+    test = deleted_residuals(VALUES, level=0.05, prior=Spread(0.4, 5))
+    others = np.delete(VALUES, 5)
+    sd = np.sqrt((5 * others.var(ddof=1) + 5 * 0.4**2) / 10)
+    by_hand = (VALUES[5] - others.mean()) / (sd * np.sqrt(1 + 1 / 6))
+    assert test.index[5] == pytest.approx(by_hand)
+    assert test.p_value == pytest.approx(7 * stats.t.sf(by_hand, 10))
+    assert test.critical == pytest.approx(stats.t.isf(0.05 / 7, 10))
+
+
+def test_a_heavy_prior_is_a_normal_test_with_a_known_deviation() -> None:
+    test = deleted_residuals(VALUES, prior=Spread(0.5, 1e9))
+    others = np.delete(VALUES, 5)
+    z = (VALUES[5] - others.mean()) / (0.5 * np.sqrt(1 + 1 / 6))
+    assert test.p_value == pytest.approx(7 * stats.norm.sf(z), rel=1e-3)
+
+
+def test_a_right_prior_finds_more_and_raises_no_more_false_alarms() -> None:
+    rng = np.random.default_rng(1)
+    clean = rng.normal(size=(2000, 10)) * 0.3
+    planted = clean.copy()
+    planted[:, 0] += 1.2
+    prior = Spread(0.3, 5)
+    alarms = np.mean([deleted_residuals(v, prior=prior).p_value <= 0.05 for v in clean])
+    found = np.mean([deleted_residuals(v, prior=prior).p_value <= 0.05 for v in planted])
+    found_without = np.mean([deleted_residuals(v).p_value <= 0.05 for v in planted])
+    assert alarms < 0.065
+    assert found > found_without + 0.05

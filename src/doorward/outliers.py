@@ -33,21 +33,42 @@ class OutlierTest:
     p_value: float
 
 
-def deleted_residuals(values: npt.ArrayLike, *, level: float = 0.05) -> OutlierTest:
+@dataclass(frozen=True)
+class Spread:
+    """Hold what is known beforehand of how far the classes of a clean model spread.
+
+    Attributes:
+        deviation: typical standard deviation over the classes.
+        weight: how many degrees of freedom that knowledge is worth; 0 for none.
+    """
+
+    deviation: float
+    weight: float
+
+
+#: Nothing is known beforehand: the plain Grubbs test.
+UNKNOWN = Spread(1.0, 0.0)
+
+
+def deleted_residuals(values: npt.ArrayLike, *, level: float = 0.05, prior: Spread = UNKNOWN) -> OutlierTest:
     """Test whether the largest value is an outlier (one-sided Grubbs test, in its deleted-residual form).
 
     Each value is compared with mean and standard deviation of all the *others*:
     `t_i = (v_i - mean) / (sd * sqrt(1 + 1 / (k - 1)))`, Student's t with k - 2 degrees of freedom under
-    equal normal values; Bonferroni's correction over the k classes.
+    equal normal values; Bonferroni's correction over the k classes. Few classes estimate a deviation badly,
+    so their variance is averaged with that of a prior, each weighted by its degrees of freedom (a moderated
+    t): it has k - 2 + weight of them.
 
     Args:
         values: (k,) higher is more suspicious; NaN where there is none.
         level: significance of `critical`.
+        prior: how far clean models' values usually spread.
 
     Raises:
         CouldNotTell: with fewer than 4 values, where an outlier rule means nothing.
 
-    Source: F. E. Grubbs, Annals of Mathematical Statistics 21 (1950), doi 10.1214/aoms/1177729885.
+    Source: F. E. Grubbs, Annals of Mathematical Statistics 21 (1950), doi 10.1214/aoms/1177729885;
+    the moderated t: G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3 (2004), doi 10.2202/1544-6115.1027.
     """
     v = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(v)
@@ -60,13 +81,14 @@ def deleted_residuals(values: npt.ArrayLike, *, level: float = 0.05) -> OutlierT
     x = v[known]
     mean = (x.sum() - x) / (k - 1)
     squares = ((x[None, :] - mean[:, None]) ** 2).sum(axis=1) - (x - mean) ** 2
-    sd = np.sqrt(np.maximum(squares, 0) / (k - 2))
+    freedom = k - 2 + prior.weight
+    sd = np.sqrt((np.maximum(squares, 0) + prior.weight * prior.deviation**2) / freedom)
     tiny = np.finfo(np.float64).tiny
     t = (x - mean) / np.maximum(sd * np.sqrt(1 + 1 / (k - 1)), tiny)
     index = np.full(v.shape, np.nan)
     index[known] = t
-    p = min(1.0, k * float(stats.t.sf(t.max(), k - 2)))
-    return OutlierTest(index, float(stats.t.isf(level / k, k - 2)), p)
+    p = min(1.0, k * float(stats.t.sf(t.max(), freedom)))
+    return OutlierTest(index, float(stats.t.isf(level / k, freedom)), p)
 
 
 def mad_index(values: npt.ArrayLike) -> Floats:

@@ -13,10 +13,14 @@ from doorward.errors import CouldNotTell
 from doorward.inversion import Inversion, SourcePools, invert, outside_class
 from doorward.methods import Deadline
 from doorward.modalities.image import to_float, to_tensor
-from doorward.outliers import deleted_residuals, mad_index
+from doorward.outliers import Spread, deleted_residuals, mad_index
 from doorward.records import Finding, RecoveredTrigger, Table
 from doorward.registry import register
 from doorward.subject import Subject
+
+#: How far log norms spread over the classes of clean models: .24 to .32 in five of CIFAR-10, which no suite
+#: judges. Other data differ, so it weighs little. The bank of clean models will take its place.
+USUAL = Spread(0.3, 5)
 
 
 @register("detector")
@@ -24,9 +28,9 @@ class NeuralCleanse(Detector):
     """Invert a small trigger for every class and flag the class whose trigger is an outlier in size.
 
     The size is the L1 norm of the mask, compared on a log scale: a class needs `log(norm)` far below that of
-    the others. We depart from the paper in the statistic (a one-sided Grubbs test on log norms instead of a
-    MAD index above 2, which flags 17 to 33 % of clean ten-class models) and in the optimisation (see
-    `doorward.inversion`). The paper's index is in the evidence table.
+    the others. We depart from the paper in the statistic (a one-sided, moderated Grubbs test on log norms
+    instead of a MAD index above 2, which flags 17 to 33 % of clean ten-class models) and in the optimisation
+    (see `doorward.inversion`). The paper's index is in the evidence table.
     """
 
     title = "Neural Cleanse"
@@ -95,7 +99,7 @@ class NeuralCleanse(Detector):
                 )
         # the median: the least of several runs would make an outlier of any class that is run again
         norms = np.nanmedian(runs, axis=0)
-        test = deleted_residuals(-np.log(norms), level=self.level_of_test)
+        test = deleted_residuals(-np.log(norms), level=self.level_of_test, prior=USUAL)
         return self._conclude(classifier.classes, norms, test.index, test.critical, test.p_value, best)
 
     def _conclude(
