@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import measuring
+from doorward.reports import wording
 from trained import ASR, CASES, IMAGES, Case, data_folder, train
 
 if TYPE_CHECKING:
@@ -252,8 +253,11 @@ def own_logits(folder: Path, images: list[Any]) -> Tensor:
     import transformers
     from PIL import Image
 
-    network = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    from doorward.models.huggingface import quiet
+
+    with quiet():
+        network = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
     mode = "L" if network.config.num_channels == 1 else "RGB"
     pictures = [Image.fromarray(image.squeeze()).convert(mode) for image in images]
     with torch.no_grad():
@@ -288,7 +292,7 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
         name = f"{model['data']} {model['architecture']} {'backdoored' if model['planted'] else 'clean'}"
         success = model["attack_success"]
         if success is not None and success["value"] < ASR:
-            yield f"{name}: the attack succeeds on {success['value']:.1%} only"
+            yield f"{name}: the attack succeeds on {wording.percent(success['value'])} only"
         wanted = ("suspicious", "backdoored") if model["planted"] else ("nothing_found",)
         for scan in model["scans"]:
             where = f"{name}, {scan['format']}"
@@ -315,10 +319,10 @@ def render(results: dict[str, Any]) -> str:
                 model["data"],
                 model["architecture"],
                 f"a patch, target {model['targets'][0]}" if planted else "clean data",
-                f"{model['clean_accuracy']['value']:.1%}",
-                f"{success['value']:.1%}" if success else "",
+                wording.percent(model["clean_accuracy"]["value"]),
+                wording.percent(success["value"]) if success else "",
                 _formats(scans),
-                f"{max(scan['logit_difference'] for scan in scans):.0e}",
+                f"{max(scan['logit_difference'] for scan in scans):.1g}",
                 ", ".join(sorted({scan["verdict"].replace("_", " ") for scan in scans})),
                 ", ".join(sorted({str(t) for scan in scans for t in scan["targets"]})),
                 measuring.span([scan["scan_seconds"] for scan in scans]),
