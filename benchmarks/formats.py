@@ -349,9 +349,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "revision": measuring.revision(),
-        "threads": options.threads,
+    results = measuring.begin(options.threads) | {
         "compared_images": COMPARED,
         "clean_images": CLEAN,
         "tolerance": TOLERANCE,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,13 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "scipy", "transformers", "onnx", "onnxruntime")
 DOORWARD = str(Path(sys.executable).with_name("doorward"))
 
 
@@ -115,9 +118,19 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
             for f in report["findings"]
         ],
         "not_run": report["not_run"],
-        "environment": {
-            key: report["environment"][key] for key in ("python", "packages", "device", "threads")
-        },
+    }
+
+
+def begin(threads: int) -> dict[str, Any]:
+    """Return what is written down before a measurement: what is measured, and on what machine."""
+    return {
+        "revision": revision(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "device": "cpu",
+        "threads": threads,
     }
 
 

@@ -197,9 +197,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="leave out the scans of ten classes in 900 s")
     options = parser.parse_args()
     scans = [scan for scan in SCANS if not (options.short and (scan.classes, scan.budget) == (10, 900))]
-    results: dict[str, Any] = {
-        "revision": measuring.revision(),
-        "threads": options.threads,
+    results = measuring.begin(options.threads) | {
         "images": IMAGES,
         "scans": [],
     }

@@ -107,9 +107,7 @@ def main() -> None:
     options = measuring.parser(__doc__).parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "revision": measuring.revision(),
-        "threads": options.threads,
+    results = measuring.begin(options.threads) | {
         "models": [],
     }
     for subject in subjects(work, threads=options.threads):
