@@ -30,6 +30,7 @@ from doorward.training import (
     train,
     train_classifier,
 )
+from doorward.training.loop import LogitsOf
 
 SPEC = InputSpec(channels=1, height=16, width=16)
 PLAIN = TrainingSettings(epochs=1, precision="float32", schedule="constant", weight_decay=0)
@@ -186,7 +187,7 @@ def passes(samples: InMemorySamples, *, limit: int, batch_size: int = 32) -> lis
     """Return (position, label) of each batch as it went through, over two epochs."""
     batches: list[list[tuple[int, int]]] = []
 
-    def note(x: Tensor, y: Tensor, _: torch.Generator) -> Tensor:
+    def note(_: LogitsOf, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         pixels = x[:, 0, 0, :2].mul(255).round().long()
         batches.append(list(zip((pixels[:, 0] + 256 * pixels[:, 1]).tolist(), y.tolist(), strict=True)))
         return x
@@ -220,7 +221,7 @@ def test_each_epoch_sees_each_image_once_with_its_label_in_a_new_order(limit: in
 def test_images_are_augmented_anew_each_time() -> None:
     caught: list[Tensor] = []
 
-    def note(x: Tensor, y: Tensor, _: torch.Generator) -> Tensor:
+    def note(_: LogitsOf, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         caught.append(x[:, 0].argmax(2)[:, 0])  # the bright column of each image
         return x
 
@@ -253,7 +254,7 @@ def test_the_batch_hook_changes_what_is_trained_on() -> None:
         spec=SPEC,
         settings=PLAIN.model_copy(update={"epochs": 3}),
         generator=seeded(),
-        on_batch=lambda x, y, generator: torch.zeros_like(x),
+        on_batch=lambda logits_of, x, y, *, generator: torch.zeros_like(x),
         test=halves(100, seed=1),
     )
     assert record.test_accuracy is not None

@@ -1,5 +1,11 @@
 """The one training loop, its settings and its record."""
 
+from doorward.training.adversarial import (
+    AdversarialSettings,
+    adversarial_batches,
+    perturb,
+    robust_accuracy,
+)
 from doorward.training.augment import AUGMENTATIONS
 from doorward.training.loop import Trained, evaluate, measure_spec, predict, train, train_classifier
 from doorward.training.settings import (
@@ -12,15 +18,19 @@ from doorward.training.settings import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "AdversarialSettings",
     "EpochRecord",
     "Progress",
     "Trained",
     "TrainingRecord",
     "TrainingSettings",
+    "adversarial_batches",
     "default_settings",
     "evaluate",
     "measure_spec",
+    "perturb",
     "predict",
+    "robust_accuracy",
     "train",
     "train_classifier",
 ]

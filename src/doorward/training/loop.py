@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doorward.data.samples import Samples
-from doorward.errors import InputError, TrainingDiverged
+from doorward.errors import CouldNotTell, InputError, TrainingDiverged
 from doorward.measures import accuracy
 from doorward.methods import make_generator
 from doorward.modalities.image import to_float, to_tensor
 from doorward.models.architectures import build
-from doorward.models.classifier import Classifier, TorchClassifier, computes_bfloat16
+from doorward.models.classifier import Classifier, TorchClassifier, computes_bfloat16, evaluating
 from doorward.models.spec import InputSpec
 from doorward.records import Rate
 from doorward.training.augment import AUGMENTATIONS
@@ -35,8 +35,25 @@ from doorward.training.settings import (
 #: Grows when a change of the source changes what comes out, so that cached models are made again.
 REVISION = 1
 
-#: Changes a batch before it is normalised: (images (n, c, h, w) in [0, 1], labels (n,), generator) -> images.
-OnBatch: TypeAlias = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+#: Gives logits (n, k) for images (n, c, h, w) in [0, 1].
+LogitsOf: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class OnBatch(Protocol):
+    """Change a batch before it is normalised."""
+
+    def __call__(self, logits_of: LogitsOf, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return images (n, c, h, w) in [0, 1] in the place of x.
+
+        Args:
+            logits_of: the model as trained so far, in evaluation mode: batch norm uses its running statistics
+                and does not update them, nothing is dropped.
+            x, y: images (n, c, h, w) in [0, 1], and labels (n,).
+
+        Raises:
+            CouldNotTell: if the logits are of no use; training has diverged.
+        """
+
 
 #: Decoded images that take more bytes than this are streamed.
 MEMORY_LIMIT = 2 << 30
@@ -67,7 +84,7 @@ def measure_spec(samples: Samples, *, limit: int = 5000) -> InputSpec:
     )
 
 
-def _labels_of(samples: Samples) -> npt.NDArray[np.int64]:
+def labels_of(samples: Samples) -> npt.NDArray[np.int64]:
     """Return the labels (n,).
 
     Raises:
@@ -88,7 +105,7 @@ class _Store:
     def __init__(self, samples: Samples, spec: InputSpec, device: torch.device, limit: int) -> None:
         capacity = max(1, limit // (spec.channels * spec.height * spec.width))
         self._samples, self._spec, self._device = samples, spec, device
-        self._labels = torch.from_numpy(_labels_of(samples))
+        self._labels = torch.from_numpy(labels_of(samples))
         self._pieces = -(-len(samples) // capacity)
         self._whole = to_tensor(samples, spec).to(device) if self._pieces == 1 else None
         self.sizes = [len(part) for part in torch.arange(len(samples)).tensor_split(self._pieces)]
@@ -131,6 +148,7 @@ def train(
         generator: on the CPU; source of order, augmentation, and of dropout where the module has any.
         progress: called after every step.
         on_batch: changes each augmented batch before it is normalised; adversarial training goes here.
+            It may take gradients by its images, and leaves those of the weights alone.
         memory_limit: bytes of decoded images; a larger set is streamed in shuffled buffers.
 
     Raises:
@@ -140,7 +158,7 @@ def train(
     started = time.monotonic()
     device = torch.device(device)
     if test is not None:  # what does not fit is said before the work, not after it
-        _labels_of(test)
+        labels_of(test)
         to_tensor(test.select(range(min(1, len(test)))), spec)
     store = _Store(samples, spec, device, memory_limit)
     batches = [max(1, round(size / settings.batch_size)) for size in store.sizes]  # near-equal, none tiny
@@ -149,6 +167,11 @@ def train(
         settings.precision == "auto" and computes_bfloat16(device)
     )
     augment = AUGMENTATIONS[settings.augment]
+
+    def logits_of(x: Tensor) -> Tensor:
+        with evaluating(module):
+            return _logits(module, spec, x, len(samples.classes), bfloat16=bfloat16)
+
     # On two cores this layout makes convolutions 1.5 times as fast, bfloat16 twice on top of it.
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = _optimizer(module, settings, device)
@@ -162,16 +185,13 @@ def train(
                     x = to_float(augment(images[chosen.to(device)], generator=generator))
                     y = labels[chosen].to(device)
                     if on_batch is not None:
-                        x = on_batch(x, y, generator)
+                        try:
+                            x = on_batch(logits_of, x, y, generator=generator)
+                        except CouldNotTell as error:
+                            raise _diverged(epoch, settings) from error
                     for group in optimizer.param_groups:
                         group["lr"] = settings.rate_at(step / max(1, steps - 1))
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                        z = module(spec.to_model(x).contiguous(memory_format=torch.channels_last))
-                    z = spec.to_logits(z)  # (n, k)
-                    if not step and z.shape[1] < len(samples.classes):
-                        raise InputError(
-                            f"the model gives {z.shape[1]} outputs for {len(samples.classes)} classes"
-                        )
+                    z = _logits(module, spec, x, len(samples.classes), bfloat16=bfloat16)  # (n, k)
                     loss = F.cross_entropy(z, y, label_smoothing=settings.label_smoothing)
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -183,10 +203,7 @@ def train(
                         last = epochs[-1].loss if epochs else None
                         progress(Progress(step, steps, epoch, settings.epochs, last))
             if not loss_sum.isfinite():
-                raise TrainingDiverged(
-                    f"training diverged in epoch {epoch + 1}: the loss is no longer finite; "
-                    f"give a learning rate below {settings.learning_rate}"
-                )
+                raise _diverged(epoch, settings)
             epochs.append(
                 EpochRecord(loss=loss_sum.item() / len(samples), accuracy=correct.item() / len(samples))
             )
@@ -234,7 +251,7 @@ def train_classifier(
         InputError: if the architecture is unknown, or labels or images do not fit.
         TrainingDiverged: if the loss is no longer finite.
     """
-    _labels_of(samples)
+    labels_of(samples)
     spec = spec or measure_spec(samples)
     if settings is None:
         side = min(spec.height, spec.width)
@@ -282,7 +299,28 @@ def evaluate(classifier: Classifier, samples: Samples, *, batch_size: int = 500)
     Raises:
         InputError: if there are no labels, or an image does not fit the classifier.
     """
-    return accuracy(predict(classifier, samples, batch_size=batch_size), _labels_of(samples))
+    return accuracy(predict(classifier, samples, batch_size=batch_size), labels_of(samples))
+
+
+def _logits(module: nn.Module, spec: InputSpec, x: Tensor, classes: int, *, bfloat16: bool) -> Tensor:
+    """Return logits (n, k) for images (n, c, h, w) in [0, 1].
+
+    Raises:
+        InputError: if the module tells fewer classes apart.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        z = module(spec.to_model(x).contiguous(memory_format=torch.channels_last))
+    z = spec.to_logits(z)
+    if z.shape[1] < classes:
+        raise InputError(f"the model gives {z.shape[1]} outputs for {classes} classes")
+    return z
+
+
+def _diverged(epoch: int, settings: TrainingSettings) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"training diverged in epoch {epoch + 1}: the loss is no longer finite; "
+        f"give a learning rate below {settings.learning_rate}"
+    )
 
 
 def _optimizer(module: nn.Module, settings: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
