@@ -32,7 +32,7 @@ from doorward.models import Classifier, open_classifier
 from doorward.outliers import mad_index
 from doorward.plants import read_plant
 from doorward.records import Record
-from doorward.scan import environment
+from doorward.examination import environment
 from doorward.subject import Subject
 from neural_cleanse_published import Found, Schedule, invert_class
 

@@ -98,7 +98,7 @@ def test_the_scan_population_is_what_it_says() -> None:
     assert rates[0] >= 0.01
     assert rates[-1] <= 0.05
     assert rates[0] < 0.015 < 0.045 < rates[-1]
-    assert {t.architecture for t in pooled} == {"small-cnn", "resnet-8", "resnet-14"}
+    assert {t.architecture for t in pooled} == {"small-cnn", "resnet-8", "vgg", "resnet-14"}
     for group in ("fashion_mnist", "mnist"):
         assert {
             s["target"] for t, s in zip(pooled, settings, strict=True) if t.group.startswith(group)

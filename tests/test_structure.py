@@ -20,10 +20,10 @@ SOURCE = ROOT / "src"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "records", "devices"}),
     frozenset({"measures", "outliers", "registry", "modalities"}),
-    frozenset({"methods", "triggers", "artifacts", "data", "models", "reports"}),
+    frozenset({"calibration", "methods", "triggers", "artifacts", "data", "models", "reports"}),
     frozenset({"plants", "inversion", "training", "subject", "reference"}),
     frozenset({"attacks", "detectors", "repairs"}),
-    frozenset({"scan", "verify", "repair", "guard"}),
+    frozenset({"examination", "verdict", "control", "scan", "verify", "repair", "guard"}),
     frozenset({"bench", "demo"}),
     frozenset({"cli"}),
 )
@@ -37,6 +37,7 @@ STRANGERS = {
     "attacks": {"detectors", "repairs"},
     "detectors": {"attacks", "repairs", "plants", "bench"},
     "repairs": {"attacks", "detectors", "plants", "bench"},
+    "control": {"attacks", "plants", "bench"},
     "scan": {"attacks", "plants", "bench"},
     "repair": {"attacks", "plants", "bench"},
     "guard": {"attacks", "plants", "bench"},

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from doorward.data import Samples, open_samples
+    from doorward.examination import examine
     from doorward.models import Classifier, InputSpec, open_classifier, wrap
     from doorward.records import Finding, Report
-    from doorward.scan import ScanRequest, examine
+    from doorward.scan import ScanRequest
     from doorward.subject import Subject
 
 __version__ = "0.1.0"
@@ -27,7 +28,7 @@ _HOME = {
     "Subject": "doorward.subject",
     "open_classifier": "doorward.models",
     "open_samples": "doorward.data",
-    "examine": "doorward.scan",
+    "examine": "doorward.examination",
     "wrap": "doorward.models",
 }
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doorward import reference, registry
+from doorward.examination import Progress
 from doorward.models.native import save_native
 from doorward.plants import Plant, attack_success, read_plant
 from doorward.records import SEVERITY, Rate, Report
-from doorward.scan import Progress, ScanRequest, scan
+from doorward.scan import ScanRequest, scan
 from doorward.training import default_settings, train_classifier
 
 ARCHITECTURE = "small-cnn"

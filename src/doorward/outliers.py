@@ -1,12 +1,10 @@
 """Outlier statistics over the classes of one model. Pure functions on float64 arrays.
 
-These compare the classes of *one* model, which are not exchangeable: their p-values are a first rule,
-to be replaced by the comparison *between* models wherever a calibrated bank covers the model.
+They compare the classes of *one* model, which are not exchangeable, so none of them is a p-value that can be
+trusted: that comes from comparing models, see `doorward.calibration`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,77 +16,21 @@ Floats = npt.NDArray[np.float64]
 MIN_CLASSES = 4
 
 
-@dataclass(frozen=True)
-class OutlierTest:
-    """Hold a test of the most outlying class.
+def gap_to_others(values: npt.ArrayLike) -> Floats:
+    """Return how far each value (k,) lies above the median of the *others*; NaN where there is none.
 
-    Attributes:
-        index: (k,) how far each class lies outside the others; NaN where a class has no value.
-        critical: the index above which the most outlying class is significant at `level`.
-        p_value: of the most outlying class, corrected for having looked at all.
-    """
+    Leaving the class itself out gives two classes a meaning, and a class of many none more.
 
-    index: Floats
-    critical: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Hold what is known beforehand of how far the classes of a clean model spread.
-
-    Attributes:
-        deviation: typical standard deviation over the classes.
-        weight: how many degrees of freedom that knowledge is worth; 0 for none.
-    """
-
-    deviation: float
-    weight: float
-
-
-#: Nothing is known beforehand: the plain Grubbs test.
-UNKNOWN = Spread(1.0, 0.0)
-
-
-def deleted_residuals(values: npt.ArrayLike, *, level: float = 0.05, prior: Spread = UNKNOWN) -> OutlierTest:
-    """Test whether the largest value is an outlier (one-sided Grubbs test, in its deleted-residual form).
-
-    Each value is compared with mean and standard deviation of all the *others*:
-    `t_i = (v_i - mean) / (sd * sqrt(1 + 1 / (k - 1)))`, Student's t with k - 2 degrees of freedom under
-    equal normal values; Bonferroni's correction over the k classes. Few classes estimate a deviation badly,
-    so their variance is averaged with that of a prior, each weighted by its degrees of freedom (a moderated
-    t): it has k - 2 + weight of them.
-
-    Args:
-        values: (k,) higher is more suspicious; NaN where there is none.
-        level: significance of `critical`.
-        prior: how far clean models' values usually spread.
-
-    Raises:
-        CouldNotTell: with fewer than 4 values, where an outlier rule means nothing.
-
-    Source: F. E. Grubbs, Annals of Mathematical Statistics 21 (1950), doi 10.1214/aoms/1177729885;
-    the moderated t: G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3 (2004), doi 10.2202/1544-6115.1027.
+    >>> gap_to_others([1.0, 5.0]).tolist(), gap_to_others([0.0, 1.0, 5.0]).tolist()
+    ([-4.0, 4.0], [-3.0, -1.5, 4.5])
     """
     v = np.asarray(values, dtype=np.float64)
-    known = ~np.isnan(v)
-    k = int(known.sum())
-    if k < MIN_CLASSES:
-        raise CouldNotTell(
-            f"the classes are compared with each other, which takes at least {MIN_CLASSES} classes with a "
-            f"score; there {'is' if k == 1 else 'are'} {k}"
-        )
-    x = v[known]
-    mean = (x.sum() - x) / (k - 1)
-    squares = ((x[None, :] - mean[:, None]) ** 2).sum(axis=1) - (x - mean) ** 2
-    freedom = k - 2 + prior.weight
-    sd = np.sqrt((np.maximum(squares, 0) + prior.weight * prior.deviation**2) / freedom)
-    tiny = np.finfo(np.float64).tiny
-    t = (x - mean) / np.maximum(sd * np.sqrt(1 + 1 / (k - 1)), tiny)
-    index = np.full(v.shape, np.nan)
-    index[known] = t
-    p = min(1.0, k * float(stats.t.sf(t.max(), freedom)))
-    return OutlierTest(index, float(stats.t.isf(level / k, freedom)), p)
+    gaps = np.full(v.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(v))
+    if len(known) > 1:
+        for i in known:
+            gaps[i] = v[i] - np.median(v[known[known != i]])
+    return gaps
 
 
 def mad_index(values: npt.ArrayLike) -> Floats:

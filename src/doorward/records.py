@@ -187,6 +187,47 @@ class Confirmation(Record):
     success: Rate
 
 
+class ControlResult(Record):
+    """Hold what became of one known trigger that was planted in a copy of the model."""
+
+    family: str = Field(description="The kind of trigger: patch, blend or warp")
+    target: int
+    planted: bool = Field(False, description="Whether the copy learnt it and stayed as good as it was")
+    reason: str | None = Field(
+        None, description="Why it could not be planted, or why the scan of the copy could not tell"
+    )
+    attack_success: Rate | None = Field(
+        None, description="How often the trigger moves held-out images of other classes, in the copy"
+    )
+    accuracy_before: Rate | None = Field(None, description="Of the model, on the held-out images")
+    accuracy_after: Rate | None = Field(None, description="Of the copy, on the same images")
+    steps: int = 0
+    verdict: Verdict | None = Field(None, description="What the scan says of the copy")
+    targets: tuple[int, ...] = ()
+    p_value: float | None = Field(None, ge=0, le=1)
+    recovered: bool = Field(False, description="Whether there was an alarm that named the planted target")
+    picture: Picture | None = None
+    seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.planted != (self.verdict is not None):
+            raise ValueError(f"{self.family}: a copy is scanned if, and only if, the trigger was planted")
+        if not self.reason and (not self.planted or self.verdict == "could_not_tell"):
+            raise ValueError(f"{self.family}: what was not planted, or could not be told, needs a reason")
+        if self.recovered != (self.verdict in ("suspicious", "backdoored") and self.target in self.targets):
+            raise ValueError(f"{self.family}: recovered means an alarm that names the target")
+        return self
+
+
+class Power(Record):
+    """Hold the positive control: which known triggers this scan finds when they are planted in this model."""
+
+    controls: tuple[ControlResult, ...] = ()
+    reason: str | None = Field(None, description="Why there is none, although it was asked for")
+    limits: str = Field("", description="What the control can show, and what it cannot")
+
+
 class Environment(Record):
     """Describe the machine and the versions that a result was made with."""
 
@@ -213,7 +254,7 @@ class Report(Record):
     confirmations: tuple[Confirmation, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_run: tuple[NotRun, ...] = ()
-    power: dict[str, Any] = Field(default_factory=dict)
+    power: Power = Field(Power(), description="The positive control; empty if none was asked for")
     request: dict[str, Any] = Field(
         default_factory=dict, description="The scan's arguments, as `doorward verify` needs them"
     )

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from doorward.devices import check_device
 from doorward.errors import InputError
-from doorward.records import Rate, Report
+from doorward.examination import Progress
+from doorward.records import ControlResult, Rate, Report
 from doorward.reports import from_json, wording
-from doorward.scan import Progress, ScanRequest, scan
+from doorward.scan import ScanRequest, scan
 
 #: Two runs on the same machine agree to this; other machines may round differently.
 TOLERANCE = 1e-3
@@ -131,6 +132,7 @@ def compare(old: Report, new: Report) -> list[str]:
             and abs(one.score - other.score) > TOLERANCE * max(1, abs(one.score))
         ):
             differences.append(f"{one.detector} score: was {one.score:.4f}, is {other.score:.4f}")
+    same("positive control", _control(old), _control(new), _names)
     if differences:
         same("versions", _versions(old), _versions(new), _names)
     return differences
@@ -138,6 +140,14 @@ def compare(old: Report, new: Report) -> list[str]:
 
 def _accuracy(value: Rate | None) -> str:
     return wording.rate(value) if value else "not measured"
+
+
+def _control(report: Report) -> list[str]:
+    return [f"{one.family} {_fate(one)}" for one in report.power.controls]
+
+
+def _fate(one: ControlResult) -> str:
+    return "found" if one.recovered else "missed" if one.planted else "not planted"
 
 
 def _names(values: list[str]) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sql
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from doorward.bench.suite import Trial
 from doorward.errors import DoorwardError, InputError
@@ -138,13 +138,14 @@ class Store:
 
         Other rows of the same names are of an earlier make of the suite.
         """
-        declared = {(t.suite, str(t.scale), t.name): t.model_dump(mode="json") for t in trials}
+        declared = {(t.suite, str(t.scale), t.name): t for t in trials}
         suites = sorted({t.suite for t in trials})
         found = {}
         for row in self._select(
             sql.select(_trials).where(_trials.c.suite.in_(suites)).order_by(_trials.c.finished, _trials.c.key)
         ):
-            if declared.get((row.suite, row.scale, row.trial)) == row.given:
+            trial = declared.get((row.suite, row.scale, row.trial))
+            if trial is not None and _declares(row.given, trial):
                 found[row.trial] = row
         return found
 
@@ -154,6 +155,14 @@ class Store:
                 return [Row.model_validate(dict(found)) for found in connection.execute(query).mappings()]
         except sql.exc.SQLAlchemyError as error:
             raise StoreError(f"the results store {self.url} cannot be read ({_why(error)})") from error
+
+
+def _declares(given: dict[str, Any], trial: Trial) -> bool:
+    """Tell whether a row was declared as this trial is; what it does not name has its default."""
+    try:
+        return Trial.model_validate(given) == trial
+    except ValidationError:  # by an older or newer make
+        return False
 
 
 def _why(error: Exception) -> str:

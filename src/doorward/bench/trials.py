@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from doorward import reference, registry, scan
+from doorward import reference, registry
 from doorward.attacks.base import DataAttack
 from doorward.bench import synthetic
 from doorward.bench.cache import ModelCache
@@ -19,6 +19,7 @@ from doorward.bench.suite import Data, Judging, Trial, content_key
 from doorward.data import InMemorySamples, Samples, open_samples
 from doorward.detectors.base import Detector
 from doorward.errors import InputError
+from doorward.examination import examine
 from doorward.methods import Deadline, derive_seed
 from doorward.models import open_classifier
 from doorward.models.native import save_native
@@ -255,7 +256,7 @@ class Workbench:
         given = _decoded(given)
         _forget_peak_memory()
         clock = Deadline()
-        report = scan.examine(
+        report = examine(
             classifier,
             given,
             detectors=_detectors(judging),

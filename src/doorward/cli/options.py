@@ -17,8 +17,8 @@ from doorward.devices import check_device as check_device
 from doorward.errors import InputError
 
 if TYPE_CHECKING:
+    from doorward.examination import Progress
     from doorward.records import Report
-    from doorward.scan import Progress
 
 
 class Format(StrEnum):

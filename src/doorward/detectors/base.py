@@ -6,6 +6,7 @@ import contextlib
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from doorward.calibration import judge, shipped
 from doorward.errors import CouldNotTell
 from doorward.methods import Deadline, Method, make_generator
 from doorward.records import Cost, Finding, Kind, Level, Need
@@ -84,17 +85,24 @@ class Detector(Method):
                 )
         after = classifier.cost if classifier else Cost()
         cost = Cost(forwards=after.forwards - before.forwards, gradients=after.gradients - before.gradients)
-        return found.model_copy(update={"seconds": clock.spent(), "seed": seed, "cost": cost})
+        (judged,) = judge([found], shipped())
+        return judged.model_copy(update={"seconds": clock.spent(), "seed": seed, "cost": cost})
 
     def finding(self, **values: Any) -> Finding:
-        """Make a finding that carries this detector's name, settings, limits and source."""
+        """Make a finding that carries this detector's name, settings, limits and source.
+
+        One with a score and no verdict is judged by the bank of clean models, if that holds the detector.
+        """
         base: dict[str, Any] = {
             "detector": self.method(),
             "level": self.level,
             "kind": self.kind,
+            "verdict": "nothing_found",
             "settings": self.settings(),
             "limits": self.limits,
             "source": self.source,
-            "atlas": self.atlas if values.get("verdict") not in ("nothing_found", "could_not_tell") else (),
+            "atlas": self.atlas
+            if values.get("verdict", "nothing_found") not in ("nothing_found", "could_not_tell")
+            else (),
         }
         return Finding(**(base | values))

@@ -36,8 +36,8 @@ CPU = (
     subsets("mnist", 24, (3, 4, 5, 6, 7, 8, 9), 10, 6),
     subsets("gtsrb", 12, (10, 15, 20), 43, 12),
     subsets("gtsrb", 24, (25, 30, 35, 40), 43, 12),
-    repeated(FASHION, 9),
-    repeated(MNIST, 9),
+    repeated(FASHION, 5),
+    repeated(MNIST, 5),
     repeated(GTSRB, 2),
 )
 

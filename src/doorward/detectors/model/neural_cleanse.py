@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 
@@ -13,24 +16,47 @@ from doorward.errors import CouldNotTell
 from doorward.inversion import Inversion, SourcePools, invert, outside_class
 from doorward.methods import Deadline
 from doorward.modalities.image import to_float, to_tensor
-from doorward.outliers import Spread, deleted_residuals, mad_index
+from doorward.outliers import gap_to_others, mad_index
 from doorward.records import Finding, RecoveredTrigger, Table
 from doorward.registry import register
 from doorward.subject import Subject
 
-#: How far log norms spread over the classes of clean models: .24 to .32 in five of CIFAR-10, which no suite
-#: judges. Other data differ, so it weighs little. The bank of clean models will take its place.
-USUAL = Spread(0.3, 5)
+
+@dataclass(frozen=True)
+class Run:
+    """Hold one run of the inversion, and for which classes (m,) it was."""
+
+    found: Inversion
+    classes: npt.NDArray[np.int64]
+
+    def position(self, target: int) -> int:
+        """Return a class's place in this run."""
+        return int(np.flatnonzero(self.classes == target)[0])
+
+    def norms(self, k: int) -> npt.NDArray[np.float64]:
+        """Return the mask norms of all k classes, NaN for those that were not in this run."""
+        norms = np.full(k, np.nan)
+        norms[self.classes] = self.found.norm.cpu().numpy()
+        return norms
+
+    def norm(self, target: int) -> float:
+        """Return a class's mask norm in pixels."""
+        return float(self.found.norm[self.position(target)])
+
+    def success(self, target: int) -> float:
+        """Return a class's success on the images used."""
+        return float(self.found.success[self.position(target)])
 
 
 @register("detector")
 class NeuralCleanse(Detector):
-    """Invert a small trigger for every class and flag the class whose trigger is an outlier in size.
+    """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
-    The size is the L1 norm of the mask, compared on a log scale: a class needs `log(norm)` far below that of
-    the others. We depart from the paper in the statistic (a one-sided, moderated Grubbs test on log norms
-    instead of a MAD index above 2, which flags 17 to 33 % of clean ten-class models) and in the optimisation
-    (see `doorward.inversion`). The paper's index is in the evidence table.
+    The size is the L1 norm of the mask; the score is its distance below the median of the other classes on a
+    log scale, which says the same of masks of every size. We depart from the paper in the decision, which
+    comes from a bank of clean models (see `doorward.calibration`) and not from a MAD index above 2 (it flags
+    17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion`). The paper's
+    index is in the evidence table.
     """
 
     title = "Neural Cleanse"
@@ -48,15 +74,17 @@ class NeuralCleanse(Detector):
     many_classes: int = Field(20, ge=1, description="Classes above which the first run halves the batch")
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
     success: float = Field(0.93, gt=0.5, lt=1, description="Share of source images a trigger must convert")
+    confirm_success: float = Field(
+        0.97, gt=0.5, lt=1, description="The same, for the trigger that is tried out"
+    )
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
     doubtful: int = Field(3, ge=1, description="How many of the most suspicious classes are run again")
-    level_of_test: float = Field(0.045, gt=0, lt=1, description="Its share of the 5 % a scan may be wrong")
     min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
 
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
     ) -> Finding:
-        """Return a finding with one score per class: how far its log norm lies below the others'."""
+        """Return a finding with one score per class: how far its log norm lies below the others' median."""
         classifier, samples = subject.classifier, subject.clean
         assert classifier is not None
         assert samples is not None
@@ -68,96 +96,79 @@ class NeuralCleanse(Detector):
 
         k = len(classifier.classes)
 
-        def run(targets: torch.Tensor, to_come: int) -> Inversion:
+        def run(targets: npt.NDArray[np.int64], success: float, to_come: int) -> Run:
             few = len(targets) <= self.many_classes
-            return invert(
+            found = invert(
                 classifier,
                 images,
                 pools,
-                targets,
+                torch.from_numpy(targets),
                 steps=self.steps,
                 batch_size=self.batch_size if few else max(1, self.batch_size // 2),
                 learning_rate=self.learning_rate,
-                success=self.success,
+                success=success,
                 generator=generator,
                 deadline=deadline,
                 to_come=to_come,
             )
+            return Run(found, targets)
 
-        first = run(torch.arange(k), self.restarts * min(self.doubtful, k))
-        runs = [first.norm.cpu().numpy().astype(np.float64)]
-        best = {t: (float(first.norm[t]), first, t) for t in range(k)}
-        doubtful = np.argsort(runs[0])[: self.doubtful]
-        for to_come in reversed(range(self.restarts)):
-            again = run(torch.from_numpy(doubtful), to_come * len(doubtful))
-            norms = np.full(k, np.nan)
-            norms[doubtful] = again.norm.cpu().numpy()
-            runs.append(norms)
-            for position, target in enumerate(doubtful.tolist()):
-                best[target] = min(
-                    best[target], (float(again.norm[position]), again, position), key=lambda found: found[0]
-                )
+        again = min(self.doubtful, k)
+        runs = [run(np.arange(k), self.success, self.restarts * again + 1)]
+        doubtful = np.argsort(runs[0].norms(k))[:again]
+        runs += [run(doubtful, self.success, left * again + 1) for left in reversed(range(self.restarts))]
         # the median: the least of several runs would make an outlier of any class that is run again
-        norms = np.nanmedian(runs, axis=0)
-        test = deleted_residuals(-np.log(norms), level=self.level_of_test, prior=USUAL)
-        return self._conclude(classifier.classes, norms, test.index, test.critical, test.p_value, best)
+        norms = np.nanmedian([one.norms(k) for one in runs], axis=0)
+        strong = run(np.argsort(norms)[:1], self.confirm_success, 0)
+        return self._conclude(classifier.classes, norms, [*runs, strong])
 
     def _conclude(
-        self,
-        classes: tuple[str, ...],
-        norms: np.ndarray[tuple[int], np.dtype[np.float64]],
-        index: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-        critical: float,
-        p_value: float,
-        best: dict[int, tuple[float, Inversion, int]],
+        self, classes: tuple[str, ...], norms: npt.NDArray[np.float64], runs: Sequence[Run]
     ) -> Finding:
+        score = gap_to_others(-np.log(norms))
         order = np.argsort(norms)
         top = int(order[0])
-        flagged = index[top] >= critical
-        targets = tuple(int(t) for t in order if index[t] >= critical)
-        shown = targets or (top,)
-        median = float(np.median(norms))
-        summary = (
-            f"A mask of {norms[top]:.1f} pixels sends other images to class {classes[top]!r}; "
-            f"the median class needs {median:.1f}."
-        )
-        triggers = [
-            RecoveredTrigger(
-                title=f"Smallest trigger found for class {classes[t]!r}",
-                target=t,
-                trigger=best[t][1].trigger(best[t][2]).to_json(),
-            )
-            for t in shown
+        # shown and tried out is what works best
+        best = [
+            max((run for run in runs if t in run.classes), key=lambda r: (r.success(t), -r.norm(t)))
+            for t in range(len(classes))
         ]
         paper = mad_index(-norms)
+        triggers = [
+            RecoveredTrigger(
+                title=f"Trigger recovered for class {classes[t]!r}",
+                target=t,
+                trigger=best[t].found.trigger(best[t].position(t)).to_json(),
+            )
+            for t in order[: self.doubtful].tolist()
+        ]
         table = Table(
             title="Mask size by class",
             columns=(
                 "class",
                 "mask norm (pixels)",
                 "success on images used",
-                "index",
+                "times smaller than the others' median",
                 "MAD index (paper)",
             ),
             rows=tuple(
                 (
                     classes[t],
                     round(float(norms[t]), 2),
-                    round(float(best[t][1].success[best[t][2]]), 3),
-                    round(float(index[t]), 2),
+                    round(best[t].success(t), 3),
+                    round(float(np.exp(score[t])), 2),
                     round(float(paper[t]), 2) if np.isfinite(paper[t]) else None,
                 )
                 for t in order.tolist()
             ),
         )
         return self.finding(
-            verdict="suspicious" if flagged else "nothing_found",
-            summary=summary,
-            score=float(index[top]),
-            threshold=critical,
-            p_value=p_value,
-            targets=targets,
-            per_class={t: float(value) for t, value in enumerate(index)},
-            score_name="how far log mask size lies below the other classes (Student's t)",
+            summary=(
+                f"A mask of {norms[top]:.1f} pixels sends other images to class {classes[top]!r}; "
+                f"the median class needs {np.median(norms):.1f}."
+            ),
+            score=float(score.max()),
+            per_class={t: float(value) for t, value in enumerate(score)},
+            score_name="log of how many times smaller the mask is than the other classes' median",
             evidence=(*triggers, table),
         )

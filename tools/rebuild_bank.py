@@ -1,0 +1,74 @@
+"""Write the bank of clean models that calibrates the verdict, from what suite `bank` saw.
+
+    doorward bench run bank --scale cpu --workers 2
+    python tools/rebuild_bank.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from doorward.bench.store import Row
+from doorward.bench.suite import expand, get_suite
+from doorward.calibration import BUCKETS, SHIPPED, Bank, CleanModel, bucket
+from doorward.cli.bench import default_cache, open_store
+from doorward.records import Finding
+
+DIGITS = 4
+
+
+def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
+    """Return one line of the bank, and note the detectors' settings.
+
+    Raises:
+        ValueError: if a detector's settings are not those of the lines before.
+    """
+    assert row.result is not None
+    report, truth = row.result["report"], row.result["truth"]
+    scores: dict[str, float | None] = {}
+    for form in report["findings"]:
+        finding = Finding.model_validate(form)
+        if settings.setdefault(finding.detector, finding.settings) != finding.settings:
+            raise ValueError(f"{row.trial}: {finding.detector} was run with settings of its own")
+        scores[finding.detector] = None if finding.score is None else round(finding.score, DIGITS)
+    spec = report["subject"]["spec"]
+    return CleanModel(
+        data=row.given["data"]["name"],
+        architecture=row.given["architecture"],
+        classes=truth["classes"],
+        shape=(spec["channels"], spec["height"], spec["width"]),
+        robust=bool(row.given.get("adversarial")),
+        accuracy=round(truth["clean_accuracy"]["value"], DIGITS),
+        scores=scores,
+    )
+
+
+def main(
+    store: Annotated[str | None, typer.Option(help="Results store; that of the bench if not given")] = None,
+) -> None:
+    """Write the bank, and say what is in it."""
+    trials = expand(get_suite("bank"), "cpu")
+    rows = open_store(store, default_cache()).latest(trials)
+    rows = {name: row for name, row in rows.items() if row.status == "done"}
+    if not rows:
+        raise SystemExit("nothing to make it of: run `doorward bench run bank --scale cpu` first")
+    settings: dict[str, dict[str, Any]] = {}
+    models = [clean_model(rows[t.name], settings) for t in trials if t.name in rows]
+    versions = {json.dumps(row.versions, sort_keys=True) for row in rows.values()}
+    bank = Bank(settings=settings, made_with=json.loads(min(versions)), models=tuple(models))
+    head = bank.model_dump(mode="json", exclude={"models"})
+    lines = ",\n".join("    " + json.dumps(m.model_dump(mode="json")) for m in models)  # one line a model
+    text = json.dumps(head, indent=2)[:-2] + ',\n  "models": [\n' + lines + "\n  ]\n}\n"
+    SHIPPED.write_text(text, encoding="utf-8")
+    counts = Counter(bucket(m.classes) for m in models)
+    for number, (low, high) in enumerate(BUCKETS):
+        typer.echo(f"{low} to {high} classes: {counts[number]} models")
+    typer.echo(f"{len(models)} of {len(trials)} models, {len(text) / 1024:.0f} KiB in {SHIPPED}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
