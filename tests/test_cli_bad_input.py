@@ -245,6 +245,12 @@ USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("plant", "nope", "x", "y"): ("no attack named 'nope'",),
     ("plant", "badnets", "nowhere.npz", "y"): ("nowhere.npz",),
     ("train", "nowhere.npz", "y"): ("nowhere.npz",),
+    ("train", CLOTHES, "y", "--robust", "--eps", "-1"): ("'--eps'", "0"),
+    ("train", CLOTHES, "y", "--robust", "--eps", "nan"): ("'--eps'",),
+    ("train", CLOTHES, "y", "--robust", "--eps", "big"): ("'--eps'", "number"),
+    ("train", CLOTHES, "y", "--robust", "--eps", "8"): ("--eps: pixel values are in [0, 1]",),
+    ("train", CLOTHES, "y", "--robust", "--steps", "0"): ("'--steps'", "1"),
+    ("train", CLOTHES, "y", "--robust", "--norm", "l1"): ("'l1'", "'linf', 'l2'"),
 }
 
 

@@ -21,7 +21,7 @@ from doorward.data.parquet import write_parquet
 from doorward.errors import InputError
 from doorward.models import open_classifier
 from doorward.plants import attack_success, read_plant
-from doorward.training import evaluate
+from doorward.training import AdversarialSettings, evaluate, robust_accuracy
 
 
 def run(name: str, *words: object) -> Result:
@@ -152,9 +152,53 @@ def test_divergence_is_exit_code_4_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_robust_training_is_measured_by_a_stronger_attack(clothes: Path, tmp_path: Path) -> None:
+    few = (clothes, "--epochs", 3, "--seed", 1)
+    for name, words in (("plain", ()), ("fast", ("--robust", "--eps", 0.1, "--steps", 1))):
+        result = run("train", few[0], tmp_path / name, *few[1:], *words)
+        assert result.exit_code == 0, result.output
+    story = json.loads((tmp_path / "fast/training.json").read_text())
+    trained = AdversarialSettings.model_validate(story["adversarial"])
+    assert trained == AdversarialSettings(eps=0.1, variant="fast")
+    measured = AdversarialSettings.model_validate(story["robustness"]["attack"])
+    assert measured == AdversarialSettings(eps=0.1, steps=20)
+    held, clean = story["robustness"]["accuracy"], story["training"]["test_accuracy"]
+    assert held["n"] == 300
+    assert held["value"] < clean["value"]
+    assert f"({held['successes']} of 300" in result.output
+    assert "attacked by 20 steps of PGD within 0.1 (linf)" in result.output
+    test = open_samples(clothes, split="test")
+    plain = open_classifier(tmp_path / "plain")
+    assert robust_accuracy(plain, test, settings=measured, seed=0).high < held["low"]
+    plain_story = json.loads((tmp_path / "plain/training.json").read_text())
+    assert plain_story["adversarial"] is None
+    assert plain_story["robustness"] is None
+
+
+def test_robust_training_has_the_usual_radius_of_its_norm(clothes: Path, tmp_path: Path) -> None:
+    few = ("--limit", 40, "--epochs", 1, "--robust")
+    words: dict[str, tuple[object, ...]] = {"a": (), "b": ("--norm", "l2", "--steps", 2)}
+    found = {}
+    for name, more in words.items():
+        data = clothes / "train.parquet"  # no test images: nothing is measured
+        result = run("train", data, tmp_path / name, *few, *more)
+        assert result.exit_code == 0, result.output
+        assert "robust accuracy" not in result.output
+        story = json.loads((tmp_path / name / "training.json").read_text())
+        assert story["robustness"] is None
+        found[name] = AdversarialSettings.model_validate(story["adversarial"])
+    assert found["a"] == AdversarialSettings(norm="linf", eps=8 / 255, steps=7)
+    assert found["b"] == AdversarialSettings(norm="l2", eps=0.5, steps=2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--eps", "0.1"], "--eps goes with --robust"),
+        (["--norm", "l2"], "--norm goes with --robust"),
+        (["--steps", "3"], "--steps goes with --robust"),
+        (["--robust", "--eps", "8"], r"--eps: .*eps is 1 at most, got 8 \(8/255 is 0.031\)"),
+        (["--robust", "--eps", "inf", "--norm", "l2"], "--eps: .*finite"),
         (["--architecture", "resnet-9"], "no architecture named 'resnet-9'"),
         (["--test", "nowhere.npz"], "nowhere.npz"),
         (["--device", "abacus"], r"abacus.* cannot be used"),

@@ -17,7 +17,10 @@ from doorward.errors import InputError, TrainingDiverged
 
 if TYPE_CHECKING:
     from doorward.data import Samples
-    from doorward.training import Progress
+    from doorward.training import AdversarialSettings, Progress
+
+#: Test images that robust accuracy is measured on, at most; each is attacked by 20 steps or more.
+ROBUST_IMAGES = 500
 
 
 class ModelFormat(StrEnum):
@@ -26,6 +29,13 @@ class ModelFormat(StrEnum):
     doorward = "doorward"
     onnx = "onnx"
     pt2 = "pt2"
+
+
+class Norm(StrEnum):
+    """How the distance of an attacked image from the original is measured."""
+
+    linf = "linf"
+    l2 = "l2"
 
 
 def train(
@@ -51,6 +61,24 @@ def train(
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     test: str | None = typer.Option(
         None, metavar="DATA", help="Labelled test images; the test split of DATA where there is one."
+    ),
+    robust: bool = typer.Option(
+        False, "--robust", help="Train on images as attacked by PGD, and measure robust accuracy too."
+    ),
+    norm: Norm | None = typer.Option(
+        None, metavar="linf|l2", help="With --robust: how the attack's reach is measured; linf if not given."
+    ),
+    eps: float | None = typer.Option(
+        None,
+        min=0,
+        metavar="R",
+        help="With --robust: the attack's reach in pixel values from 0 to 1; 8/255 for linf, 0.5 for l2.",
+    ),
+    steps: int | None = typer.Option(
+        None,
+        min=1,
+        metavar="N",
+        help="With --robust: steps of the attack on each batch, 7 if not given; 1 is the fast variant.",
     ),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     formats: list[ModelFormat] = typer.Option(
@@ -83,8 +111,15 @@ def train(
     from doorward.models.native import save_native
     from doorward.plants import attack_success, read_plant, write_plant
     from doorward.reports import wording
-    from doorward.training import default_settings, measure_spec, train_classifier
+    from doorward.training import (
+        adversarial_batches,
+        default_settings,
+        measure_spec,
+        robust_accuracy,
+        train_classifier,
+    )
 
+    attack = _attack(robust, norm, eps, steps)
     check_out(out, force=force, inputs=[data])
     check_device(device)
     samples = open_samples(data, column=data_column, label_column=label_column, prefer=("train",))
@@ -110,6 +145,7 @@ def train(
                 device=device,
                 test=tests,
                 progress=progress,
+                on_batch=None if attack is None else adversarial_batches(attack),
             )
     except TrainingDiverged as error:
         typer.echo(f"error: {error}", err=True)
@@ -123,6 +159,15 @@ def train(
         typer.echo("clean accuracy not measured: give --test DATA")
     else:
         typer.echo(f"clean accuracy {wording.rate(record.test_accuracy)}")
+    robustness = None
+    if attack is not None and tests is not None:
+        drawn = tests.draw(ROBUST_IMAGES, np.random.default_rng(derive_seed(seed, "attacked images")))
+        held = robust_accuracy(classifier, drawn, settings=attack.stronger(), seed=seed)
+        typer.echo(f"robust accuracy {wording.rate(held)}, attacked by {attack.stronger().describe()}")
+        robustness = {
+            "attack": attack.stronger().model_dump(mode="json"),
+            "accuracy": held.model_dump(mode="json"),
+        }
     if plant is not None and tests is not None:
         success = attack_success(classifier, tests, plant)
         plant = plant.model_copy(update={"clean_accuracy": record.test_accuracy, "attack_success": success})
@@ -133,6 +178,8 @@ def train(
         "data": {"path": data, "sha256": samples.provenance.sha256, "limit": limit},
         "test": None if tests is None else {"path": test or data, "sha256": tests.provenance.sha256},
         "training": record.model_dump(mode="json"),
+        "adversarial": None if attack is None else attack.model_dump(mode="json"),
+        "robustness": robustness,
         "versions": {"doorward": __version__} | _versions(),
     }
     save_native(
@@ -146,6 +193,35 @@ def train(
     if ModelFormat.pt2 in formats:
         export_pt2(classifier, out / "model.pt2")
     typer.echo(f"written: {out} ({', '.join(sorted(file.name for file in out.iterdir()))})")
+
+
+def _attack(
+    robust: bool, norm: Norm | None, eps: float | None, steps: int | None
+) -> AdversarialSettings | None:
+    """Return the attack to train against, None for ordinary training.
+
+    Raises:
+        InputError: if options are given that mean nothing, or not together.
+    """
+    from pydantic import ValidationError
+
+    from doorward.models.options import describe_validation
+    from doorward.training import AdversarialSettings
+    from doorward.training.adversarial import USUAL_EPS
+
+    if not robust:
+        options = {"--norm": norm, "--eps": eps, "--steps": steps}
+        if surplus := [name for name, value in options.items() if value is not None]:
+            raise InputError(f"{surplus[0]} goes with --robust, which trains against an attack")
+        return None
+    kind = norm.value if norm else "linf"
+    settings = {"norm": kind, "eps": USUAL_EPS[kind] if eps is None else eps}
+    if steps is not None:
+        settings |= {"variant": "fast" if steps == 1 else "pgd", "steps": steps}
+    try:
+        return AdversarialSettings.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"--eps: {describe_validation(error).removeprefix('eps: ')}") from error
 
 
 def _test_samples(

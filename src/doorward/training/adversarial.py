@@ -33,7 +33,7 @@ Norm = Literal["linf", "l2"]
 
 #: What is usual for natural images: Madry et al. (linf), and robust models with backdoors
 #: (arXiv 2003.00865, l2).
-USUAL_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5}
+USUAL_EPS: dict[str, float] = {"linf": 8 / 255, "l2": 0.5}
 
 
 class AdversarialSettings(Record):
@@ -81,6 +81,15 @@ class AdversarialSettings(Record):
         if self.step_size is not None:
             return self.step_size
         return self.eps * (1.25 if self.variant == "fast" else 2.5 / self.steps)
+
+    def describe(self) -> str:
+        """Say in words what the attack is.
+
+        >>> AdversarialSettings(eps=8 / 255, steps=20).describe()
+        '20 steps of PGD within 0.0314 (linf)'
+        """
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f"{steps} of PGD within {self.eps:.3g} ({self.norm})"
 
     def stronger(self) -> AdversarialSettings:
         """Return an attack in the same ball to measure with, of 20 steps or twice as many.
