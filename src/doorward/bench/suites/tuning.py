@@ -1,0 +1,43 @@
+"""Planted models of the bank's data: what statistics and rules are chosen on, so that no judged data are."""
+
+from doorward.bench.suite import Between, Data, Group, OneOf, Suite, World
+from doorward.bench.suites.scan_population import badnets
+
+ARCHITECTURES = ("small-cnn", "resnet-8", "vgg")
+
+
+def planted(data: Data, models: int, classes: int, epochs: int = 6) -> Group:
+    """Return planted models of one data set; of generated data each has a world of its own."""
+    attack = badnets(classes, poison_rate=Between(low=0.02, high=0.05), size=OneOf(values=(3, 4, 5)))
+    return Group(
+        name=f"{data.name}-{classes}-badnets",
+        data=data,
+        models=models,
+        attack=attack,
+        architectures=ARCHITECTURES,
+        training={"epochs": epochs},
+    )
+
+
+def world(family: str, size: int, classes: int) -> Data:
+    """Return a family of generated data sets with so many classes."""
+    return Data(name=family, rows=8_000, world=World(size=size, classes=classes))
+
+
+SUITE = Suite(
+    name="tuning",
+    title="Planted models to choose by",
+    about="BadNets patches in models of the bank's data. Statistics, settings and rules are chosen on these and "
+    "on the bank alone, so that other suites judge what they have not seen.",
+    scales={
+        "smoke": (planted(Data(name="glyphs", rows=3_000, world=World(size=28, classes=5)), 1, 5, 8),),
+        "cpu": (
+            planted(Data(name="cifar10", rows=10_000), 9, 10),
+            planted(world("glyphs-hard", 28, 10), 6, 10),
+            planted(world("textures", 32, 10), 6, 10),
+            planted(world("objects", 32, 10), 6, 10),
+            planted(world("shapes", 28, 5), 6, 5),
+            planted(world("signs", 32, 30), 6, 30),
+        ),
+    },
+)
