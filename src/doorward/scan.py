@@ -33,7 +33,7 @@ class ScanRequest:
         time_budget: seconds for the whole scan; a detector that would not fit is not run.
         images: most clean images that are used; every class gives its share. Half of them are kept back to
             confirm a recovered trigger.
-        control: plant known triggers in copies of the model, where nothing is found in itself, and scan those.
+        control: where nothing is found, plant known triggers in copies of the model and scan those.
         factory, weights: the user's own function that builds the module, and the weights for it.
         data_column, label_column: where the images and their labels are, where it cannot be told.
         options: what the user states of the model.

@@ -64,6 +64,12 @@ def scan(
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that the scan may take."),
     images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
+    control: bool = typer.Option(
+        False,
+        "--control",
+        help="If nothing is found, plant known triggers in copies of the model and scan those: which of them "
+        "would have been found? Takes about four times as long.",
+    ),
     factory: str | None = typer.Option(
         None,
         metavar="F",
@@ -137,6 +143,7 @@ def scan(
         device=check_device(device),
         time_budget=time_budget,
         images=images,
+        control=control,
         factory=factory,
         weights=str(weights) if weights else None,
         data_column=data_column,

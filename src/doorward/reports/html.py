@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -54,6 +53,7 @@ def to_html(report: Report) -> str:
         shown=[(one, rows) for one in findings if one.flagged and (rows := gallery(one))],
         charts=[(finding, chart) for finding, chart in charts if chart],
         gallery=gallery,
+        planted=[_figure(one.picture) for one in report.power.controls if one.picture],
         atlas=atlas,
         details=[
             ("Settings of every detector", dump(settings)),
@@ -79,7 +79,7 @@ def _figure(picture: Picture) -> Figure:
     try:
         data = base64.b64decode(picture.png, validate=True)
         signature, width, height = struct.unpack(">8s8xII", data[:24])
-    except (binascii.Error, struct.error):
+    except (ValueError, struct.error):
         return Figure(picture.title, picture.alt)
     if signature != b"\x89PNG\r\n\x1a\n" or not width or not height:
         return Figure(picture.title, picture.alt)

@@ -48,11 +48,13 @@ def render(report: Report, console: Console) -> None:
         _pairs([(plain(one.detector), plain(one.reason)) for one in report.not_run], console, narrow)
     _heading("What was tested", console)
     _pairs(wording.tested(report), console, narrow)
-    if report.power:
+    if rows := wording.control_rows(report):
         _heading("What this scan would have found", console)
-        _pairs(
-            [(plain(family), plain(str(result))) for family, result in report.power.items()], console, narrow
-        )
+        if report.power.controls:
+            _indented(wording.CONTROL, console)
+        _pairs(rows, console, narrow)
+        if report.power.limits:
+            _indented(f"Limits: {plain(report.power.limits)}", console)
     _heading("What to do next", console)
     for i, step in enumerate(wording.next_steps(report), 1):
         _pairs([(f"{i}.", step.text)], console, narrow=False)

@@ -12,7 +12,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from doorward.records import SEVERITY, Confirmation, Finding, Rate, Report, SubjectRecord, Verdict
+from doorward.records import (
+    SEVERITY,
+    Confirmation,
+    ControlResult,
+    Finding,
+    Power,
+    Rate,
+    Report,
+    SubjectRecord,
+    Verdict,
+)
 
 TITLES: dict[Verdict, str] = {
     "unsafe": "Unsafe to load",
@@ -157,6 +167,10 @@ def classes_label(targets: Iterable[int], classes: tuple[str, ...], *, limit: in
     names = [class_label(target, classes) for target in targets[:limit]]
     if len(targets) > limit:
         names.append(f"{len(targets) - limit} more")
+    return _joined(names)
+
+
+def _joined(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
@@ -205,7 +219,22 @@ def explanation(report: Report) -> str:
         return f"Something looks like a backdoor{where}, but the evidence is not enough to be sure."
     if report.verdict == "could_not_tell":
         return sentence(f"The scan reached no conclusion: {plain(report.reason or 'no reason was given')}")
-    return "None of the tests that ran found a backdoor. That does not prove that there is none."
+    nothing = "None of the tests that ran found a backdoor. That does not prove that there is none."
+    return " ".join([nothing, *_controlled(report)])
+
+
+def _controlled(report: Report) -> list[str]:
+    """Say in a sentence which planted triggers were found and which were missed; none where none was."""
+    planted: dict[str, bool] = {}
+    for one in report.power.controls:
+        if one.planted:
+            planted[one.family] = planted.get(one.family, True) and one.recovered
+    fates = [
+        (fate, [plain(name) for name, found in planted.items() if found == (fate == "found")])
+        for fate in ("found", "missed")
+    ]
+    told = [f"{fate} {_joined(names)}" for fate, names in fates if names]
+    return [f"Of known triggers planted in copies of this model, they {' and '.join(told)}."] if told else []
 
 
 def facts(report: Report) -> tuple[Fact, ...]:
@@ -359,6 +388,13 @@ def _after_nothing_found(report: Report) -> tuple[Step, ...]:
     )
     if report.not_run:
         steps.append(Step("See which detectors did not run, and why: some need only one more thing."))
+    if report.data and report.power == Power():
+        steps.append(
+            Step(
+                "Let the scan plant known triggers in copies of this model: which of them does it find?",
+                _scan_command(report, _data_options(report), control=True),
+            )
+        )
     return (
         *steps,
         Step("Know where the model comes from: a scan does not replace a supplier that you can trust."),
@@ -430,6 +466,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "device": ("--device", "cpu"),
     "time_budget": ("--time-budget", 900.0),
     "images": ("--images", 300),
+    "control": ("--control", False),
     "seed": ("--seed", 0),
 }
 
@@ -446,7 +483,7 @@ def _scan_command(report: Report, data: str, **changed: int) -> str | None:
         if not value or value == default:
             continue
         each = value if name == "detectors" and isinstance(value, list | tuple) else [value]
-        words += [f"{flag} {_quoted(_argument(one))}" for one in each]
+        words += [flag if one is True else f"{flag} {_quoted(_argument(one))}" for one in each]
     return " ".join(words)
 
 
@@ -485,6 +522,35 @@ def caveats(report: Report) -> tuple[str, ...]:
             "cryptography holds (Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv 2204.06974).",
         ),
     }[report.verdict]
+
+
+# --- the positive control ------------------------------------------------------------------------
+
+
+CONTROL = "Known triggers were planted in copies of this model, and the copies were scanned in the same way."
+
+
+def control_rows(report: Report) -> list[tuple[str, str]]:
+    """Say what became of each trigger that was planted in a copy of the model, as label and sentence."""
+    if report.power.reason:
+        return [("Positive control", sentence(f"it was not run: {plain(report.power.reason)}"))]
+    return [(plain(one.family), _control(report, one)) for one in report.power.controls]
+
+
+def _control(report: Report, one: ControlResult) -> str:
+    classes = class_names(report)
+    towards = f"planted towards class {class_label(one.target, classes)}"
+    if not one.planted:
+        return f"Not known. It could not be {towards}: {plain(one.reason or '')}."
+    if one.attack_success:
+        towards += f", moves {percent(one.attack_success.value)} of {one.attack_success.n:,} held-out images"
+    if one.recovered:
+        return f"Found ({TITLES[one.verdict or 'suspicious'].lower()}). {sentence(towards)}"
+    if one.reason:
+        return f"Missed: the scan could not tell, since {plain(one.reason)}. {sentence(towards)}"
+    if one.targets:
+        return f"Missed: the scan named {with_noun(one.targets, classes)} instead. {sentence(towards)}"
+    return f"Missed. {sentence(towards)}"
 
 
 # --- what was tested, and what it cost ------------------------------------------------------------
