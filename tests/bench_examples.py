@@ -26,6 +26,11 @@ def suite(*groups: Group, claims: tuple[Claim, ...] = ()) -> Suite:
     )
 
 
+def robust(models: int = 1, **changes: object) -> Group:
+    attack = {"eps": 0.1, "variant": "fast"}
+    return clean(models, name="robust", robust=attack).model_copy(update=changes)
+
+
 def trials(*groups: Group) -> tuple[Trial, ...]:
     return expand(suite(*groups), "smoke")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench_examples import clean, planted, trials
+from bench_examples import clean, planted, robust, trials
 from doorward.bench import estimate as module
 from doorward.bench.cache import ModelCache
 from doorward.bench.estimate import Speed, TimeLeft, estimate
@@ -38,6 +38,10 @@ def test_an_estimate_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     each = (10 * module.GRADIENTS_PER_CLASS + module.GRADIENTS_BESIDE) / 1000
     assert found.judging == pytest.approx(7 * each / 2), "seven scans of ten classes"
     assert asked == [("small-cnn", (1, 28, 28), "cpu")]
+    attacked = estimate(
+        plans(robust(1, robust={"eps": 0.1, "steps": 3})), cache, workers=1, threads=1, device="cpu"
+    )
+    assert attacked.training == pytest.approx(400 * 3 / 100 * 4), "each step of the attack takes as long"
 
 
 def test_a_calibration_sets_threads_and_sets_them_back(monkeypatch: pytest.MonkeyPatch) -> None:

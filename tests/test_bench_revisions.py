@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench_examples import clean, planted, trials
+from bench_examples import clean, planted, robust, trials
 from doorward.bench import revisions
 from doorward.bench.revisions import Unit, source_hash, unowned
 from doorward.bench.suite import Data, World
@@ -100,6 +100,7 @@ def test_a_run_asks_only_for_what_makes_its_models(monkeypatch: pytest.MonkeyPat
     trainers = {"training.loop", "models.architectures"}
     assert revisions.units_of(trials(clean())) == trainers
     assert revisions.units_of(trials(planted())) == trainers | {"attack badnets"}
+    assert revisions.units_of(trials(robust())) == trainers | {"training.adversarial"}
     assert revisions.units_of(trials(generated)) == trainers | {"bench.synthetic"}
     now = {**revisions.recorded(), "bench.synthetic": Unit(revision=1, source="new")}
     monkeypatch.setattr(revisions, "current", lambda: now)

@@ -27,7 +27,7 @@ from doorward.bench.suite import (
 )
 from doorward.errors import InputError
 from doorward.models.architectures import NAMES
-from doorward.training import TrainingSettings
+from doorward.training import AdversarialSettings, TrainingSettings
 
 SUITES = [get_suite(name) for name in suite_names()]
 EXPANDED = [(one, scale) for one in SUITES for scale in one.scales]
@@ -52,6 +52,8 @@ def test_what_a_suite_names_exists(one: Suite, scale: str) -> None:
     for trial in found:
         assert trial.architecture in NAMES
         TrainingSettings.model_validate(trial.training)
+        if trial.robust is not None:
+            AdversarialSettings.model_validate(trial.robust)
         if trial.attack is not None:
             registry.build("attack", trial.attack.name, trial.attack.settings)
         for detector in trial.judging.detectors:
@@ -78,7 +80,13 @@ def test_a_suite_expands_to_the_same_trials_in_every_process(one: Suite, scale: 
 
 
 def test_what_is_calibrated_on_is_judged_by_nothing_else() -> None:
-    judged = {g.data.name for s in SUITES if s.name not in ("bank", "tuning") for groups in s.scales.values() for g in groups}
+    judged = {
+        g.data.name
+        for s in SUITES
+        if s.name not in ("bank", "tuning")
+        for groups in s.scales.values()
+        for g in groups
+    }
     calibrated = {g.data.name for groups in get_suite("bank").scales.values() for g in groups}
     assert not judged & calibrated
     assert all(g.attack is None for name in ("bank", "null") for g in get_suite(name).scales["cpu"])

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench_examples import DATA, PATCH, QUICK, TRAINING, clean, planted, trials
+from bench_examples import DATA, PATCH, QUICK, TRAINING, clean, planted, robust, trials
 from doorward import reference
 from doorward.bench import revisions
 from doorward.bench import trials as module
 from doorward.bench.cache import ModelCache
 from doorward.bench.suite import Data, Group, Method, Trial, World
-from doorward.bench.trials import Outcome, Planned, Sources, Workbench, plan
+from doorward.bench.trials import Outcome, Planned, Sources, Truth, Workbench, plan
 from doorward.errors import InputError
 from doorward.models import open_classifier
 from doorward.plants import read_plant, triggered
-from doorward.training import predict
+from doorward.training import AdversarialSettings, predict, robust_accuracy
 
 SOURCES = Sources(None)
 
@@ -127,9 +127,10 @@ def test_another_seed_and_draw_scan_the_same_model_with_other_images() -> None:
         clean(data=DATA.model_copy(update={"rows": 401})),
         clean(data=DATA.model_copy(update={"classes": tuple(range(9))})),
         clean(architectures=("vgg",)),
+        robust(2),
         clean(attack=PATCH.model_copy(update={"settings": {**PATCH.settings, "target": 4}})),
     ],
-    ids=["training", "rows", "classes", "architecture", "attack setting"],
+    ids=["training", "rows", "classes", "architecture", "robust", "attack setting"],
 )
 def test_what_makes_another_model_has_another_key(group: Group) -> None:
     keys = [planned(t).model_key for g in (clean(), planted(2), group) for t in trials(g)]
@@ -158,6 +159,38 @@ def test_revisions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "REVISION", 99)
     keys.add(planned(trial).model_key)
     assert len(keys) == 3
+
+
+def test_only_robust_models_depend_on_how_they_are_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from doorward.training import adversarial
+
+    (plain,) = trials(clean(1))
+    (one,) = trials(robust(1))
+    (other,) = trials(robust(1, robust={"eps": 0.1, "steps": 2}))
+    (same,) = trials(robust(1, robust={"eps": 0.1, "norm": "linf", "steps": 1, "variant": "fast"}))
+    assert "adversarial" not in planned(plain).resolved["model"]
+    keys = [planned(trial).model_key for trial in (plain, one, other)]
+    assert len(set(keys)) == 3
+    assert planned(same).model_key == keys[1], "what is left out has its default"
+    monkeypatch.setattr(adversarial, "REVISION", 99)
+    assert planned(plain).model_key == keys[0]
+    assert planned(one).model_key not in keys
+
+
+def test_a_robust_model_is_trained_and_measured_under_attack(bench: Workbench) -> None:
+    truths = []
+    for group in (clean(1), robust(1)):
+        one = planned(trials(group)[0])
+        bench.make(one)
+        truths.append(Truth.model_validate(bench.cache.meta(one.model_key)["truth"]))
+    plain, held = truths[0], truths[1].robust_accuracy
+    assert plain.robust_accuracy is None
+    assert held is not None
+    assert held.n == 200
+    attack = AdversarialSettings(eps=0.1, variant="fast").stronger()
+    classifier = open_classifier(str(bench.cache.place(planned(trials(clean(1))[0]).model_key)))
+    test = SOURCES.part(DATA, "test").draw(200, np.random.default_rng(0))
+    assert robust_accuracy(classifier, test, settings=attack, seed=0).high < held.low
 
 
 def test_code_that_judges_is_part_of_the_result_and_not_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

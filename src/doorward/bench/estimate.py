@@ -61,7 +61,10 @@ def estimate(
     training = judging = 0.0
     for one in missing.values():
         assert one.contents is not None
-        images = one.contents.images * one.resolved["model"]["training"]["epochs"]
+        model = one.resolved["model"]
+        images = one.contents.images * model["training"]["epochs"]
+        if "adversarial" in model:  # a step of the attack takes about as long as one of training
+            images *= 1 + model["adversarial"]["settings"]["steps"]
         training += images / speeds[one.trial.architecture, one.contents.shape].training
     for one in plan:
         if one.contents is not None:

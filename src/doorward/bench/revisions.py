@@ -36,6 +36,8 @@ TRAINERS: dict[str, tuple[str, ...]] = {
     "training.loop": ("training/loop.py", "training/augment.py", "training/settings.py"),
     "models.architectures": ("models/architectures.py",),
 }
+#: Code that makes adversarially trained models beside; those alone depend on it.
+ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
 #: Code that makes data.
 GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.py",)}
 #: What every attack builds on.
@@ -95,6 +97,7 @@ def units_of(trials: Iterable[Trial]) -> set[str]:
     for trial in trials:
         units |= {f"attack {trial.attack.name}"} if trial.attack else set()
         units |= set(GENERATORS) if trial.data.world else set()
+        units |= set(ADVERSARIAL) if trial.robust is not None else set()
     return units
 
 
@@ -105,7 +108,7 @@ def current() -> dict[str, Unit]:
         files = [*ATTACK_BASE, module.removeprefix("doorward.").replace(".", "/") + ".py"]
         revision = registry.get("attack", name).revision
         units[f"attack {name}"] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in files))
-    for module, covered in (TRAINERS | GENERATORS).items():
+    for module, covered in (TRAINERS | ADVERSARIAL | GENERATORS).items():
         revision = import_module(f"doorward.{module}").REVISION
         units[module] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in covered))
     return units

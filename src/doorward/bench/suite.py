@@ -110,6 +110,8 @@ class Group(Record):
             data, of which every model gets a world of its own.
         architectures: taken by turns.
         training: changes to the default training settings of architecture and data.
+        robust: settings of the attack that the models are trained against (`training.adversarial`); ordinary
+            training if None.
         seeds, draws: so many seeds of the scan, and so many draws of the images given, one varied at a time.
         apart: not pooled with other groups in the claims that name no group.
     """
@@ -122,6 +124,7 @@ class Group(Record):
     out_of: int = 0
     architectures: tuple[str, ...] = ("small-cnn",)
     training: dict[str, Any] = Field(default_factory=dict)
+    robust: dict[str, Any] | None = None
     seeds: int = Field(1, ge=1)
     draws: int = Field(1, ge=1)
     apart: bool = False
@@ -181,6 +184,7 @@ class Trial(Record):
     attack: Method | None
     architecture: str
     training: dict[str, Any]
+    robust: dict[str, Any] | None = None
     seed: int
     judging: Judging
 
@@ -259,6 +263,7 @@ def suite_names() -> tuple[str, ...]:
     files = (Path(__file__).parent / "suites").glob("[!_]*.py")
     return tuple(sorted(file.stem.replace("_", "-") for file in files))
 
+                    robust=group.robust,
 
 def get_suite(name: str) -> Suite:
     """Return a suite.

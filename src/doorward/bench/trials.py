@@ -25,20 +25,36 @@ from doorward.models import open_classifier
 from doorward.models.native import save_native
 from doorward.plants import Plant, triggered, write_plant
 from doorward.records import Rate, Record, Report
-from doorward.training import TrainingSettings, default_settings, evaluate, train_classifier
+from doorward.training import (
+    AdversarialSettings,
+    TrainingSettings,
+    adversarial,
+    adversarial_batches,
+    default_settings,
+    evaluate,
+    robust_accuracy,
+    train_classifier,
+)
 
 #: Test images that clean accuracy, and held-out triggered ones that attack success, are measured on.
 ACCURACY_IMAGES, SUCCESS_IMAGES = 2000, 500
+#: Test images that the robust accuracy of adversarially trained models is measured on.
+ROBUST_IMAGES = 200
 #: Test images of generated data, and training images where none are asked for.
 GENERATED = 2000
 PLANT = "plant.json"
 
 
 class Truth(Record):
-    """Hold what is known of a trial's model: its accuracy and, where one is planted, its backdoor."""
+    """Hold what is known of a trial's model: its accuracy and, where one is planted, its backdoor.
+
+    Attributes:
+        robust_accuracy: of an adversarially trained model, under an attack stronger than in training.
+    """
 
     classes: int
     clean_accuracy: Rate
+    robust_accuracy: Rate | None = None
     attack: str | None = None
     targets: tuple[int, ...] = ()
     attack_success: Rate | None = None
@@ -205,6 +221,12 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     }
     model_key = content_key(model)
     return Planned(
+    if trial.robust is not None:  # no entry else, so that the keys of other models are what they were
+        model["adversarial"] = {
+            "settings": AdversarialSettings.model_validate(trial.robust).model_dump(mode="json"),
+            "revision": adversarial.REVISION,
+            "measured": ROBUST_IMAGES,
+        }
         trial,
         content_key([trial.suite, trial.scale, trial.name, model_key, judging]),
         model_key,
@@ -286,13 +308,24 @@ class Workbench:
             attack = registry.build("attack", trial.attack.name, trial.attack.settings)
             assert isinstance(attack, DataAttack)
             poisoned = attack(train, seed=trial.seed)
+        against = None if trial.robust is None else AdversarialSettings.model_validate(trial.robust)
             train, plant = poisoned.samples, poisoned.plant
         settings = TrainingSettings.model_validate(planned.resolved["model"]["training"])
         trained = train_classifier(
-            trial.architecture, train, seed=trial.seed, settings=settings, device=self.device
+            trial.architecture,
+            train,
+            seed=trial.seed,
+            settings=settings,
+            device=self.device,
+            on_batch=None if against is None else adversarial_batches(against),
         )
         classifier = trained.classifier
         rng = np.random.default_rng(derive_seed(trial.seed, "measured"))
+        if against is not None:
+            held = robust_accuracy(
+                classifier, test.draw(ROBUST_IMAGES, rng), settings=against.stronger(), seed=trial.seed
+            )
+            truth = truth.model_copy(update={"robust_accuracy": held})
         accuracy = evaluate(classifier, test.draw(ACCURACY_IMAGES, rng))
         truth = Truth(classes=len(test.classes), clean_accuracy=accuracy)
         if plant is not None:

@@ -3,6 +3,7 @@
 from doorward.bench.suite import Data, Group, Suite, World
 
 ARCHITECTURES = ("small-cnn", "resnet-8", "vgg")
+ROBUST_ARCHITECTURES = ("small-cnn", "resnet-8")
 FEW, SOME, MANY = (3, 4, 5, 6, 7, 8, 9), (10, 12, 15, 20), (25, 30, 43)
 
 
@@ -39,6 +40,17 @@ def real(
     )
 
 
+def robust(group: Group, eps: float) -> Group:
+    """Return the group, trained against the fast attack within an l2 radius."""
+    return group.model_copy(
+        update={
+            "name": f"{group.name}-robust",
+            "architectures": ROBUST_ARCHITECTURES,
+            "robust": {"norm": "l2", "eps": eps, "variant": "fast"},
+        }
+    )
+
+
 CPU = (
     # two classes
     real("cifar10", 18, (2,), 10, 3_000, 6),
@@ -56,6 +68,9 @@ CPU = (
     worlds("textures", 32, 12, SOME),
     worlds("objects", 32, 12, SOME, 5_000),
     worlds("shapes-hard", 28, 9, SOME, 5_000),
+    # adversarially trained, for the detectors that need it
+    robust(worlds("glyphs", 28, 8, (4, 6, 8, 10, 12, 15)), 1.0),
+    robust(real("cifar10", 6, (5, 6, 7, 8, 9, 10), 10, 4_000, 6), 0.5),
     # more
     real("orl_faces", 2, (25, 40), 40, None, 20, ("resnet-8",)),  # large images cost most
     worlds("signs-hard", 32, 12, MANY, 6_000),
