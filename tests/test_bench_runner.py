@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ from doorward.bench import runner, show
 from doorward.bench.cache import ModelCache
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade
 from doorward.bench.store import Row, Store, StoreError
-from doorward.bench.suite import Data, Group, Judging, Method
+from doorward.bench.suite import Data, Group, Judging, Method, expand
 from doorward.bench.trials import Planned, Sources, plan
 
 SOURCES = Sources(None)
@@ -150,6 +151,47 @@ def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) 
     assert number_of_rows(folder) == before + 3, "earlier results are kept"
 
 
+def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
+    shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
+    other = suite(clean(2, name="also-clean"), clean(1, name="longer", seeds=2)).model_copy(
+        update={"name": "other"}
+    )
+    todo, events = [plan(trial, SOURCES) for trial in expand(other, "smoke")], list[Event]()
+    go(tmp_path, todo, events.append)
+    found, theirs = rows(tmp_path, todo), rows(tmp_path, plans(*ALL))
+    shared = {"also-clean-00": "clean-00", "also-clean-01": "clean-01", "longer-00-seed0-draw0": "clean-00"}
+    assert [(e.planned.trial.name, e.status) for e in events if e.note.startswith("the same scan as")] == [
+        (name, "done") for name in ("also-clean-00", "longer-00-seed0-draw0", "also-clean-01")
+    ]
+    assert [e.planned.trial.name for e in events if e.note == "scanning"] == ["longer-00-seed1-draw0"]
+    for name, original in shared.items():
+        own = {"key", "suite", "trial", "given", "finished"}
+        assert found[name].model_dump(exclude=own) == theirs[original].model_dump(exclude=own)
+        assert (found[name].suite, found[name].trial) == ("other", name)
+        assert found[name].finished > theirs[original].finished
+    assert len(found) == 4
+    with bench(tmp_path) as (store, _):
+        held = show.collect(other, "smoke", store)
+    assert {one.trial for one in held.results if one.status == "done"} == set(found)
+
+
+def test_trials_that_are_one_scan_are_scanned_once_in_a_run(tmp_path: Path) -> None:
+    bad = Method(name="badnets", settings={"target": 99})
+    todo = plans(clean(1), clean(1, name="again"), planted(1, attack=bad), planted(1, name="p", attack=bad))
+    events = list[Event]()
+    go(tmp_path, todo, events.append)
+    assert [e.planned.trial.name for e in events if e.note == "scanning"] == ["clean-00"]
+    assert [(e.planned.trial.name, e.status) for e in events if e.status] == [
+        ("clean-00", "done"),
+        ("again-00", "done"),
+        ("planted-00", "failed"),
+        ("p-00", "failed"),
+    ]
+    found = rows(tmp_path, todo)
+    assert found["again-00"].result == found["clean-00"].result
+    assert found["p-00"].error == found["planted-00"].error
+
+
 def test_two_workers_say_the_same_as_one(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
     go(tmp_path, plans(*ALL), workers=2)
     one, two = scores(rows(ran[0], plans(*ALL))), scores(rows(tmp_path, plans(*ALL)))
@@ -196,11 +238,15 @@ class Killer:
 
 
 #: A scan that lasts long enough to be killed in.
-LONG = Judging(detectors=(Method(name="max-margin", settings={"starts": 10, "steps": 60}),), images=40)
+LONG = (Method(name="max-margin", settings={"starts": 10, "steps": 60}),)
 
 
 def slow(*groups: Group) -> list[Planned]:
-    return [plan(trial.model_copy(update={"judging": LONG}), SOURCES) for trial in trials(*groups)]
+    longer = {"detectors": LONG}
+    return [
+        plan(trial.model_copy(update={"judging": trial.judging.model_copy(update=longer)}), SOURCES)
+        for trial in trials(*groups)
+    ]
 
 
 def test_a_trial_whose_worker_is_killed_is_run_once_more(tmp_path: Path) -> None:
@@ -321,6 +367,25 @@ def test_what_another_run_has_done_meanwhile_is_not_done_again(tmp_path: Path) -
     assert number_of_rows(tmp_path) == 2
 
 
+def test_what_another_run_has_scanned_meanwhile_is_copied(tmp_path: Path) -> None:
+    todo, events = plans(clean(2)), list[Event]()
+    theirs = row_of(todo[1]).model_copy(update={"key": "theirs", "trial": "theirs"})
+    with bench(tmp_path) as (store, settings):
+
+        def meanwhile(event: Event) -> None:
+            events.append(event)
+            if event.status == "done":
+                store.put(theirs)
+
+        run(todo, store, settings, tell=meanwhile)
+        assert [(e.planned.trial.name, e.note) for e in events if e.status][1:] == [
+            ("clean-01", "the same scan as theirs of tiny")
+        ]
+        copied = store.get(todo[1].key)
+    assert copied is not None
+    assert copied.resolved == theirs.resolved
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of a few megabytes, or skip."""
@@ -402,7 +467,7 @@ def row_of(one: Planned) -> Row:
         status="done",
         seed=0,
         given=one.trial.model_dump(mode="json"),
-        resolved={"filler": "x" * 20_000},
+        resolved={**one.resolved, "filler": "x" * 20_000},
         device="cpu",
         threads=1,
     )

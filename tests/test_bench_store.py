@@ -11,7 +11,7 @@ import pytest
 
 from bench_examples import clean, trials
 from doorward.bench.store import Row, Store
-from doorward.bench.suite import Trial
+from doorward.bench.suite import Trial, work_of
 from doorward.errors import InputError
 
 ONE, TWO = trials(clean())
@@ -61,6 +61,49 @@ def test_what_is_done_is_never_replaced(store: Store) -> None:
     found = store.get("a")
     assert found is not None
     assert (found.status, found.attempts, found.seconds) == ("done", 2, 1.25)
+
+
+def test_work_is_found_whatever_the_trial(store: Store) -> None:
+    resolved = {"model": {"seed": 1, "rate": 0.1}, "judging": {"images": 40}}
+    other = {**resolved, "judging": {"images": 41}}
+    store.put(row(ONE, "failed", status="failed", resolved=resolved, finished="2026-01-01"))
+    store.put(row(ONE, "second", resolved=resolved, finished="2026-01-03"))
+    store.put(row(TWO, "first", resolved=resolved, finished="2026-01-02"))
+    store.put(row(TWO, "other", resolved=other))
+    first = store.done(work_of(resolved, ""))
+    assert first == row(TWO, "first", resolved=resolved, finished="2026-01-02")
+    assert store.done("nothing") is None
+    for row_ in ({"model": {}}, {}):
+        assert work_of(row_, "its key") == "its key"
+
+
+def test_a_store_of_an_earlier_make_is_read_and_its_work_is_named(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "results.sqlite"
+    resolved = {"model": {"rate": 0.1, "é": [1, None]}, "judging": {"images": 40}}
+    kept = row(ONE, "a", resolved=resolved)
+    store.put(kept)
+    store.put(row(ONE, "skipped", status="skipped", resolved={}, result=None))
+    store.close()
+    with closing(sqlite3.connect(file)) as old:
+        old.execute("drop index ix_trials_work")
+        old.execute("alter table trials drop column work")
+        before = old.execute("select * from trials").fetchall()
+    with closing(Store(store.url)) as opened:
+        assert opened.get("a") == kept
+        assert opened.done(work_of(resolved, "")) == kept
+        assert list(opened.latest([ONE])) == [ONE.name]
+    with closing(sqlite3.connect(file)) as now:
+        now.row_factory = sqlite3.Row
+        rows = [dict(found) for found in now.execute("select * from trials")]
+        assert [found.pop("work") for found in rows] == [work_of(resolved, ""), "skipped"]
+        assert [tuple(found.values()) for found in rows] == before
+        indexes = {found[0] for found in now.execute("select name from sqlite_master where type = 'index'")}
+        assert "ix_trials_work" in indexes
+        # what the earlier make goes on to write is named when the store is opened next
+        now.execute("update trials set work = null")
+        now.commit()
+    with closing(Store(store.url)) as opened:
+        assert opened.done(work_of(resolved, "")) == kept
 
 
 def test_the_last_result_counts(store: Store) -> None:

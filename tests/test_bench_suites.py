@@ -17,7 +17,9 @@ from doorward.bench.suite import (
     Data,
     Method,
     OneOf,
+    Scale,
     Suite,
+    Trial,
     World,
     content_key,
     expand,
@@ -45,7 +47,7 @@ def test_listing_suites_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(("one", "scale"), EXPANDED, ids=IDS)
-def test_what_a_suite_names_exists(one: Suite, scale: str) -> None:
+def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
     found = expand(one, scale)
     assert len({t.name for t in found}) == len(found)
     assert {t.suite for t in found} == {one.name}
@@ -64,6 +66,12 @@ def test_what_a_suite_names_exists(one: Suite, scale: str) -> None:
             assert trial.data.world.classes <= family.limit
     names = {group.name for groups in one.scales.values() for group in groups}
     assert {group for claim in one.claims for group in claim.groups} <= names
+    by_name = {group.name: group for group in one.groups(scale)}
+    for group in by_name.values():
+        whole = by_name[group.first_of or group.name]
+        own = {"name", "models", "seeds", "draws", "apart", "first_of"}
+        assert group.model_dump(exclude=own) == whole.model_dump(exclude=own)
+        assert group.models <= whole.models
 
 
 @pytest.mark.parametrize(("one", "scale"), EXPANDED, ids=IDS)
@@ -143,6 +151,36 @@ def test_settings_vary_by_group_and_not_by_what_else_varies() -> None:
     assert sorted(targets[0]) == list(range(10))
     other = [t.attack.settings["target"] for t in trials(planted(10, attack=first, name="b")) if t.attack]
     assert other != targets[0]
+
+
+def test_the_first_models_of_a_group_are_its_own() -> None:
+    varied = {"target": OneOf(values=(1, 2, 3)), "poison_rate": Between(low=0.1, high=0.2)}
+    whole = planted(6, attack=Method(name="badnets", settings=varied), class_counts=(4, 5), out_of=10)
+    part = whole.model_copy(update={"name": "part", "first_of": "planted", "models": 2, "seeds": 2})
+    found = trials(whole, part)
+    named = {"name", "group", "judging"}
+    assert [t.model_dump(exclude=named) for t in found[6::2]] == [
+        t.model_dump(exclude=named) for t in found[:2]
+    ]
+    assert [(t.name, t.judging.seed) for t in found[6:8]] == [
+        ("part-00-seed0-draw0", 0),
+        ("part-00-seed1-draw0", 1),
+    ]
+    alone = trials(whole.model_copy(update={"models": 2, "name": "part"}))
+    assert [t.attack for t in alone] != [t.attack for t in found[:2]], "it is no matter of chance"
+
+
+def test_models_that_are_repeated_are_those_of_the_claims() -> None:
+    for name in ("null", "scan-population"):
+        found = expand(get_suite(name), "cpu")
+        repeated = [t for t in found if t.group.endswith("-repeated")]
+        others = {content_key(_model(t)) for t in found if t not in repeated}
+        assert repeated
+        assert {content_key(_model(t)) for t in repeated} <= others
+
+
+def _model(trial: Trial) -> dict[str, object]:
+    return trial.model_dump(mode="json", exclude={"name", "group", "judging"})
 
 
 def test_classes_and_worlds_are_drawn() -> None:

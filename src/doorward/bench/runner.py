@@ -1,7 +1,8 @@
 """Run planned trials in processes of our own, so that whatever is killed at any time is made up for.
 
 The runner alone writes results; workers only make models, which the cache takes whole or not at all.
-Trials of the same model go to the same worker, one after the other, so that no model is trained twice.
+Trials of the same model go to the same worker, one after the other, so that no model is trained twice; those
+that scan it in the same way, be it for another suite, are one scan, whose result is copied.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
-from doorward.bench.store import Row, Status, Store
+from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.trials import Outcome, Planned, Sources, Workbench
 from doorward.errors import DoorwardError
 
@@ -102,20 +103,18 @@ def run(
     if not settings.judge:
         todo = unmade(todo, cache)
     revision = git_revision()
+    same_work: dict[str, list[Planned]] = {}
+    for one in todo:
+        same_work.setdefault(one.work, []).append(one)
 
     def keep(
         one: Planned, status: Status, *, attempts: int = 1, error: str | None = None, **more: Any
     ) -> None:
         outcome: Outcome | None = more.get("outcome")
         row = Row(
-            key=one.key,
-            suite=one.trial.suite,
-            scale=one.trial.scale,
-            trial=one.trial.name,
+            **_identity(one),
             status=status,
             attempts=attempts,
-            seed=one.trial.seed,
-            given=one.trial.model_dump(mode="json"),
             resolved=one.resolved,
             versions=_versions(outcome),
             git_revision=revision,
@@ -129,20 +128,38 @@ def run(
         store.put(row)
         note = error or (outcome.report.verdict if outcome else "")
         tell(Event(one, status, note, more.get("seconds", 0.0)))
+        if status != "died":
+            for other in same_work[one.work]:
+                if other is not one:
+                    copy(row, other)
+
+    def copy(row: Row, to: Planned) -> None:
+        store.put(row.model_copy(update=_identity(to) | {"attempts": 1, "finished": now()}))
+        tell(Event(to, row.status, f"the same scan as {row.trial} of {row.suite}"))
+
+    def scanned(one: Planned) -> bool:
+        """Tell whether a job's trial was scanned meanwhile; if so, copy the result to all alike."""
+        row = store.done(one.work)
+        if row is None:
+            return False
+        for same in pending(same_work[one.work], store):
+            copy(row, same)
+        return True
 
     for one in todo:
         if one.missing is not None:
             keep(one, "skipped", error=one.missing)
     jobs: dict[str, list[Planned]] = {}
-    for one in todo:
-        if one.missing is None:
+    for one, *_ in same_work.values():
+        if one.missing is None and not (settings.judge and scanned(one)):
             jobs.setdefault(one.model_key, []).append(one)
     waiting = deque(jobs.values())
     with _workers(min(settings.workers, len(waiting)), settings) as pool:
         while waiting or any(worker.job for worker in pool):
             for worker in pool:
                 if not worker.job and waiting:
-                    worker.give(waiting.popleft(), store)
+                    job = waiting.popleft()
+                    worker.give([one for one in job if not (settings.judge and scanned(one))])
             for worker in _ready([worker for worker in pool if worker.job]):
                 one, message = worker.job[0], worker.hear()
                 if message is None and not worker.begun:
@@ -169,6 +186,18 @@ def run(
                     worker.job.pop(0)
                     status: Status = "done" if message.outcome else "failed"
                     keep(one, status, error=message.error, outcome=message.outcome, seconds=message.seconds)
+
+
+def _identity(one: Planned) -> dict[str, Any]:
+    """Return what a row says of its trial; the rest is of the work."""
+    return {
+        "key": one.key,
+        "suite": one.trial.suite,
+        "scale": one.trial.scale,
+        "trial": one.trial.name,
+        "seed": one.trial.seed,
+        "given": one.trial.model_dump(mode="json"),
+    }
 
 
 @dataclass(frozen=True)
@@ -203,10 +232,10 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def give(self, job: list[Planned], store: Store) -> None:
-        """Hand over trials of one model, but for those that another run has done meanwhile."""
-        self.job = pending(job, store)
-        if self.job:
+    def give(self, job: list[Planned]) -> None:
+        """Hand over trials of one model."""
+        self.job = job
+        if job:
             try:
                 self.connection.send(self.job)
             except OSError:  # it is gone; hearing from it will tell

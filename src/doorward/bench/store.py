@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 from pydantic import Field, ValidationError
 
-from doorward.bench.suite import Trial
+from doorward.bench.suite import Trial, work_of
 from doorward.errors import DoorwardError, InputError
 from doorward.records import Record
 
@@ -21,6 +21,7 @@ _trials = sql.Table(
     "trials",
     _meta,
     sql.Column("key", sql.String(64), primary_key=True),
+    sql.Column("work", sql.String(64), index=True),  # null in rows of an earlier make, until they are read
     sql.Column("suite", sql.String(64), nullable=False, index=True),
     sql.Column("scale", sql.String(16), nullable=False),
     sql.Column("trial", sql.String(128), nullable=False),
@@ -41,8 +42,17 @@ _trials = sql.Table(
 )
 
 
+#: What a `Row` holds; the rest is made from it.
+_COLUMNS = [column for column in _trials.c if column is not _trials.c.work]
+
+
 class StoreError(DoorwardError):
     """Tells that the results store can no longer be read or written; what it held is intact."""
+
+
+def now() -> str:
+    """Return date and time in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Row(Record):
@@ -75,7 +85,7 @@ class Row(Record):
     peak_memory: int | None = None
     result: dict[str, Any] | None = None
     error: str | None = None
-    finished: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    finished: str = Field(default_factory=now)
 
 
 class Store:
@@ -98,6 +108,7 @@ class Store:
             raise InputError(f"--store {url}: cannot be opened as a results store ({_why(error)})") from error
         try:
             _meta.create_all(self._engine)
+            self._name_work()
         except sql.exc.SQLAlchemyError as error:
             self.close()
             raise InputError(f"--store {url}: cannot be opened as a results store ({_why(error)})") from error
@@ -105,6 +116,21 @@ class Store:
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
+
+    def _name_work(self) -> None:
+        """Add the column of a store of an earlier make, and name the work of rows that do not."""
+        column = _trials.c.work
+        with self._engine.begin() as connection:
+            inspector = sql.inspect(connection)
+            if column.name not in {found["name"] for found in inspector.get_columns(_trials.name)}:
+                words = sql.schema.CreateColumn(column).compile(self._engine)
+                connection.execute(sql.text(f"ALTER TABLE {_trials.name} ADD COLUMN {words}"))
+                for index in _trials.indexes:
+                    index.create(connection, checkfirst=True)
+            nameless = sql.select(_trials.c.key, _trials.c.resolved).where(column.is_(None))
+            for key, resolved in connection.execute(nameless).all():
+                named = sql.update(_trials).where(_trials.c.key == key)
+                connection.execute(named.values(work=work_of(resolved, key)))
 
     def put(self, row: Row) -> bool:
         """Write a row in one transaction, unless one of its key is done; tell whether it was written.
@@ -118,7 +144,8 @@ class Store:
                 if connection.scalar(sql.select(_trials.c.status).where(where)) == "done":
                     return False
                 connection.execute(sql.delete(_trials).where(where))
-                connection.execute(sql.insert(_trials).values(row.model_dump(mode="json")))
+                held = row.model_dump(mode="json") | {"work": work_of(row.resolved, row.key)}
+                connection.execute(sql.insert(_trials).values(held))
         except sql.exc.IntegrityError:  # another run has written the same just now
             return False
         except sql.exc.SQLAlchemyError as error:
@@ -131,6 +158,14 @@ class Store:
     def get(self, key: str) -> Row | None:
         """Return the row of a key."""
         rows = self._select(sql.select(_trials).where(_trials.c.key == key))
+        return rows[0] if rows else None
+
+    def done(self, work: str) -> Row | None:
+        """Return the first row of this work that is done, of whatever trial."""
+        same = (_trials.c.work == work) & (_trials.c.status == "done")
+        rows = self._select(
+            sql.select(_trials).where(same).order_by(_trials.c.finished, _trials.c.key).limit(1)
+        )
         return rows[0] if rows else None
 
     def latest(self, trials: Sequence[Trial]) -> dict[str, Row]:
@@ -152,7 +187,8 @@ class Store:
     def _select(self, query: sql.Select[Any]) -> list[Row]:
         try:
             with self._engine.connect() as connection:
-                return [Row.model_validate(dict(found)) for found in connection.execute(query).mappings()]
+                found = connection.execute(query.with_only_columns(*_COLUMNS)).mappings()
+                return [Row.model_validate(dict(row)) for row in found]
         except sql.exc.SQLAlchemyError as error:
             raise StoreError(f"the results store {self.url} cannot be read ({_why(error)})") from error
 

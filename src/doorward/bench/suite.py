@@ -114,6 +114,7 @@ class Group(Record):
             training if None.
         seeds, draws: so many seeds of the scan, and so many draws of the images given, one varied at a time.
         apart: not pooled with other groups in the claims that name no group.
+        first_of: these are the first models of the group of that name, which has the same declaration.
     """
 
     name: str
@@ -128,6 +129,12 @@ class Group(Record):
     seeds: int = Field(1, ge=1)
     draws: int = Field(1, ge=1)
     apart: bool = False
+    first_of: str | None = None
+
+    @property
+    def repeated(self) -> bool:
+        """Tell whether every model is scanned more than once."""
+        return self.seeds + self.draws > 2
 
 
 class Claim(Record):
@@ -194,6 +201,18 @@ class Trial(Record):
         return content_key(self.model_dump(mode="json"))
 
 
+def work_of(resolved: dict[str, Any], key: str) -> str:
+    """Return the sha256 of a model and its judging; trials that share it, of whatever suite, are one scan.
+
+    Args:
+        resolved: what a result's key is made of.
+        key: what is returned where that names no model, for lack of data.
+    """
+    if not {"model", "judging"} <= resolved.keys():
+        return key
+    return content_key([content_key(resolved["model"]), resolved["judging"]])
+
+
 def content_key(content: Any) -> str:
     """Return the sha256 of some JSON content, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -211,22 +230,23 @@ def expand(suite: Suite, scale: Scale) -> tuple[Trial, ...]:
 
 def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
     """Deal out what varies; model i of every group has seed i, so that planted ones have clean twins."""
+    whole = next(g for g in suite.groups(scale) if g.name == (group.first_of or group.name))
 
     def rng(what: str) -> random.Random:
-        return random.Random(derive_seed(0, suite.name, group.name, what))
+        return random.Random(derive_seed(0, suite.name, whole.name, what))
 
-    settings: list[dict[str, Any]] = [{} for _ in range(group.models)]
+    settings: list[dict[str, Any]] = [{} for _ in range(whole.models)]
     if group.attack is not None:
         dealt = {
-            name: value.deal(group.models, rng(name))
+            name: value.deal(whole.models, rng(name))
             if isinstance(value, OneOf | Between)
-            else [value] * group.models
+            else [value] * whole.models
             for name, value in group.attack.settings.items()
         }
-        settings = [{name: values[i] for name, values in dealt.items()} for i in range(group.models)]
+        settings = [{name: values[i] for name, values in dealt.items()} for i in range(whole.models)]
     subset = rng("classes")
     counts = (
-        OneOf(values=group.class_counts).deal(group.models, rng("class counts")) if group.class_counts else []
+        OneOf(values=group.class_counts).deal(whole.models, rng("class counts")) if group.class_counts else []
     )
     varied = [(seed, 0) for seed in range(group.seeds)] + [(0, draw) for draw in range(1, group.draws)]
     trials = []
@@ -251,6 +271,7 @@ def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
                     attack=group.attack and Method(name=group.attack.name, settings=settings[i]),
                     architecture=group.architectures[i % len(group.architectures)],
                     training=group.training,
+                    robust=group.robust,
                     seed=i,
                     judging=suite.judging.model_copy(update={"seed": seed, "draw": draw}),
                 )
@@ -263,7 +284,6 @@ def suite_names() -> tuple[str, ...]:
     files = (Path(__file__).parent / "suites").glob("[!_]*.py")
     return tuple(sorted(file.stem.replace("_", "-") for file in files))
 
-                    robust=group.robust,
 
 def get_suite(name: str) -> Suite:
     """Return a suite.

@@ -15,7 +15,7 @@ from doorward.attacks.base import DataAttack
 from doorward.bench import synthetic
 from doorward.bench.cache import ModelCache
 from doorward.bench.revisions import TRAINERS, judging_code
-from doorward.bench.suite import Data, Judging, Trial, content_key
+from doorward.bench.suite import Data, Judging, Trial, content_key, work_of
 from doorward.data import InMemorySamples, Samples, open_samples
 from doorward.detectors.base import Detector
 from doorward.errors import InputError
@@ -170,6 +170,7 @@ class Planned:
     Attributes:
         key: of the result: suite, scale and name, model, and everything that judges it.
         model_key: of the cached model.
+        work: of model and judging alone, so that trials of several suites share it.
         resolved: what the keys are made of; all settings with defaults, all hashes.
         contents: of the data, unless they are missing.
         missing: why the trial cannot be run here, if so.
@@ -178,6 +179,7 @@ class Planned:
     trial: Trial
     key: str
     model_key: str
+    work: str
     resolved: dict[str, Any]
     contents: Contents | None = None
     missing: str | None = None
@@ -206,7 +208,7 @@ def plan(trial: Trial, sources: Sources) -> Planned:
         contents = sources.contents(trial.data)
     except InputError as error:
         key = content_key([trial.suite, trial.scale, trial.name, trial.key])
-        return Planned(trial, key, trial.key, {}, missing=str(error))
+        return Planned(trial, key, trial.key, key, {}, missing=str(error))
     defaults = default_settings(trial.architecture, images=contents.images, side=min(contents.shape[1:]))
     training = TrainingSettings.model_validate(defaults.model_dump() | trial.training)
     model = {
@@ -219,20 +221,16 @@ def plan(trial: Trial, sources: Sources) -> Planned:
         "revisions": {name: import_module(f"doorward.{name}").REVISION for name in TRAINERS},
         "measured": [ACCURACY_IMAGES, SUCCESS_IMAGES],
     }
-    model_key = content_key(model)
-    return Planned(
     if trial.robust is not None:  # no entry else, so that the keys of other models are what they were
         model["adversarial"] = {
             "settings": AdversarialSettings.model_validate(trial.robust).model_dump(mode="json"),
             "revision": adversarial.REVISION,
             "measured": ROBUST_IMAGES,
         }
-        trial,
-        content_key([trial.suite, trial.scale, trial.name, model_key, judging]),
-        model_key,
-        {"model": model, "judging": judging},
-        contents,
-    )
+    model_key = content_key(model)
+    resolved = {"model": model, "judging": judging}
+    key = content_key([trial.suite, trial.scale, trial.name, model_key, judging])
+    return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents)
 
 
 def _detectors(judging: Judging) -> list[Detector]:
@@ -308,9 +306,9 @@ class Workbench:
             attack = registry.build("attack", trial.attack.name, trial.attack.settings)
             assert isinstance(attack, DataAttack)
             poisoned = attack(train, seed=trial.seed)
-        against = None if trial.robust is None else AdversarialSettings.model_validate(trial.robust)
             train, plant = poisoned.samples, poisoned.plant
         settings = TrainingSettings.model_validate(planned.resolved["model"]["training"])
+        against = None if trial.robust is None else AdversarialSettings.model_validate(trial.robust)
         trained = train_classifier(
             trial.architecture,
             train,
@@ -321,13 +319,13 @@ class Workbench:
         )
         classifier = trained.classifier
         rng = np.random.default_rng(derive_seed(trial.seed, "measured"))
+        accuracy = evaluate(classifier, test.draw(ACCURACY_IMAGES, rng))
+        truth = Truth(classes=len(test.classes), clean_accuracy=accuracy)
         if against is not None:
             held = robust_accuracy(
                 classifier, test.draw(ROBUST_IMAGES, rng), settings=against.stronger(), seed=trial.seed
             )
             truth = truth.model_copy(update={"robust_accuracy": held})
-        accuracy = evaluate(classifier, test.draw(ACCURACY_IMAGES, rng))
-        truth = Truth(classes=len(test.classes), clean_accuracy=accuracy)
         if plant is not None:
             success = evaluate(classifier, triggered(test, plant).draw(SUCCESS_IMAGES, rng))
             plant = plant.model_copy(update={"clean_accuracy": accuracy, "attack_success": success})

@@ -1,7 +1,7 @@
 """How often is a clean model flagged, by number of classes, and does the verdict stay when a seed changes?"""
 
 from doorward.bench.suite import Claim, Data, Group, Suite
-from doorward.bench.suites.scan_population import FASHION, GTSRB, MNIST, clean
+from doorward.bench.suites.scan_population import FASHION, GTSRB, MNIST, clean, repeated
 
 QUICK = ("small-cnn", "resnet-8")
 
@@ -19,26 +19,17 @@ def subsets(name: str, models: int, counts: tuple[int, ...], out_of: int, epochs
     )
 
 
-def repeated(data: Data, models: int) -> Group:
-    """Return clean models that are scanned with several seeds and images; the same models as in `clean`."""
-    return clean(data, models).model_copy(
-        update={"name": f"{data.name}-repeated", "seeds": 5, "draws": 5, "apart": True}
-    )
-
+WHOLE = (clean(FASHION, 24), clean(MNIST, 24), clean(GTSRB, 12))
 
 CPU = (
-    clean(FASHION, 24),
-    clean(MNIST, 24),
-    clean(GTSRB, 12),
+    *WHOLE,
     subsets("fashion_mnist", 20, (2,), 10, 5),
     subsets("mnist", 20, (2,), 10, 5),
     subsets("fashion_mnist", 24, (3, 4, 5, 6, 7, 8, 9), 10, 6),
     subsets("mnist", 24, (3, 4, 5, 6, 7, 8, 9), 10, 6),
     subsets("gtsrb", 12, (10, 15, 20), 43, 12),
     subsets("gtsrb", 24, (25, 30, 35, 40), 43, 12),
-    repeated(FASHION, 5),
-    repeated(MNIST, 5),
-    repeated(GTSRB, 2),
+    *(repeated(group.data.name, group, models) for group, models in zip(WHOLE, (5, 5, 2), strict=True)),
 )
 
 SMALL = Data(name="reference:fashion_mnist", rows=2_000)
