@@ -429,6 +429,29 @@ def test_robust_accuracy_of_a_linear_model_is_its_share_of_wide_margins(norm: st
         assert found.n == 150
 
 
+class Wavy(nn.Module):
+    """Give class 1 where the sine of 15 times the brightness beyond one half is positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = (15 * (x.mean((1, 2, 3)) - 0.5)).sin()
+        return torch.stack([torch.zeros_like(z), z], dim=1)
+
+
+def test_an_image_that_only_the_attack_puts_right_is_not_held() -> None:
+    grey = InMemorySamples(np.full((6, 16, 16), 127, dtype=np.uint8), np.ones(6), classes=["0", "1"])
+    wavy, attack = classifier(Wavy()), AdversarialSettings(eps=0.3, steps=1, step_size=0.6)
+    assert evaluate(wavy, grey) == rate(0, 6)
+    moved = perturb(
+        wavy.logits,
+        torch.full((6, 1, 16, 16), 127 / 255),
+        torch.ones(6).long(),
+        settings=attack,
+        generator=seeded(),
+    )
+    assert (wavy.logits(moved).argmax(1) == 1).all(), "one long step leads over the next crest"
+    assert robust_accuracy(wavy, grey, settings=attack, seed=0) == rate(0, 6)
+
+
 @pytest.fixture(scope="module")
 def clothes() -> tuple[InMemorySamples, InMemorySamples]:
     rng = np.random.default_rng(0)

@@ -158,17 +158,16 @@ def robust_accuracy(
         raise CouldNotTell("robust accuracy needs the model's gradients, and it gives none")
     labels, generator = torch.from_numpy(labels_of(samples)), make_generator(seed, "robust accuracy")
     held = 0
-    with classifier.frozen():
-        for start in range(0, len(samples), batch_size):
-            positions = np.arange(start, min(start + batch_size, len(samples)))
-            part = samples.select(positions)
-            x = to_float(to_tensor(part, classifier.spec).to(classifier.device))  # (n, c, h, w)
-            y = labels[positions].to(classifier.device)
-            x, y = _still_right(classifier, x, y, x)
-            for _ in range(restarts):
-                attacked = perturb(classifier.logits, x, y, settings=settings, generator=generator)
-                x, y = _still_right(classifier, x, y, attacked)
-            held += len(y)
+    for start in range(0, len(samples), batch_size):
+        positions = np.arange(start, min(start + batch_size, len(samples)))
+        part = samples.select(positions)
+        x = to_float(to_tensor(part, classifier.spec).to(classifier.device))  # (n, c, h, w)
+        y = labels[positions].to(classifier.device)
+        x, y = _still_right(classifier, x, y, x)
+        for _ in range(restarts):
+            attacked = perturb(classifier.logits, x, y, settings=settings, generator=generator)
+            x, y = _still_right(classifier, x, y, attacked)
+        held += len(y)
     return rate(held, len(samples))
 
 
@@ -192,7 +191,7 @@ def _start(x: Tensor, settings: AdversarialSettings, generator: torch.Generator)
 
 def _normalised(x: Tensor) -> Tensor:
     """Return each image (n, c, h, w) at length 1, or 0 where it is 0 everywhere."""
-    # two steps: the squares of a confident model's gradients would be too small for float32
+    # scaled first: a confident model's gradients have squares too small for float32, in which GPUs sum them
     tiny = torch.finfo(x.dtype).tiny
     x = x / x.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
     length: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
