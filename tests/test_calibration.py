@@ -180,6 +180,8 @@ def test_other_settings_or_a_model_unlike_the_banks_are_uncalibrated() -> None:
 def test_what_is_outside_the_bank_is_said() -> None:
     held = bank([*drawn(10), model(10, 1.0).model_copy(update={"shape": (3, 112, 92)})])
     assert held.outside(10, (3, 64, 32)) is None
+    assert held.outside(10, (3, 64, 32), 2) is None
+    assert "convolutional" in str(held.outside(10, (3, 64, 32), 1))
     assert "at most 100 classes, this one has 101" in str(held.outside(101, (1, 28, 28)))
     assert "28 to 112 pixels a side, this model's 224x224" in str(held.outside(10, (3, 224, 224)))
     assert bank([]).outside(10, (1, 28, 28)) is not None
@@ -189,6 +191,26 @@ def test_leaving_one_data_set_out() -> None:
     held = bank(drawn(40))
     assert {m.data for m in held.without("a").models} == {"b"}
     assert len(held.without("a").models) == 20
+
+
+def test_what_was_worked_out_of_a_data_set_is_left_out_with_it() -> None:
+    first, second = drawn(200), [m.model_copy(update={"data": "c"}) for m in drawn(200, seed=1)]
+    held = bank([*first, *second])
+    whole = held.p_value("neural-cleanse", 3.0, 12), held.fuse({"neural-cleanse": 0.1, "max-margin": 0.2})
+    rest = held.without("c")
+    left = rest.p_value("neural-cleanse", 3.0, 12), rest.fuse({"neural-cleanse": 0.1, "max-margin": 0.2})
+    alone = bank(first)
+    assert left == (
+        alone.p_value("neural-cleanse", 3.0, 12),
+        alone.fuse({"neural-cleanse": 0.1, "max-margin": 0.2}),
+    )
+    assert left != whole
+
+
+def test_what_another_bank_said_is_forgotten() -> None:
+    (known,) = judge([finding(50.0)], bank(drawn(200)))
+    assert (known.verdict, known.targets) == ("suspicious", (3,))
+    assert judge([known], bank([])) == (finding(50.0),)
 
 
 def test_the_shipped_bank_is_what_the_design_asks_for() -> None:

@@ -166,6 +166,7 @@ def test_a_program_computes_what_torch_computes(batch: int | None, decompose: bo
     torch.testing.assert_close(head(classifier.features(x)), classifier.logits(x))
     assert set(dict(classifier.module.named_parameters())) == set(dict(network.named_parameters()))
     assert isinstance(classifier.module.get_submodule("first"), nn.Conv2d)
+    assert classifier.convolutions == 1, "a kernel of one pixel does not count"
     assert classifier.spec.assumed == ("range", "mean", "std", "output", "labels")
 
 

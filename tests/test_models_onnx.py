@@ -275,6 +275,8 @@ def test_exported_net_is_the_net(name: str, dynamo: bool, dynamic: bool, opset: 
     assert classifier.batch is None  # also where the file says 1
     assert classifier.classes == tuple("abcde")
     assert classifier.format == "onnx"
+    kernels = [p for p in net.parameters() if p.ndim == 4 and p.shape[2] * p.shape[3] > 1]
+    assert classifier.convolutions == len(kernels) > 0
 
     x, other = images().requires_grad_(), images().requires_grad_()
     y, expected = classifier.logits(x), net(other)

@@ -31,6 +31,8 @@ SUSPICIOUS = 0.05
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
 
+#: Every model of the bank has so many.
+FEWEST_CONVOLUTIONS = 2
 #: Clean models in a bucket below which nothing is said of it.
 FEWEST = 10
 
@@ -94,10 +96,19 @@ class Bank(Record):
 
     def without(self, data: str) -> Bank:
         """Return the bank without the models of one data set."""
-        return self.model_copy(update={"models": tuple(m for m in self.models if m.data != data)})
+        models = tuple(m for m in self.models if m.data != data)
+        # made anew: a copy would keep what was worked out of all models
+        return Bank(settings=self.settings, made_with=self.made_with, models=models)
 
-    def outside(self, classes: int, shape: Sequence[int]) -> str | None:
-        """Say in what a model differs from all that are in the bank; None if it does not."""
+    def outside(self, classes: int, shape: Sequence[int], convolutions: int | None = None) -> str | None:
+        """Say in what a model differs from all that are in the bank; None if it does not.
+
+        Args:
+            shape: of one image: channels, height, width.
+            convolutions: kernels larger than a pixel, None if that is not known; a transformer has one.
+        """
+        if convolutions is not None and convolutions < FEWEST_CONVOLUTIONS:
+            return "the bank's models are convolutional networks, which this one is not"
         most = max(high for _, high in BUCKETS)
         if classes > most:
             return f"the bank's models have at most {most} classes, this one has {classes}"
@@ -207,11 +218,12 @@ def shipped() -> Bank:
 def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> tuple[Finding, ...]:
     """Return findings with the p-value, threshold, verdict and targets that the bank gives their scores.
 
-    What has no score to be calibrated is returned as it is.
+    What another bank said of them is forgotten. What has no score to be calibrated is returned as it is.
 
     Args:
         covered: whether the bank has models like this one.
     """
+    findings = [_raw(f) for f in findings]
     among = [f.detector for f in findings if f.detector in bank.settings and f.score is not None]
     judged = []
     for f in findings:
@@ -240,3 +252,11 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> t
             )
         )
     return tuple(judged)
+
+
+def _raw(finding: Finding) -> Finding:
+    """Return a finding as it was before a bank judged it."""
+    if finding.p_value is None:
+        return finding
+    judgement = {"p_value": None, "threshold": None, "verdict": "nothing_found", "targets": ()}
+    return finding.model_copy(update=judgement | {"calibrated": False, "atlas": ()})

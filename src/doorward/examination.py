@@ -112,6 +112,7 @@ def examine(
             format=classifier.format,
             classes=classifier.classes,
             parameters=classifier.parameters,
+            convolutions=classifier.convolutions,
             spec=classifier.spec.model_dump(mode="json", exclude={"assumed"}),
             assumed=classifier.spec.assumed,
             architecture=classifier.architecture,

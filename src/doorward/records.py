@@ -162,6 +162,7 @@ class SubjectRecord(Record):
     bytes: int | None = None
     classes: tuple[str, ...] = ()
     parameters: int | None = None
+    convolutions: int | None = Field(None, description="Convolution kernels larger than a pixel")
     spec: dict[str, Any] = Field(default_factory=dict)
     assumed: tuple[str, ...] = Field((), description="Parts of the input spec that nothing stated")
     architecture: str | None = None

@@ -56,7 +56,7 @@ def _outside(report: Report, bank: Bank) -> str | None:
     if subject is None or not {"channels", "height", "width"} <= subject.spec.keys():
         return "nothing is known of the model's images"
     shape = [subject.spec[name] for name in ("channels", "height", "width")]
-    return bank.outside(len(subject.classes), shape)
+    return bank.outside(len(subject.classes), shape, subject.convolutions)
 
 
 def _what_stopped(findings: Sequence[Finding]) -> str:

@@ -46,6 +46,11 @@ class Classifier(ABC):
         return Cost(forwards=self._forwards, gradients=self._gradients)
 
     @property
+    def convolutions(self) -> int | None:
+        """Return the number of convolution kernels larger than a pixel, where it is known."""
+        return None
+
+    @property
     def parameters(self) -> int | None:
         """Return the number of parameters, where it is known."""
         return None
@@ -153,6 +158,12 @@ class TorchClassifier(Classifier):
         self._feature_layer = self._find_feature_layer(feature_layer)
         needs: set[Need] = {"graph", "weights", "gradients", "probabilities"}
         self.capabilities = frozenset(needs | ({"features"} if self._feature_layer is not None else set()))
+
+    @property
+    def convolutions(self) -> int | None:
+        """Return the number of convolution kernels (out, in, h, w) larger than a pixel."""
+        kernels = [p for p in self.module.parameters() if p.ndim == 4]
+        return sum(max(kernel.shape[2:]) > 1 for kernel in kernels)
 
     @property
     def parameters(self) -> int | None:
