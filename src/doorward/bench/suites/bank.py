@@ -63,21 +63,21 @@ CPU = (
     worlds("signs", 32, 12, FEW),
     worlds("shapes", 28, 12, FEW),
     # ten to twenty
-    real("cifar10", 21, (10,), 10, 8_000, 6),
+    real("cifar10", 18, (10,), 10, 8_000, 6),
     worlds("glyphs", 28, 12, SOME),
     worlds("textures", 32, 12, SOME),
     worlds("objects", 32, 12, SOME, 5_000),
-    worlds("shapes-hard", 28, 9, SOME, 5_000),
+    worlds("shapes-hard", 28, 8, SOME, 5_000),
     # adversarially trained, for the detectors that need it
-    robust(worlds("glyphs", 28, 8, (4, 6, 8, 10, 12, 15)), 1.0),
-    robust(real("cifar10", 6, (5, 6, 7, 8, 9, 10), 10, 4_000, 6), 0.5),
+    robust(worlds("glyphs", 28, 6, (4, 6, 8, 10, 12, 15)), 1.0),
+    robust(real("cifar10", 4, (5, 6, 7, 8, 9, 10), 10, 4_000, 6), 0.5),
     # more
     real("orl_faces", 2, (25, 40), 40, None, 20, ("resnet-8",)),  # large images cost most
-    worlds("signs-hard", 32, 12, MANY, 6_000),
-    worlds("glyphs-hard", 28, 12, MANY, 6_000),
-    worlds("shapes", 28, 9, MANY, 6_000),
-    worlds("signs", 32, 9, MANY, 6_000),
-    worlds("glyphs", 28, 4, (60, 100), 8_000),
+    worlds("signs-hard", 32, 8, MANY, 6_000),
+    worlds("glyphs-hard", 28, 8, MANY, 6_000),
+    worlds("shapes", 28, 7, MANY, 6_000),
+    worlds("signs", 32, 7, MANY, 6_000),
+    worlds("glyphs", 28, 3, (60, 100), 8_000),
 )
 
 SUITE = Suite(

@@ -19,17 +19,17 @@ def subsets(name: str, models: int, counts: tuple[int, ...], out_of: int, epochs
     )
 
 
-WHOLE = (clean(FASHION, 24), clean(MNIST, 24), clean(GTSRB, 12))
+WHOLE = (clean(FASHION, 20), clean(MNIST, 20), clean(GTSRB, 10))
 
 CPU = (
     *WHOLE,
     subsets("fashion_mnist", 20, (2,), 10, 5),
     subsets("mnist", 20, (2,), 10, 5),
-    subsets("fashion_mnist", 24, (3, 4, 5, 6, 7, 8, 9), 10, 6),
-    subsets("mnist", 24, (3, 4, 5, 6, 7, 8, 9), 10, 6),
-    subsets("gtsrb", 12, (10, 15, 20), 43, 12),
-    subsets("gtsrb", 24, (25, 30, 35, 40), 43, 12),
-    *(repeated(group.data.name, group, models) for group, models in zip(WHOLE, (5, 5, 2), strict=True)),
+    subsets("fashion_mnist", 20, (3, 4, 5, 6, 7, 8, 9), 10, 6),
+    subsets("mnist", 20, (3, 4, 5, 6, 7, 8, 9), 10, 6),
+    subsets("gtsrb", 8, (10, 15, 20), 43, 12),
+    subsets("gtsrb", 26, (25, 30, 35, 40), 43, 12),
+    *(repeated(group.data.name, group, models) for group, models in zip(WHOLE, (4, 4, 1), strict=True)),
 )
 
 SMALL = Data(name="reference:fashion_mnist", rows=2_000)

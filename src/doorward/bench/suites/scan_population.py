@@ -6,7 +6,7 @@ MIXED = ("small-cnn", "resnet-8", "vgg", "resnet-14")
 #: How long each data set trains: its classifiers reach what such networks reach, in a minute at most.
 FASHION, MNIST = Data(name="fashion_mnist", rows=20_000), Data(name="mnist", rows=20_000)
 GTSRB = Data(name="gtsrb", rows=15_000)
-EPOCHS = {"fashion_mnist": {"epochs": 4}, "mnist": {"epochs": 4}, "gtsrb": {"epochs": 12}}
+EPOCHS = {"fashion_mnist": {"epochs": 3}, "mnist": {"epochs": 3}, "gtsrb": {"epochs": 12}}
 CORNERS = OneOf(values=("top-left", "top-right", "bottom-left", "bottom-right"))
 PLACES = OneOf(values=(*CORNERS.values, "centre", "random"))
 
@@ -57,21 +57,21 @@ def harder(data: Data, kind: str, models: int, **settings: object) -> Group:
 PLANTED_FASHION, PLANTED_MNIST = planted(FASHION, 24, 10), planted(MNIST, 24, 10)
 
 CPU = (
-    clean(FASHION, 24),
+    clean(FASHION, 20),
     PLANTED_FASHION,
-    clean(MNIST, 24),
+    clean(MNIST, 20),
     PLANTED_MNIST,
-    clean(GTSRB, 12),
+    clean(GTSRB, 10),
     # of few images with many colours, many a patch does not take; at least ten shall
-    planted(GTSRB, 18, 43, size=OneOf(values=(3, 4, 5)), poison_rate=Between(low=0.03, high=0.05)),
-    harder(FASHION, "rate-0.3", 4, poison_rate=0.003, place=CORNERS, size=OneOf(values=(4, 5))),
-    harder(FASHION, "one-pixel", 4, size=1, colour="white"),
-    harder(FASHION, "alpha-0.2", 4, alpha=0.2, poison_rate=0.05),
-    harder(FASHION, "source-specific", 4, source_classes=(1, 5), target=3, poison_rate=0.04, cover_rate=0.03),
+    planted(GTSRB, 16, 43, size=OneOf(values=(3, 4, 5)), poison_rate=Between(low=0.03, high=0.05)),
+    harder(FASHION, "rate-0.3", 3, poison_rate=0.003, place=CORNERS, size=OneOf(values=(4, 5))),
+    harder(FASHION, "one-pixel", 3, size=1, colour="white"),
+    harder(FASHION, "alpha-0.2", 3, alpha=0.2, poison_rate=0.05),
+    harder(FASHION, "source-specific", 3, source_classes=(1, 5), target=3, poison_rate=0.04, cover_rate=0.03),
     # success is at most the accuracy, which is below 90 % on Fashion-MNIST
-    harder(MNIST, "all-to-all", 4, mapping="all-to-all", target=None, poison_rate=0.1, place=CORNERS),
-    repeated("fashion_mnist-badnets", PLANTED_FASHION, 5),
-    repeated("mnist-badnets", PLANTED_MNIST, 5),
+    harder(MNIST, "all-to-all", 3, mapping="all-to-all", target=None, poison_rate=0.1, place=CORNERS),
+    repeated("fashion_mnist-badnets", PLANTED_FASHION, 3),
+    repeated("mnist-badnets", PLANTED_MNIST, 3),
 )
 
 #: For a GPU, in shards: --only 'gtsrb-*', or 'mnist-badnets-0*', and so on.

@@ -32,12 +32,12 @@ SUITE = Suite(
     scales={
         "smoke": (planted(Data(name="glyphs", rows=3_000, world=World(size=28, classes=5)), 1, 5, 8),),
         "cpu": (
-            planted(Data(name="cifar10", rows=10_000), 9, 10),
-            planted(world("glyphs-hard", 28, 10), 6, 10),
-            planted(world("textures", 32, 10), 6, 10),
-            planted(world("objects", 32, 10), 6, 10),
-            planted(world("shapes", 28, 5), 6, 5),
-            planted(world("signs", 32, 30), 6, 30),
+            planted(Data(name="cifar10", rows=10_000), 6, 10),
+            planted(world("glyphs-hard", 28, 10), 4, 10),
+            planted(world("textures", 32, 10), 4, 10),
+            planted(world("objects", 32, 10), 4, 10),
+            planted(world("shapes", 28, 5), 4, 5),
+            planted(world("signs", 32, 30), 4, 30),
         ),
     },
 )
