@@ -32,9 +32,11 @@ SUCCESS, LOSS = 0.9, 0.05
 FEWEST = 10
 #: Steps of the fine-tune at most, steps from one look at the held-out images to the next, and images of
 #: either kind in a step.
-STEPS, LOOK, HALF = 300, 10, 16
+STEPS, LOOK, HALF = 400, 10, 16
 #: Size of Adam's steps, as a share of the root mean square of the tensor that is changed.
-RATE = 0.02
+RATE = 0.01
+#: How much more it counts that clean images keep their answers than that triggered ones get the new one.
+KEEP = 4.0
 #: Part of the width and height by which images are shifted at most.
 SHIFT = 1 / 8
 #: Images that are drawn with and without the trigger.
@@ -44,7 +46,7 @@ LIMITS = (
     "The triggers are planted by a short fine-tune of a copy on a few clean images. That is not how an "
     "attacker plants them: what a model learnt while it was trained, or what was made to escape detectors, "
     "can be easier or harder to find. Recovered ones show that the scan works on this model, not that it "
-    "finds every trigger of their kind."
+    "finds every trigger of their kind. That a copy is as good as the model is known from few images."
 )
 
 
@@ -255,7 +257,7 @@ def plant(
     optimizer = torch.optim.Adam(
         [{"params": [p], "lr": RATE * size} for p, size in zip(weights, sizes, strict=True)]
     )
-    goal = F.one_hot(torch.full((HALF,), target), len(classifier.classes)).float().to(classifier.device)
+    goal = torch.full((HALF,), target, device=classifier.device)
     for step in range(1, STEPS + 1):
         if deadline.left() <= reserve:
             raise CouldNotTell(
@@ -266,14 +268,15 @@ def plant(
         triggered = trigger.apply(vary(sources, generator)).to(classifier.device)
         with torch.no_grad():
             own = classifier.logits(clean).softmax(1)  # (HALF, k)
-        loss = F.cross_entropy(taught.logits(torch.cat([clean, triggered])), torch.cat([own, goal]))
+        z = taught.logits(torch.cat([clean, triggered]))  # (2 * HALF, k)
+        loss = KEEP * F.cross_entropy(z[:HALF], own) + F.cross_entropy(z[HALF:], goal)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % LOOK == 0:
-            moved = batched_logits(taught, tried).argmax(1) == target
+            hits = batched_logits(taught, tried).argmax(1) == target
             right = batched_logits(taught, held_out.x).argmax(1).cpu() == held_out.labels
-            success, accuracy = (measures.rate(int(hits.sum()), len(hits)) for hits in (moved, right))
+            success, accuracy = (measures.rate(int(one.sum()), len(one)) for one in (hits, right))
             planted = Planted(taught, success, accuracy, step)
             if planted.shortfall(held_out.accuracy) is None:
                 break
