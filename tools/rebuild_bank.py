@@ -41,7 +41,7 @@ def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
         architecture=row.given["architecture"],
         classes=truth["classes"],
         shape=(spec["channels"], spec["height"], spec["width"]),
-        robust=bool(row.given.get("adversarial")),
+        robust=bool(row.given.get("robust")),
         accuracy=round(truth["clean_accuracy"]["value"], DIGITS),
         scores=scores,
     )
