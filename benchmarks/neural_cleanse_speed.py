@@ -25,6 +25,7 @@ from torch import Tensor
 from doorward import measures, reference
 from doorward.data import Samples, open_samples
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
+from doorward.examination import environment
 from doorward.inversion import Inversion, SourcePools, invert, outside_class, trigger_success
 from doorward.methods import Deadline, derive_seed, make_generator
 from doorward.modalities.image import to_float, to_tensor
@@ -32,7 +33,6 @@ from doorward.models import Classifier, open_classifier
 from doorward.outliers import mad_index
 from doorward.plants import read_plant
 from doorward.records import Record
-from doorward.examination import environment
 from doorward.subject import Subject
 from neural_cleanse_published import Found, Schedule, invert_class
 
@@ -57,12 +57,19 @@ class Judged(Record):
 
 
 class Ours(Record):
-    """Hold a run of the detector, and two of its inversion with equal steps: in one batch, class by class."""
+    """Hold a run of the detector, and of its first inversion in three ways.
+
+    Attributes:
+        batched_seconds: all classes in one batch.
+        apart_seconds: the same code, class by class.
+        serial_seconds: the published loop, class by class, with as many steps of as many images.
+    """
 
     detector_seconds: float
     verdict: str
     targets: tuple[int, ...]
     batched_seconds: float
+    apart_seconds: float
     serial_seconds: float
     judged: Judged
 
@@ -188,7 +195,7 @@ def compare(model: str, data: str, options: argparse.Namespace) -> Row:
 
 
 def run_ours(case: Case, options: argparse.Namespace) -> Ours:
-    """Run the detector, then its inversion with equal steps for all classes at once and one by one."""
+    """Run the detector, then its inversion for all classes at once, one by one, and by the published loop."""
     method = NeuralCleanse()
     pools = SourcePools(outside_class(case.classifier, case.images, case.labels))
 
@@ -211,14 +218,18 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
     finding, detector_seconds = timed(lambda: method(subject, seed=options.seed, device=options.device))
     say(f"  detector: {detector_seconds:.1f} s, {finding.verdict}")
     batched, batched_seconds = timed(lambda: inversion(case.targets))
-    _, serial_seconds = timed(lambda: [inversion(one) for one in torch.split(case.targets, 1)])
-    say(f"  one batch: {batched_seconds:.1f} s; class by class: {serial_seconds:.1f} s")
+    _, apart_seconds = timed(lambda: [inversion(one) for one in torch.split(case.targets, 1)])
+    equal = Schedule(steps=method.steps, mini_batches=1, batch_size=method.batch_size, stop_after=None)
+    say(f"  one batch: {batched_seconds:.1f} s; class by class: {apart_seconds:.1f} s")
+    serial = run_published(case, np.arange(len(case.targets)), equal, options)
+    assert serial is not None
     return Ours(
         detector_seconds=detector_seconds,
         verdict=finding.verdict,
         targets=finding.targets,
         batched_seconds=batched_seconds,
-        serial_seconds=serial_seconds,
+        apart_seconds=apart_seconds,
+        serial_seconds=serial.seconds,
         judged=judge(case, batched.mask, batched.pattern),
     )
 
@@ -281,8 +292,13 @@ def timed(run: Callable[[], T]) -> tuple[T, float]:
 def summarise(rows: list[Row]) -> dict[str, Any]:
     """Return the ratios over all models, and how each way of judging did."""
     detector = [row.ours.detector_seconds for row in rows]
-    serial, batched = [row.ours.serial_seconds for row in rows], [row.ours.batched_seconds for row in rows]
-    summary: dict[str, Any] = {"serial_over_batched": ratio(serial, batched)}
+    serial, apart, batched = (
+        [getattr(row.ours, f"{way}_seconds") for row in rows] for way in ("serial", "apart", "batched")
+    )
+    summary: dict[str, Any] = {
+        "serial_over_batched": ratio(serial, batched),
+        "apart_over_batched": ratio(apart, batched),
+    }
     for name in ("early", "full"):
         runs: list[Published] = [run for row in rows if (run := getattr(row, name)) is not None]
         if len(runs) == len(rows):
