@@ -10,11 +10,12 @@ from torch import nn
 from doorward import reference, reports
 from doorward.data import InMemorySamples
 from doorward.errors import InputError
+from doorward.examination import draw_images, examine
 from doorward.methods import Deadline
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
 from doorward.records import Report
-from doorward.scan import ScanRequest, examine, scan, share_p
+from doorward.scan import ScanRequest, scan
 from doorward.verify import compare, verify
 
 CLEAN = f"{reference.FOLDER / 'fashion_mnist'}:test"
@@ -75,7 +76,7 @@ def test_what_it_cost_is_counted(clean: Report) -> None:
     settings = by_name["max-margin"].settings
     assert by_name["max-margin"].cost.gradients == 10 * settings["starts"] * settings["steps"]
     settings = by_name["neural-cleanse"].settings
-    runs = 10 + settings["restarts"] * settings["doubtful"]
+    runs = 10 + settings["restarts"] * settings["doubtful"] + 1  # and one to confirm
     assert by_name["neural-cleanse"].cost.gradients == runs * settings["steps"] * settings["batch_size"]
     assert by_name["neural-cleanse"].cost.forwards > 0
     assert by_name["unsafe-code"].cost.gradients == 0
@@ -215,9 +216,7 @@ def test_images_of_another_size_are_refused_with_what_fits() -> None:
 
 
 def test_every_class_is_in_both_halves() -> None:
-    from doorward.scan import _draw
-
-    evidence = _draw(twin(), reference.fashion_mnist("test"), 40, seed=0)
+    evidence = draw_images(twin(), reference.fashion_mnist("test"), 40, seed=0)
     assert evidence.fit.labels is not None
     assert evidence.confirm.labels is not None
     assert sorted(evidence.fit.labels) == sorted(evidence.confirm.labels) == sorted([*range(10)] * 2)
@@ -226,11 +225,16 @@ def test_every_class_is_in_both_halves() -> None:
 
 @pytest.mark.parametrize(("images", "to_confirm"), [(10, 5), (15, 7), (20, 10), (25, 10)])
 def test_some_images_are_kept_back_even_if_a_class_has_only_one(images: int, to_confirm: int) -> None:
-    from doorward.scan import _draw
-
-    evidence = _draw(twin(), reference.fashion_mnist("test"), images, seed=0)
+    evidence = draw_images(twin(), reference.fashion_mnist("test"), images, seed=0)
     assert len(evidence.confirm) == to_confirm
     assert len(evidence.fit) == images - to_confirm
+
+
+def test_triggers_are_fitted_to_as_many_images_as_in_the_bank() -> None:
+    hundred, many = (draw_images(twin(), reference.fashion_mnist("test"), n, seed=0) for n in (100, 300))
+    assert (len(hundred.fit), len(many.fit)) == (50, 50)
+    assert (len(hundred.confirm), len(many.confirm)) == (50, 250)
+    assert hundred.fit.ids == many.fit.ids
 
 
 def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> None:
@@ -255,20 +259,6 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
     assert "on 300 images would take 50 minutes more, and 40 seconds of the time budget" in report.reason
     assert "fewer --images" in report.reason
     assert {"max-margin", "neural-cleanse"} <= {skipped.detector for skipped in report.not_run}
-
-
-def test_shares_of_the_false_alarms_add_up_to_five_percent() -> None:
-    from doorward import registry
-
-    classes = [registry.get("detector", name) for name in registry.modules("detector")]
-    shares = [c.model_fields["level_of_test"].default for c in classes if "level_of_test" in c.model_fields]
-    assert sum(shares) == pytest.approx(0.05)
-
-
-def test_share_p_by_hand(clean: Report) -> None:
-    (found,) = [f for f in clean.findings if f.detector == "max-margin"]
-    assert share_p(found.model_copy(update={"p_value": 0.002})) == pytest.approx(0.02)
-    assert share_p(found.model_copy(update={"p_value": 0.5})) == 1.0
 
 
 def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:

@@ -47,6 +47,8 @@ Progress = Callable[[str], None]
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
 PICTURES = 6
+#: So many images were given for every model of the bank.
+CALIBRATED_IMAGES = 100
 
 
 def choose(names: Sequence[str]) -> list[Detector]:
@@ -139,6 +141,7 @@ class Drawn:
     confirm: Samples
 
     def record(self, role: Literal["clean", "train"]) -> DataRecord:
+        """Say what was read and how much of it is used."""
         origin = self.whole.provenance
         return DataRecord(
             role=role,
@@ -151,7 +154,11 @@ class Drawn:
 
 
 def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int) -> Drawn:
-    """Draw images evenly over the classes and split them into those to fit and those to confirm on."""
+    """Draw images evenly over the classes and split them into those to fit and those to confirm on.
+
+    Half of the first hundred are to fit, as with the models of the bank: scores depend somewhat on how many
+    there are. All others confirm, so more images make a confirmation surer.
+    """
     if samples.modality != "image":
         raise InputError(f"the model takes images, {samples.provenance.path} holds {samples.modality}")
     samples = _match_labels(samples, classifier)
@@ -162,8 +169,8 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
     classes = 0 if samples.labels is None else len(np.unique(samples.labels))
     if 0 < 2 * classes <= len(drawn):  # with fewer than two of a class there is nothing to share out
         turns = turns // classes
-    fit, confirm = (drawn.select(np.flatnonzero(turns % 2 == half)) for half in (0, 1))
-    return Drawn(samples, fit, confirm)
+    to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < CALIBRATED_IMAGES)
+    return Drawn(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
 
 
 def _match_labels(samples: Samples, classifier: Classifier) -> Samples:

@@ -31,8 +31,8 @@ class ScanRequest:
         seed: one seed for everything.
         device: torch device.
         time_budget: seconds for the whole scan; a detector that would not fit is not run.
-        images: most clean images that are used; every class gives its share. Half of them are kept back to
-            confirm a recovered trigger.
+        images: most clean images that are used; every class gives its share. Half of the first
+            hundred, and all beyond, are kept back to confirm a recovered trigger.
         control: where nothing is found, plant known triggers in copies of the model and scan those.
         factory, weights: the user's own function that builds the module, and the weights for it.
         data_column, label_column: where the images and their labels are, where it cannot be told.
