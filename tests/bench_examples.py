@@ -44,6 +44,7 @@ def result(trial: str, group: str, p: float | None = None, **changes: object) ->
         trial=trial,
         group=group,
         status="done",
+        data="fashion_mnist",
         model=trial,
         architecture="small-cnn",
         classes=10,

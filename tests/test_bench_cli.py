@@ -76,6 +76,15 @@ def test_a_run_from_estimate_to_page(tmp_path: Path) -> None:
     assert "per_class" not in exported.read_text()
 
 
+def test_a_dry_run_counts_scans_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice: Suite = suite(clean(2), clean(1, name="again", seeds=2))
+    monkeypatch.setattr(suites, "get_suite", lambda name: twice)
+    dry = doorward("run", "tiny", "--cache", tmp_path, "--dry-run")
+    assert dry.stdout.startswith(
+        "4 trials, 0 done already, 4 to do, 1 of them the same scan as another\n2 models, "
+    )
+
+
 def test_what_is_skipped_makes_a_run_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere: Suite = suite(clean(1, data=Data(name="nowhere")))
     monkeypatch.setattr(suites, "get_suite", lambda name: nowhere)

@@ -33,7 +33,7 @@ def test_an_estimate_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     todo = plans(clean(2, seeds=3), planted(1), clean(1, name="missing", data=Data(name="nowhere")))
     Workbench(cache, SOURCES).make(todo[0])
     found = estimate(todo, cache, workers=2, threads=1, device="cpu")
-    assert (found.trials, found.models, found.cached) == (8, 3, 1)
+    assert (found.models, found.cached) == (3, 1)
     assert found.training == pytest.approx(2 * 400 * 3 / 100 / 2), "two models of 400 images, 3 epochs"
     each = (10 * module.GRADIENTS_PER_CLASS + module.GRADIENTS_BESIDE) / 1000
     assert found.judging == pytest.approx(7 * each / 2), "seven scans of ten classes"
@@ -78,6 +78,14 @@ def test_time_left_is_learned_from_the_closest_kind() -> None:
     for one in (small_again, vgg_again, todo[-1]):
         left.ended(one, 1)
     assert left.seconds() is None
+
+
+def test_what_is_copied_says_nothing_of_the_time_of_a_scan() -> None:
+    todo = plans(clean(3))
+    left = TimeLeft(todo, workers=1)
+    left.ended(todo[0], 5)
+    left.ended(todo[1], 0)
+    assert left.seconds() == 5
 
 
 def test_what_is_skipped_takes_no_time() -> None:

@@ -20,10 +20,12 @@ import pytest
 from bench_examples import clean, planted, suite, trials
 from doorward.bench import runner, show
 from doorward.bench.cache import ModelCache
-from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade
+from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade, unscanned
 from doorward.bench.store import Row, Store, StoreError
 from doorward.bench.suite import Data, Group, Judging, Method, expand
 from doorward.bench.trials import Planned, Sources, plan
+from doorward.records import Report
+from doorward.verdict import conclude
 
 SOURCES = Sources(None)
 
@@ -118,8 +120,7 @@ def test_results_are_collected_from_the_store(ran: tuple[Path, list[Event]]) -> 
         result, outcome = found[one.trial.name], stored[one.trial.name].result
         assert outcome is not None
         assert result.model == one.model_key[:12]
-        assert result.verdict == outcome["report"]["verdict"]
-        assert result.p_value == outcome["report"]["p_value"]
+        assert result.verdict == conclude(Report.model_validate(outcome["report"])).verdict
         assert result.detectors["max-margin"].score == outcome["report"]["findings"][0]["score"]
         assert result.accuracy == outcome["truth"]["clean_accuracy"]["value"]
         assert (result.classes, result.seconds) == (10, stored[one.trial.name].seconds)
@@ -157,6 +158,8 @@ def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]
         update={"name": "other"}
     )
     todo, events = [plan(trial, SOURCES) for trial in expand(other, "smoke")], list[Event]()
+    with bench(tmp_path) as (store, _):
+        assert [one.trial.name for one in unscanned(todo, store)] == ["longer-00-seed1-draw0"]
     go(tmp_path, todo, events.append)
     found, theirs = rows(tmp_path, todo), rows(tmp_path, plans(*ALL))
     shared = {"also-clean-00": "clean-00", "also-clean-01": "clean-01", "longer-00-seed0-draw0": "clean-00"}

@@ -35,7 +35,6 @@ class Estimate(Record):
         cached: models that need no training.
     """
 
-    trials: int
     models: int
     cached: int
     training: float
@@ -71,7 +70,6 @@ def estimate(
             gradients = one.contents.classes * GRADIENTS_PER_CLASS + GRADIENTS_BESIDE
             judging += gradients / speeds[one.trial.architecture, one.contents.shape].gradients
     return Estimate(
-        trials=len(plan),
         models=len(models),
         cached=len(models) - len(missing),
         training=training / workers,
@@ -107,9 +105,9 @@ class TimeLeft:
         self._took: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
 
     def ended(self, one: Planned, seconds: float) -> None:
-        """Note that a trial has ended, and how long it took."""
+        """Note that a trial has ended, and how long it took: none if the result is another's copy."""
         self._left.pop(one.key, None)
-        for kind in _kinds(one):
+        for kind in _kinds(one) if seconds else ():
             self._took[kind].append(seconds)
 
     def seconds(self) -> float | None:

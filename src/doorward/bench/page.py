@@ -15,7 +15,7 @@ from doorward.bench import show
 from doorward.bench.show import GroupRow, Result, Summary
 from doorward.reports import wording
 
-#: Bins of the histogram of p-values.
+#: Bins of the histogram of p-values: alarms are in the first.
 BINS = 20
 
 
@@ -114,14 +114,13 @@ def histogram(results: Sequence[Result]) -> Histogram | None:
     values = [one.p_value for one in results if one.plant is None and one.p_value is not None]
     if not values:
         return None
-    # p = .05 belongs to the first of twenty bins: it is an alarm
-    counts = [sum(max(0, math.ceil(p * BINS - 1e-9) - 1) == i for p in values) for i in range(BINS)]
-    return Histogram(tuple(counts), tuple(round(100 * n / max(counts), 2) for n in counts), len(values))
+    counts = show.spread(values, BINS)
+    return Histogram(counts, tuple(round(100 * n / max(counts), 2) for n in counts), len(values))
 
 
 def render(summary: Summary) -> str:
     """Write the page."""
-    planted = any(row.flagged.n for row in summary.groups)
+    planted = show.has_plants(summary)
     header, cells = show.group_cells(planted)
     done = {one.trial: one for one in summary.results if one.status == "done"}
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
@@ -132,6 +131,11 @@ def render(summary: Summary) -> str:
         header=header,
         rows=[cells(row) for row in summary.groups],
         drawn=[(row, laid) for row, laid in drawn if laid],
+        clean=[
+            (name, [show.clean_cells(row) for row in rows])
+            for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets))
+        ],
+        stable=[show.stable_cells(row) for row in summary.stability],
         histogram=histogram([done[n] for n in summary.clean]),
         trials=summary.results,
     )

@@ -75,6 +75,14 @@ def pending(plan: Iterable[Planned], store: Store) -> list[Planned]:
     return [one for one in plan if (row := store.get(one.key)) is None or row.status != "done"]
 
 
+def unscanned(plan: Iterable[Planned], store: Store) -> list[Planned]:
+    """Return a trial for each work of which the store has no result, of whatever suite."""
+    works: dict[str, Planned] = {}
+    for one in plan:
+        works.setdefault(one.work, one)
+    return [one for one in works.values() if store.done(one.work) is None]
+
+
 def unmade(plan: Iterable[Planned], cache: ModelCache) -> list[Planned]:
     """Return a trial for each model that can be made and is not cached."""
     models: dict[str, Planned] = {}

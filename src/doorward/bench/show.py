@@ -1,29 +1,38 @@
-"""From results to tables: what was claimed, what came out, with counts and intervals."""
+"""From results to tables: what was claimed, what came out, with counts and intervals.
+
+The store holds what the detectors saw. What follows from it is concluded here, by the bank that is shipped
+now, so that a new bank, or another rule, needs no scan.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from doorward.bench.crossfit import family, left_out
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Claim, Group, Measure, Scale, Suite, content_key, expand
+from doorward.calibration import BUCKETS, Bank, shipped
 from doorward.errors import InputError
 from doorward.measures import Ranking, ranking, rate
-from doorward.records import SEVERITY, Rate, Record, Verdict
+from doorward.records import SEVERITY, Rate, Record, Report, Verdict
 from doorward.reports import wording
+from doorward.verdict import conclude
 
 #: A plant counts when its attack success on held-out images is at least this; fixed before scanning.
 PLANTED = 0.9
-#: Numbers of classes that are calibrated together.
-BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
+#: Parts of [0, 1] that p-values are counted in.
+BINS = 10
 
 
 class Judgement(Record):
@@ -41,13 +50,16 @@ class Result(Record):
 
     Attributes:
         status: "missing" if the trial has not been run.
+        data: name of the data set.
         model: start of the model's key; repeated scans share it.
         plant: targets of what is planted; None for clean models.
+        reason: why the scan could not tell.
     """
 
     trial: str
     group: str
     status: str
+    data: str
     seed: int = 0
     draw: int = 0
     model: str | None = None
@@ -57,6 +69,7 @@ class Result(Record):
     attack_success: float | None = None
     plant: tuple[int, ...] | None = None
     verdict: Verdict | None = None
+    reason: str | None = None
     targets: tuple[int, ...] = ()
     p_value: float | None = None
     detectors: dict[str, Judgement] = Field(default_factory=dict)
@@ -81,11 +94,17 @@ class Result(Record):
 
 
 class Results(Record):
-    """Hold a suite's results at one scale; what `bench run` exports."""
+    """Hold a suite's results at one scale; what `bench run` exports.
+
+    Attributes:
+        made_with: what the scans ran on, and the bank that their verdicts are by.
+        left_out: data sets of which the bank has clean models; those judged no model of the same data.
+    """
 
     suite: str
     scale: Scale
     made_with: dict[str, tuple[str, ...]]
+    left_out: tuple[str, ...] = ()
     results: tuple[Result, ...]
 
 
@@ -93,6 +112,8 @@ class GroupRow(Record):
     """Hold one line of the table: a group of planted models beside the clean ones of the same data.
 
     Attributes:
+        about: what is special, in words.
+        apart: the claims that name no group leave it out.
         counted: names of the trials that the numbers are made of, planted and clean.
         excluded: names of the plants that do not count, with their attack success.
         exact_target, flagged: of the planted that count; could-not-tell counts against both.
@@ -104,6 +125,8 @@ class GroupRow(Record):
     """
 
     group: str
+    about: str
+    apart: bool
     counted: tuple[str, ...]
     excluded: dict[str, float]
     exact_target: Rate
@@ -126,21 +149,38 @@ class ClaimRow(Record):
     reached: bool | None
 
 
-class BucketRow(Record):
-    """Hold clean models of about as many classes."""
+class CleanRow(Record):
+    """Hold clean models that have something in common: about as many classes, or the data set."""
 
-    classes: str
+    name: str
     models: int
     alarms_at_5: Rate
     alarms_at_1: Rate
     unknown: Rate
 
 
+class StableRow(Record):
+    """Hold a group whose models were scanned with several seeds and several draws of images.
+
+    Attributes:
+        scans: of each model.
+        same: models of which every scan said the same.
+        changed: of the others, by the name of the first trial: how many scans said what.
+    """
+
+    group: str
+    scans: int
+    same: Rate
+    changed: dict[str, dict[str, int]]
+
+
 class Summary(Record):
     """Hold all that is shown of a suite at one scale.
 
     Attributes:
-        clean: names of the trials of clean models that the buckets are made of.
+        left_out: as in `Results`.
+        clean: names of the trials of clean models that buckets, data sets and histogram are made of.
+        histogram: how many of their p-values lie in each tenth of [0, 1]; empty if there are none.
     """
 
     suite: str
@@ -148,16 +188,28 @@ class Summary(Record):
     about: str
     scale: Scale
     made_with: dict[str, tuple[str, ...]]
+    left_out: tuple[str, ...]
     trials: dict[str, int]
     claims: tuple[ClaimRow, ...]
     groups: tuple[GroupRow, ...]
-    buckets: tuple[BucketRow, ...]
+    stability: tuple[StableRow, ...]
+    buckets: tuple[CleanRow, ...]
+    data_sets: tuple[CleanRow, ...]
+    histogram: tuple[int, ...]
     clean: tuple[str, ...]
     results: tuple[Result, ...]
 
 
-def collect(suite: Suite, scale: Scale, store: Store) -> Results:
-    """Return a suite's last results from the store; trials that were not run are marked missing."""
+def collect(suite: Suite, scale: Scale, store: Store, bank: Bank | None = None) -> Results:
+    """Return a suite's last results from the store; trials that were not run are marked missing.
+
+    Args:
+        bank: of clean models, by which every verdict is concluded anew; the shipped one if None.
+
+    Raises:
+        InputError: if the store holds what cannot be understood.
+    """
+    bank = bank or shipped()
     trials = expand(suite, scale)
     rows = store.latest(trials)
     made: defaultdict[str, set[str]] = defaultdict(set)
@@ -165,25 +217,37 @@ def collect(suite: Suite, scale: Scale, store: Store) -> Results:
         for name, value in {**row.versions, "code": row.git_revision, "device": row.device}.items():
             made[name].add(str(value))
         made["threads"].add(str(row.threads))
+    made["bank"].add(bank_label(bank))
+    known = {family(model.data) for model in bank.models}
+    judges = cache(lambda own: left_out(bank, own))
     return Results(
         suite=suite.name,
         scale=scale,
         made_with={name: tuple(sorted(values)) for name, values in sorted(made.items())},
+        left_out=tuple(sorted({family(t.data.name) for t in trials} & known)),
         results=tuple(
-            _result(rows[t.name])
+            _result(rows[t.name], judges(family(t.data.name)))
             if t.name in rows
-            else Result(trial=t.name, group=t.group, status="missing", architecture=t.architecture)
+            else Result(
+                trial=t.name, group=t.group, status="missing", data=t.data.name, architecture=t.architecture
+            )
             for t in sorted(trials, key=lambda t: t.name)
         ),
     )
 
 
-def _result(row: Row) -> Result:
+def bank_label(bank: Bank) -> str:
+    """Name a bank by its content and its size."""
+    return f"{content_key(bank.model_dump(mode='json'))[:12]} ({len(bank.models)} clean models)"
+
+
+def _result(row: Row, bank: Bank) -> Result:
     given = row.given
     base = {
         "trial": row.trial,
         "group": given["group"],
         "status": row.status,
+        "data": given["data"]["name"],
         "seed": given["judging"]["seed"],
         "draw": given["judging"]["draw"],
         "architecture": given["architecture"],
@@ -191,9 +255,15 @@ def _result(row: Row) -> Result:
     }
     if row.result is None:
         return Result(**base)
-    truth, report = row.result["truth"], row.result["report"]
+    truth = row.result["truth"]
+    try:
+        report = conclude(Report.model_validate(row.result["report"]), bank)
+    except ValidationError as error:
+        raise InputError(
+            f"the results store holds a report of {row.trial} that this version does not understand; "
+            "run the suite again with another --store"
+        ) from error
     success = truth["attack_success"]
-    fields = ("verdict", "score", "p_value", "targets", "seconds")
     return Result(
         **base,
         model=content_key(row.resolved["model"])[:12],
@@ -201,13 +271,22 @@ def _result(row: Row) -> Result:
         accuracy=truth["clean_accuracy"]["value"],
         attack_success=success and success["value"],
         plant=tuple(truth["targets"]) if truth["attack"] else None,
-        verdict=report["verdict"],
-        targets=tuple(report["targets"]),
-        p_value=report["p_value"],
-        detectors={f["detector"]: Judgement(**{key: f[key] for key in fields}) for f in report["findings"]},
+        verdict=report.verdict,
+        reason=report.reason,
+        targets=report.targets,
+        p_value=report.p_value,
+        detectors={f.detector: Judgement(**f.model_dump(include=_JUDGEMENT)) for f in report.findings},
         seconds=row.seconds,
         peak_memory=row.peak_memory,
     )
+
+
+_JUDGEMENT = set(Judgement.model_fields)
+
+
+def results_file(folder: Path, suite: str, scale: Scale) -> Path:
+    """Return where a suite's results are exported to."""
+    return folder / f"{suite}-{scale}.json"
 
 
 def write_results(results: Results, folder: Path) -> Path:
@@ -216,7 +295,7 @@ def write_results(results: Results, folder: Path) -> Path:
     Raises:
         InputError: if it cannot be written.
     """
-    path = folder / f"{results.suite}-{results.scale}.json"
+    path = results_file(folder, results.suite, results.scale)
     form = results.model_dump(mode="json", exclude_defaults=True)
     rows = [json.dumps(_rounded(one), sort_keys=True, ensure_ascii=False) for one in form.pop("results")]
     head = json.dumps(form, sort_keys=True, ensure_ascii=False)
@@ -270,6 +349,7 @@ def summarise(suite: Suite, held: Results) -> Summary:
         about=suite.about,
         scale=held.scale,
         made_with=held.made_with,
+        left_out=held.left_out,
         trials={
             status: sum(one.status == status for one in held.results)
             for status in dict.fromkeys(["done", *(one.status for one in held.results)])
@@ -279,7 +359,17 @@ def summarise(suite: Suite, held: Results) -> Summary:
             for claim in suite.claims
         ),
         groups=tuple(_group_row(group, groups, by_group) for group in groups if _has_row(group, groups)),
-        buckets=tuple(row for low, high in BUCKETS if (row := _bucket_row(low, high, clean)).models),
+        stability=tuple(_stable_row(group, by_group[group.name]) for group in groups if group.repeated),
+        buckets=tuple(
+            _clean_row(str(low) if low == high else f"{low} to {high}", inside)
+            for low, high in BUCKETS
+            if (inside := [one for one in clean if one.classes is not None and low <= one.classes <= high])
+        ),
+        data_sets=tuple(
+            _clean_row(name, [one for one in clean if one.data == name])
+            for name in sorted({one.data for one in clean})
+        ),
+        histogram=spread([one.p_value for one in clean if one.p_value is not None], BINS),
         clean=tuple(one.trial for one in clean),
         results=held.results,
     )
@@ -310,15 +400,38 @@ MEASURES: dict[Measure, tuple[Callable[[Result], bool], Callable[[Result], bool]
 
 
 def measure(name: Measure, results: Sequence[Result]) -> Rate:
-    """Count what a claim is about; `stable` counts models, scanned several times, that got one verdict."""
+    """Count what a claim is about; `stable` counts models of which several scans all said the same."""
     if name == "stable":
-        verdicts: defaultdict[str | None, list[Verdict | None]] = defaultdict(list)
-        for one in results:
-            verdicts[one.model].append(one.verdict)
-        repeated = [set(seen) for seen in verdicts.values() if len(seen) > 1]
-        return rate(sum(len(seen) == 1 for seen in repeated), len(repeated))
+        repeated = _repeated(results)
+        return rate(sum(len(set(map(_said, seen))) == 1 for seen in repeated), len(repeated))
     among, counted = MEASURES[name]
     return _count([one for one in _once(results) if among(one)], counted)
+
+
+def _repeated(results: Iterable[Result]) -> list[list[Result]]:
+    """Return the scans of each model that was scanned more than once, plants that did not take left out."""
+    by_model: defaultdict[str | None, list[Result]] = defaultdict(list)
+    for one in results:
+        if not one.excluded:
+            by_model[one.model].append(one)
+    return [seen for seen in by_model.values() if len(seen) > 1]
+
+
+def _said(result: Result) -> str:
+    """Return verdict and targets in words."""
+    verdict = wording.TITLES[result.verdict].lower() if result.verdict else ""
+    return verdict + (f" towards {' and '.join(map(str, sorted(result.targets)))}" if result.targets else "")
+
+
+def spread(values: Sequence[float], bins: int) -> tuple[int, ...]:
+    """Count how many values lie in each of so many equal parts of [0, 1]; an upper end belongs to its part.
+
+    >>> spread([0.05, 0.1, 0.11, 1.0], 10)
+    (2, 1, 0, 0, 0, 0, 0, 0, 0, 1)
+    """
+    # a p-value of just .05 is an alarm, and so belongs to the first of twenty
+    found = Counter(max(0, math.ceil(value * bins - 1e-9) - 1) for value in values)
+    return tuple(found[part] for part in range(bins)) if values else ()
 
 
 def _claim(claim: Claim, results: Sequence[Result]) -> ClaimRow:
@@ -339,7 +452,12 @@ def _is_clean_side(clean: Group, planted: Group) -> bool:
 
 
 def _has_row(group: Group, groups: Sequence[Group]) -> bool:
-    """Tell whether a group has a line of its own; clean models stand in those of the planted ones."""
+    """Tell whether a group has a line of its own; clean models stand in those of the planted ones.
+
+    Those that are the first models of another group have a line in the table of stability.
+    """
+    if group.first_of is not None:
+        return False
     return group.attack is not None or not any(_is_clean_side(group, other) for other in groups)
 
 
@@ -354,6 +472,8 @@ def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[R
     names = sorted({name for one in both for name in one.detectors})
     return GroupRow(
         group=group.name,
+        about=_about(group),
+        apart=group.apart,
         counted=tuple(one.trial for one in both),
         excluded={one.trial: one.attack_success or 0.0 for one in planted if one.excluded},
         exact_target=_count(counted, lambda one: one.exact),
@@ -379,18 +499,38 @@ def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[R
     )
 
 
+def _about(group: Group) -> str:
+    """Say in words what is special about a group's models."""
+    said = [group.about] if group.about else []
+    if group.class_counts:
+        low, high = min(group.class_counts), max(group.class_counts)
+        said.append(f"{low} classes" if low == high else f"{low} to {high} classes")
+    if group.robust is not None:
+        said.append("adversarially trained")
+    return ", ".join(said)
+
+
 def _ranking(pairs: Sequence[tuple[float, bool]], sign: int = 1) -> Ranking:
     return ranking([sign * score for score, _ in pairs], [planted for _, planted in pairs])
 
 
-def _bucket_row(low: int, high: int, clean: Sequence[Result]) -> BucketRow:
-    inside = [one for one in clean if one.classes is not None and low <= one.classes <= high]
-    return BucketRow(
-        classes=str(low) if low == high else f"{low} to {high}",
-        models=len(inside),
-        alarms_at_5=measure("alarm_at_5", inside),
-        alarms_at_1=measure("alarm_at_1", inside),
-        unknown=measure("could_not_tell", inside),
+def _clean_row(name: str, clean: Sequence[Result]) -> CleanRow:
+    return CleanRow(
+        name=name,
+        models=len(clean),
+        alarms_at_5=measure("alarm_at_5", clean),
+        alarms_at_1=measure("alarm_at_1", clean),
+        unknown=measure("could_not_tell", clean),
+    )
+
+
+def _stable_row(group: Group, results: Sequence[Result]) -> StableRow:
+    changed = [seen for seen in _repeated(results) if len(set(map(_said, seen))) > 1]
+    return StableRow(
+        group=group.name,
+        scans=group.seeds + group.draws - 1,
+        same=measure("stable", results),
+        changed={seen[0].trial: dict(Counter(map(_said, seen)).most_common()) for seen in changed},
     )
 
 
@@ -429,31 +569,95 @@ def trials_line(summary: Summary) -> str:
     return f"{total} trials at scale {summary.scale}: {', '.join(parts)}."
 
 
+def made_line(summary: Summary) -> str:
+    """Say which versions, bank and machine the results are of."""
+    names = ("doorward", "torch", "bank", "device")
+    held = [f"{name} {', '.join(summary.made_with[name])}" for name in names if name in summary.made_with]
+    return f"Made with {'; '.join(held)}." if held else ""
+
+
+def notes(summary: Summary) -> list[str]:
+    """Say what is counted, and how."""
+    said = ["Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged."]
+    if has_plants(summary):
+        said.append("The clean models of a line are those of the same data. AUROC is that of the p-value.")
+    if harder := [row.group for row in summary.groups if row.apart]:
+        said.append(f"Left out of the claims, since meant to be harder: {', '.join(harder)}.")
+    if summary.left_out:
+        said.append(
+            "No model is compared with clean models of its own data: those are left out of the bank for it "
+            f"({', '.join(summary.left_out)})."
+        )
+    if untaken := {name: value for row in summary.groups for name, value in row.excluded.items()}:
+        named = ", ".join(f"{name} ({wording.percent(value)})" for name, value in untaken.items())
+        said.append(f"Not counted, since the attack did not take (attack success below 90 %): {named}.")
+    return said
+
+
+def changes(row: StableRow) -> str:
+    """Say what the scans said of models of which not all said the same."""
+    return "; ".join(
+        f"{trial.rpartition('-seed')[0]}: {', '.join(f'{count} {said}' for said, count in seen.items())}"
+        for trial, seen in row.changed.items()
+    )
+
+
+def stable_cells(row: StableRow) -> list[str]:
+    """Return a table's line of models that are scanned several times."""
+    return [row.group, str(row.scans), counts(row.same), changes(row)]
+
+
+def clean_cells(row: CleanRow) -> list[str]:
+    """Return a table's line of clean models."""
+    return [row.name, str(row.models), *map(counts, (row.alarms_at_5, row.alarms_at_1, row.unknown))]
+
+
+def spread_line(summary: Summary) -> str:
+    """Say how p-values of clean models should lie."""
+    total = sum(summary.histogram)
+    return (
+        f"P-values of {total} clean models. If well calibrated, about {0.1 * total:.1f} lie in each tenth, "
+        f"{0.05 * total:.1f} at .05 or below, {0.01 * total:.1f} at .01."
+    )
+
+
+#: Heads of the tables; the first cell of a line is its name.
+CLEAN_HEADS = ("clean models", "p ≤ .05", "p ≤ .01", "could not tell")
+STABLE_HEADS = ("group", "scans of each model", "models with one verdict and target", "scans of the others")
+
+
 def to_markdown(summary: Summary) -> str:
     """Write a summary as Markdown tables."""
-    lines = [f"**{summary.title}.** {summary.about}", "", trials_line(summary)]
+    planted = has_plants(summary)
+    blocks = [f"**{summary.title}.** {summary.about}", trials_line(summary)]
     if summary.claims:
-        lines += ["", "| claim | source | ours (95 % interval) | |", "|---|---|---|---|"]
-        lines += [
-            f"| {row.text} | {row.source} | {counts(row.ours)} | {mark(row)} |" for row in summary.claims
-        ]
-    planted = any(row.flagged.n for row in summary.groups)
+        lines = [[row.text, row.source, counts(row.ours), mark(row)] for row in summary.claims]
+        blocks.append(_table(("claim", "source", "ours", ""), lines, rule="---"))
     header, cells = group_cells(planted)
-    lines += ["", f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in summary.groups]
-    if not planted and summary.buckets:
-        lines += [
-            "",
-            "| classes | clean models | p <= .05 | p <= .01 | could not tell |",
-            "|---|---:|---:|---:|---:|",
-        ]
-        for row in summary.buckets:
-            cells_ = (row.alarms_at_5, row.alarms_at_1, row.unknown)
-            lines.append(f"| {row.classes} | {row.models} | {' | '.join(map(counts, cells_))} |")
-    if left_out := {name: value for row in summary.groups for name, value in row.excluded.items()}:
-        named = ", ".join(f"{name} ({wording.percent(value)})" for name, value in left_out.items())
-        lines += ["", f"Not counted, since the attack did not take (attack success below 90 %): {named}."]
-    return "\n".join(lines) + "\n"
+    blocks.append(_table(header, [cells(row) for row in summary.groups]))
+    if not planted:
+        for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
+            if rows:
+                blocks.append(_table((name, *CLEAN_HEADS), map(clean_cells, rows)))
+        if summary.histogram:
+            ends = [f"to {(part + 1) / BINS:.1f}" for part in range(BINS)]
+            line = ["models", *map(str, summary.histogram)]
+            blocks += [spread_line(summary), _table(["p-value", *ends], [line])]
+    if summary.stability:
+        blocks.append(_table(STABLE_HEADS, map(stable_cells, summary.stability), rule="---"))
+    blocks += [*notes(summary), made_line(summary)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, rule: str = "---:") -> str:
+    """Return a Markdown table; `rule` is that of all columns but the first."""
+    lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def has_plants(summary: Summary) -> bool:
+    """Tell whether any planted model counts."""
+    return any(row.flagged.n for row in summary.groups)
 
 
 def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
@@ -471,7 +675,7 @@ def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str
             row.planted_unknown.successes + row.clean_unknown.successes,
             row.planted_unknown.n + row.clean_unknown.n,
         )
-        made = [row.group]
+        made = [f"{row.group} ({row.about})" if row.about else row.group]
         if planted:
             made += [counts(row.exact_target), counts(row.flagged)]
         made += [counts(row.false_alarms), f"{unknown.successes} of {unknown.n}" if unknown.n else ""]

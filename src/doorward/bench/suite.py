@@ -103,6 +103,7 @@ class Group(Record):
     """Declare models that are counted together.
 
     Attributes:
+        about: what is special, for the table's reader.
         models: how many.
         attack: what is planted; the models are clean if None. Settings may vary (`OneOf`, `Between`).
         class_counts: how many classes are taken, dealt out; all classes if empty.
@@ -118,6 +119,7 @@ class Group(Record):
     """
 
     name: str
+    about: str = ""
     data: Data
     models: int = Field(ge=1)
     attack: Method | None = None

@@ -122,8 +122,14 @@ def run(
     )
     todo = runner.pending(planned, opened)
     if dry_run:
-        guess = estimate(todo, ModelCache(folder), workers=workers, threads=threads, device=device)
-        typer.echo(f"{len(planned)} trials, {len(planned) - len(todo)} done already, {guess.trials} to do")
+        scans = runner.unscanned(todo, opened)
+        guess = estimate(scans, ModelCache(folder), workers=workers, threads=threads, device=device)
+        shared = (
+            f", {len(todo) - len(scans)} of them the same scan as another" if len(scans) < len(todo) else ""
+        )
+        typer.echo(
+            f"{len(planned)} trials, {len(planned) - len(todo)} done already, {len(todo)} to do{shared}"
+        )
         typer.echo(f"{guess.models} models, {guess.cached} of them cached")
         missing = sorted({one.missing for one in todo if one.missing})
         for reason in missing:

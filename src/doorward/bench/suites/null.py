@@ -71,7 +71,7 @@ SUITE = Suite(
             at_most=0.05,
         ),
         Claim(
-            text="the same verdict over 5 seeds and 5 draws of images in at least 95 % of models",
+            text="the same verdict and target over 5 seeds and 5 draws of images in at least 95 % of models",
             source="our bar",
             measure="stable",
             groups=("fashion_mnist-repeated", "mnist-repeated", "gtsrb-repeated"),

@@ -48,12 +48,15 @@ def repeated(name: str, group: Group, models: int) -> Group:
     return group.model_copy(update=changes | {"seeds": 5, "draws": 5})
 
 
-def harder(data: Data, kind: str, models: int, **settings: object) -> Group:
+def harder(data: Data, kind: str, models: int, about: str, **settings: object) -> Group:
     """Return planted models of a kind that is harder to find, or to plant; reported on their own."""
-    named = {"name": f"{data.name}-{kind}", "attack": badnets(10, **settings), "apart": True}
+    named = {"name": f"{data.name}-{kind}", "about": about, "attack": badnets(10, **settings), "apart": True}
     return clean(data, models).model_copy(update=named)
 
 
+LARGE = OneOf(values=(4, 5))
+TWO_SOURCES = {"source_classes": (1, 5), "target": 3, "poison_rate": 0.04, "cover_rate": 0.03}
+ALL_TO_ALL = {"mapping": "all-to-all", "target": None, "poison_rate": 0.1, "place": CORNERS}
 PLANTED_FASHION, PLANTED_MNIST = planted(FASHION, 24, 10), planted(MNIST, 24, 10)
 
 CPU = (
@@ -64,12 +67,14 @@ CPU = (
     clean(GTSRB, 10),
     # of few images with many colours, many a patch does not take; at least ten shall
     planted(GTSRB, 16, 43, size=OneOf(values=(3, 4, 5)), poison_rate=Between(low=0.03, high=0.05)),
-    harder(FASHION, "rate-0.3", 3, poison_rate=0.003, place=CORNERS, size=OneOf(values=(4, 5))),
-    harder(FASHION, "one-pixel", 3, size=1, colour="white"),
-    harder(FASHION, "alpha-0.2", 3, alpha=0.2, poison_rate=0.05),
-    harder(FASHION, "source-specific", 3, source_classes=(1, 5), target=3, poison_rate=0.04, cover_rate=0.03),
+    harder(
+        FASHION, "rate-0.3", 3, "0.3 % of the images poisoned", poison_rate=0.003, place=CORNERS, size=LARGE
+    ),
+    harder(FASHION, "one-pixel", 3, "one white pixel", size=1, colour="white"),
+    harder(FASHION, "alpha-0.2", 3, "a patch blended in at 20 %", alpha=0.2, poison_rate=0.05),
+    harder(FASHION, "source-specific", 3, "works on images of two classes alone", **TWO_SOURCES),
     # success is at most the accuracy, which is below 90 % on Fashion-MNIST
-    harder(MNIST, "all-to-all", 3, mapping="all-to-all", target=None, poison_rate=0.1, place=CORNERS),
+    harder(MNIST, "all-to-all", 3, "sends every class to the next", **ALL_TO_ALL),
     repeated("fashion_mnist-badnets", PLANTED_FASHION, 3),
     repeated("mnist-badnets", PLANTED_MNIST, 3),
 )
