@@ -37,8 +37,9 @@ lint: $(VENV)/.test  ## Check style and format.
 types: $(VENV)/.test  ## Check types.
 	$(BIN)/mypy
 
-docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code.
+docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code, the README's tables from results.
 	$(BIN)/python tools/docs_pages.py
+	$(BIN)/python tools/readme_tables.py
 
 file-scanners: $(VENV)/.test  ## Measure the README's table of file scanners anew.
 	$(INSTALL) --group peers

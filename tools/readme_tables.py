@@ -1,0 +1,54 @@
+"""Write the README's tables of detection from the results that are committed (`make docs`).
+
+A table stands between <!-- SUITE --> and <!-- end -->, and is what `doorward bench show SUITE` says of
+benchmarks/results/SUITE-cpu.json.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from doorward.bench import show
+from doorward.bench.suite import get_suite
+from doorward.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+SUITES = ("scan-population", "null")
+
+
+def marks(suite: str) -> re.Pattern[str]:
+    """Return what finds a table's place in the README, with the marks as its groups."""
+    return re.compile(rf"(<!-- {suite} -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(suite: str, folder: Path = RESULTS) -> str:
+    """Return a suite's table.
+
+    Raises:
+        InputError: if its results are missing, or are something else.
+    """
+    held = show.read_results(show.results_file(folder, suite, "cpu"))
+    return show.to_markdown(show.summarise(get_suite(suite), held))
+
+
+def in_readme(readme: str, folder: Path = RESULTS) -> str:
+    """Return the README with each table in its place; what has no place is left out.
+
+    Raises:
+        InputError: if a table has a place and no results.
+    """
+    for suite in SUITES:
+        if place := marks(suite).search(readme):
+            readme = f"{readme[: place.end(1)]}\n{table(suite, folder)}\n{readme[place.start(2) :]}"
+    return readme
+
+
+if __name__ == "__main__":
+    try:
+        README.write_text(in_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    except InputError as error:
+        sys.exit(f"error: {error}")
