@@ -227,8 +227,8 @@ MARKDOWN = """\
 | clean ones | A paper, 2024 | 3 of 4 (19.4 % to 99.4 %) | **not reached** |
 | just a figure | A paper, 2024 | 3 of 5 (14.7 % to 94.7 %) |  |
 
-| group | right target | planted flagged | clean flagged | could not tell | AUROC | seconds | memory |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| group | right target | planted flagged | clean flagged | could not tell | AUROC | one scan |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
 
@@ -244,10 +244,11 @@ def test_the_markdown_table_is_as_it_was() -> None:
         "2 of 4 (6.8 % to 93.2 %)",
         "2 of 9",
     ]
-    assert row.endswith(" | 2.0 | 1.0 MB |")
+    assert row.endswith(" | 2.0 s (1.0 MB) |")
     assert hard.startswith("| hard | 1 of 1 (2.5 % to 100 %) |")
     assert [note for note in notes if note] == [
-        "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged.",
+        "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
+        "Time and memory are medians.",
         "The clean models of a line are those of the same data. AUROC is that of the p-value.",
         "Left out of the claims, since meant to be harder: hard.",
         "Not counted, since the attack did not take (attack success below 90 %): planted-05 (89.0 %).",
@@ -258,7 +259,7 @@ def test_the_markdown_table_is_as_it_was() -> None:
 def test_clean_suites_have_no_columns_of_planted_models() -> None:
     summary = summarise(suite(clean(1)), held(result("clean-00", "clean", 0.5)))
     text = show.to_markdown(summary)
-    assert "| group | clean flagged | could not tell | seconds | memory |" in text
+    assert "| group | clean flagged | could not tell | one scan |" in text
     line = "1 | 0 of 1 (0 % to 97.5 %) | 0 of 1 (0 % to 97.5 %) | 0 of 1 (0 % to 97.5 %) |"
     assert f"| 10 to 20 | {line}" in text
     assert f"| fashion_mnist | {line}" in text

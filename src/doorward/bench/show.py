@@ -578,7 +578,10 @@ def made_line(summary: Summary) -> str:
 
 def notes(summary: Summary) -> list[str]:
     """Say what is counted, and how."""
-    said = ["Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged."]
+    said = [
+        "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
+        "Time and memory are medians."
+    ]
     if has_plants(summary):
         said.append("The clean models of a line are those of the same data. AUROC is that of the p-value.")
     if harder := [row.group for row in summary.groups if row.apart]:
@@ -668,7 +671,7 @@ def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str
     header += ["clean flagged", "could not tell"]
     if planted:
         header += ["AUROC"]
-    header += ["seconds", "memory"]
+    header += ["one scan"]
 
     def cells(row: GroupRow) -> list[str]:
         unknown = rate(
@@ -681,11 +684,8 @@ def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str
         made += [counts(row.false_alarms), f"{unknown.successes} of {unknown.n}" if unknown.n else ""]
         if planted:
             made += [area(row.by_score)]
-        made += [
-            "" if row.seconds is None else f"{row.seconds:.1f}",
-            "" if row.peak_memory is None else wording.size(round(row.peak_memory)),
-        ]
-        return made
+        took = "" if row.seconds is None else f"{row.seconds:.1f} s"
+        return [*made, took + (f" ({wording.size(round(row.peak_memory))})" if row.peak_memory else "")]
 
     return header, cells
 

@@ -72,7 +72,7 @@ CPU = (
     ),
     harder(FASHION, "one-pixel", 3, "one white pixel", size=1, colour="white"),
     harder(FASHION, "alpha-0.2", 3, "a patch blended in at 20 %", alpha=0.2, poison_rate=0.05),
-    harder(FASHION, "source-specific", 3, "works on images of two classes alone", **TWO_SOURCES),
+    harder(FASHION, "source-specific", 3, "for images of two classes alone", **TWO_SOURCES),
     # success is at most the accuracy, which is below 90 % on Fashion-MNIST
     harder(MNIST, "all-to-all", 3, "sends every class to the next", **ALL_TO_ALL),
     repeated("fashion_mnist-badnets", PLANTED_FASHION, 3),
