@@ -53,11 +53,33 @@ def finding(score: float | None, classes: int = 12, name: str = "neural-cleanse"
     return Finding(**(base | {"score": score, "per_class": per_class} | more))
 
 
+def p_of(held: Bank, score: float, classes: int = 10, name: str = "neural-cleanse") -> float:
+    compared = held.compare({name: score}, classes)
+    assert compared is not None
+    assert compared.p_value == compared.standings[name].p_value
+    return compared.p_value
+
+
+def by_hand(held: Bank, scores: dict[str, float], classes: int) -> float:
+    """Return the fused p-value as written in the documentation, without any shortcut."""
+    joined = [(m.classes, m.scores) for m in held.models] + [(classes, scores)]
+    names = sorted(scores)
+
+    def place(name: str, k: int, score: float) -> float:
+        usual = sorted(s[name] for n, s in joined if bucket(n) == bucket(k))
+        middle = float(np.median(usual))
+        return (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
+
+    places = [{n: place(n, k, s[n]) for n in names} for k, s in joined]
+    best = [min(sum(other[n] >= one[n] - 1e-12 for other in places) for n in names) for one in places]
+    return sum(b <= best[-1] for b in best) / len(best)
+
+
 def test_a_p_value_is_the_place_among_clean_models() -> None:
     held = bank([model(10, float(s)) for s in range(19)])
-    assert held.p_value("neural-cleanse", 18.5, 10) == 1 / 20
-    assert held.p_value("neural-cleanse", 18.0, 10) == 2 / 20
-    assert held.p_value("neural-cleanse", -1.0, 10) == 1.0
+    assert p_of(held, 18.5) == 1 / 20
+    assert p_of(held, 18.0) == 2 / 20
+    assert p_of(held, -1.0) == 1.0
 
 
 def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
@@ -65,17 +87,26 @@ def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     few, many = ([model(k, a + b * s) for s in range(20)] for k, a, b in ((5, 0, 1), (30, 7, 3)))
     held = bank([*few, *many])
     for s in (3.0, 12.5, 19.5):
-        assert held.p_value("neural-cleanse", s, 4) == held.p_value("neural-cleanse", 7 + 3 * s, 43)
-    # of both buckets 2 models are as high as the second highest: (1 + 4) / 41
-    assert held.p_value("neural-cleanse", 18.0, 5) == 5 / 41
+        assert p_of(held, s, 4) == p_of(held, 7 + 3 * s, 43)
+    assert p_of(held, 1000.0, 5) == 1 / 41
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
+def test_the_comparison_is_the_one_by_hand(names) -> None:
+    held, rng = bank(drawn(60)), np.random.default_rng(3)
+    for classes in (2, 7, 20, 90):
+        for _ in range(5):
+            scores = {name: float(rng.normal() * 3) for name in names}
+            compared = held.compare(scores, classes)
+            assert compared is not None
+            assert compared.p_value == by_hand(held, scores, classes)
 
 
 def test_the_standard_by_hand() -> None:
     # median 3; above it 0, 1 and 7: their sum over all five, doubled
-    found = Standard.among(np.array([1.0, 2.0, 3.0, 4.0, 10.0]))
-    assert (found.middle, found.spread) == (3.0, pytest.approx(2 * 8 / 5))
-    assert found.back(found.of(7.7)) == pytest.approx(7.7)
-    assert Standard.among(np.ones(5)).of(1.0) == 0.0
+    found = Standard.among(np.array([[1.0], [2.0], [3.0], [4.0], [10.0]]))
+    assert (found.middle[0], found.spread[0]) == (3.0, pytest.approx(2 * 8 / 5))
+    assert Standard.among(np.ones((5, 1))).of(np.ones((1, 1))) == 0.0
 
 
 def test_buckets_are_those_of_the_design() -> None:
@@ -84,97 +115,121 @@ def test_buckets_are_those_of_the_design() -> None:
 
 def test_a_bucket_with_few_models_says_nothing() -> None:
     held = bank([model(10, float(s)) for s in range(FEWEST)] + [model(2, 1.0)] * (FEWEST - 1))
-    assert held.p_value("neural-cleanse", 1.0, 10) is not None
-    assert held.p_value("neural-cleanse", 1.0, 2) is None
-    assert held.p_value("strip", 1.0, 10) is None
-    assert held.threshold("neural-cleanse", NAMES, 2, 0.05) == float("inf")
+    assert held.compare({"neural-cleanse": 1.0}, 10) is not None
+    assert held.compare({"neural-cleanse": 1.0}, 2) is None
+    assert held.compare({"strip": 1.0}, 10) is None
+    assert held.compare({}, 10) is None
+    assert bank([]).compare({"neural-cleanse": 1.0}, 10) is None
 
 
-def test_the_fused_p_value_is_one_in_twenty_for_one_in_twenty_clean_models() -> None:
-    held, fresh = bank(drawn(800)), drawn(800, seed=1)
-    p = []
-    for one in fresh:
-        single = {n: held.p_value(n, s, one.classes) for n, s in one.scores.items() if s is not None}
-        assert all(value is not None for value in single.values())
-        p.append(held.fuse({n: value for n, value in single.items() if value is not None}))
-    for level in (0.05, 0.01):
-        expected, spread = level * 800, 3 * np.sqrt(2 * level * 800)  # of the bank and of the fresh ones
-        assert abs((np.array(p) <= level).sum() - expected) <= spread
+def test_a_detector_that_the_bank_does_not_know_is_left_out() -> None:
+    held = bank(drawn(100))
+    alone = held.compare({"neural-cleanse": 2.0}, 12)
+    beside = held.compare({"neural-cleanse": 2.0, "strip": 99.0}, 12)
+    assert alone == beside
 
 
-def test_fusing_by_hand() -> None:
-    # ranks of five models: neural-cleanse 1 2 3 4 5 of 5, max-margin the other way round
-    models = [model(10, float(5 - i), float(i)) for i in range(5)] * 2
-    held = bank(models)
-    smallest = [min((2 * i + 2) / 10, (2 * (4 - i) + 2) / 10) for i in range(5)] * 2
-    for p in (0.1, 0.2, 0.5, 1.0):
-        expected = (1 + sum(s <= p for s in smallest)) / 11
-        assert held.fuse({"neural-cleanse": p, "max-margin": 1.0}) == expected
-    assert held.fuse({"neural-cleanse": 0.3}) == (1 + 2) / 11
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
+def test_clean_models_are_flagged_as_often_as_is_said(names) -> None:
+    """Small banks, fresh models: the share at a level is at most the level, and not far below."""
+    rates = []
+    for seed in range(40):
+        held = bank(drawn(100, seed=2 * seed))
+        found = [
+            held.compare({n: one.scores[n] or 0.0 for n in names}, one.classes)
+            for one in drawn(40, seed=2 * seed + 1)
+        ]
+        rates.append([np.mean([c.p_value <= level for c in found if c]) for level in (0.05, 0.02, 0.3)])
+    means, errors = np.mean(rates, axis=0), np.std(rates, axis=0) / np.sqrt(len(rates))
+    for mean, error, level in zip(means, errors, (0.05, 0.02, 0.3), strict=True):
+        assert mean <= level + 3 * error
+        assert mean >= level - 0.02 - 3 * error
 
 
 @pytest.mark.parametrize("level", [0.05, 0.01, 0.2])
-@pytest.mark.parametrize("among", [NAMES, ("neural-cleanse",)])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_the_threshold_is_where_the_fused_p_value_falls_to_the_level(level, among, classes) -> None:
+def test_the_threshold_parts_what_is_flagged_from_what_is_not(level: float, classes: int) -> None:
+    held, rng = bank(drawn(400)), np.random.default_rng(5)
+    sides = set()
+    for _ in range(300):
+        scores = {name: float(rng.normal() * 6 + 4) for name in NAMES}
+        compared = held.compare(scores, classes, level)
+        assert compared is not None
+        flagged = [scores[n] >= s.threshold for n, s in compared.standings.items()]
+        assert any(flagged) == (compared.p_value <= level)
+        sides |= set(flagged)
+    assert sides == {True, False}
+
+
+def test_a_score_just_above_its_threshold_is_enough() -> None:
     held = bank(drawn(400))
-    threshold = held.threshold("neural-cleanse", among, classes, level)
-
-    def fused(score: float) -> float:
-        p = held.p_value("neural-cleanse", score, classes)
-        assert p is not None
-        return held.fuse({name: p if name == "neural-cleanse" else 1.0 for name in among})
-
-    assert fused(threshold + 1e-9) <= level
-    assert fused(threshold - 1e-9) > level
+    scores = {"neural-cleanse": 0.0, "max-margin": 0.0}
+    for _ in range(20):  # the bar moves a little with the score, which counts as one of its bucket
+        compared = held.compare(scores, 12)
+        assert compared is not None
+        scores["neural-cleanse"] = compared.standings["neural-cleanse"].threshold
+    assert compared.p_value <= 0.05
+    below = held.compare(scores | {"neural-cleanse": scores["neural-cleanse"] - 0.1}, 12)
+    assert below is not None
+    assert below.p_value > 0.05
 
 
 def test_a_level_that_the_bank_is_too_small_for_is_never_reached() -> None:
     held = bank([model(10, float(s)) for s in range(12)])
-    assert held.threshold("neural-cleanse", NAMES[:1], 10, 0.05) == float("inf")
-    (judged,) = judge([finding(99.0, 10)], held)
+    found = judge([finding(99.0, 10)], held)
+    (judged,) = found.findings
     assert (judged.verdict, judged.threshold) == ("nothing_found", None)
-    assert judged.p_value == 1 / 13
+    assert found.p_value == judged.p_value == 1 / 13
 
 
-def test_a_model_without_a_score_counts_as_unsuspicious() -> None:
-    models = [model(10, float(s), None if s < 5 else 1.0) for s in range(20)]
-    held = bank(models)
-    assert held.p_value("max-margin", 2.0, 10) == 1 / 16
-    # the highest of neural-cleanse is its only one of twenty; max-margin has none below 5 of 15 for anybody
-    assert held.fuse({"neural-cleanse": 1 / 20, "max-margin": 1.0}) == 2 / 21
+def test_models_without_a_score_of_a_detector_are_no_comparison() -> None:
+    held = bank([model(10, float(s), None if s < 5 else 1.0) for s in range(20)])
+    assert p_of(held, 2.0, name="max-margin") == 1 / 16
+    assert p_of(held, 19.5) == 1 / 21
+    both = held.compare({"neural-cleanse": 19.5, "max-margin": 0.0}, 10)
+    assert both is not None
+    assert both.standings["neural-cleanse"].p_value == 1 / 16
 
 
 def test_judging_gives_a_finding_what_the_bank_says() -> None:
     held = bank(drawn(400))
-    high, low = judge([finding(50.0), finding(0.0, name="max-margin")], held)
+    found = judge([finding(50.0), finding(0.0, name="max-margin")], held)
+    high, low = found.findings
+    compared = held.compare({"neural-cleanse": 50.0, "max-margin": 0.0}, 12)
+    assert compared is not None
     assert (high.verdict, high.targets, high.calibrated) == ("suspicious", (3,), True)
-    assert high.p_value == held.p_value("neural-cleanse", 50.0, 12)
-    assert high.threshold == held.threshold("neural-cleanse", NAMES, 12, 0.05)
+    assert (high.p_value, high.threshold) == (
+        compared.standings["neural-cleanse"].p_value,
+        compared.standings["neural-cleanse"].threshold,
+    )
+    assert found.p_value == compared.p_value
     assert high.atlas == registry.get("detector", "neural-cleanse").atlas
     assert (low.verdict, low.targets, low.atlas) == ("nothing_found", (), ())
-    assert judge([high, low], held) == (high, low), "judging again changes nothing"
+    assert judge(found.findings, held) == found, "judging again changes nothing"
 
 
 def test_every_class_above_the_threshold_is_a_target() -> None:
     held = bank(drawn(400))
     per_class = {0: 50.0, 1: 0.0, 2: 60.0, 3: None, **dict.fromkeys(range(4, 12), 0.0)}
-    (judged,) = judge([finding(60.0).model_copy(update={"per_class": per_class})], held)
+    (judged,) = judge([finding(60.0).model_copy(update={"per_class": per_class})], held).findings
     assert judged.targets == (0, 2)
 
 
 def test_what_cannot_be_calibrated_is_left_alone() -> None:
     held = bank(drawn(400))
     could_not = finding(None, verdict="could_not_tell", reason="too few images")
-    other = finding(1.0, name="unsafe-code", threshold=0.5, verdict="unsafe")
-    assert judge([could_not, other], held) == (could_not, other)
+    other = finding(1.0, name="unsafe-code", kind="unsafe_code", threshold=0.5, verdict="unsafe")
+    assert judge([could_not, other], held).findings == (could_not, other)
+    unknown = judge([finding(1.0)], bank([]))
+    assert (unknown.findings, unknown.unjudged) == ((finding(1.0),), ("neural-cleanse",))
 
 
 def test_other_settings_or_a_model_unlike_the_banks_are_uncalibrated() -> None:
     held = bank(drawn(400))
     slow = finding(50.0).model_copy(update={"settings": SETTINGS["neural-cleanse"] | {"steps": 7}})
-    assert [f.calibrated for f in judge([slow, finding(1.0, name="max-margin")], held)] == [False, True]
-    assert not judge([finding(50.0)], held, covered=False)[0].calibrated
+    judged = judge([slow, finding(1.0, name="max-margin")], held).findings
+    assert [f.calibrated for f in judged] == [False, True]
+    assert not judge([finding(50.0)], held, covered=False).findings[0].calibrated
 
 
 def test_what_is_outside_the_bank_is_said() -> None:
@@ -195,22 +250,16 @@ def test_leaving_one_data_set_out() -> None:
 
 def test_what_was_worked_out_of_a_data_set_is_left_out_with_it() -> None:
     first, second = drawn(200), [m.model_copy(update={"data": "c"}) for m in drawn(200, seed=1)]
-    held = bank([*first, *second])
-    whole = held.p_value("neural-cleanse", 3.0, 12), held.fuse({"neural-cleanse": 0.1, "max-margin": 0.2})
-    rest = held.without("c")
-    left = rest.p_value("neural-cleanse", 3.0, 12), rest.fuse({"neural-cleanse": 0.1, "max-margin": 0.2})
-    alone = bank(first)
-    assert left == (
-        alone.p_value("neural-cleanse", 3.0, 12),
-        alone.fuse({"neural-cleanse": 0.1, "max-margin": 0.2}),
-    )
+    held, scores = bank([*first, *second]), {"neural-cleanse": 3.0, "max-margin": 2.0}
+    whole, left = held.compare(scores, 12), held.without("c").compare(scores, 12)
+    assert left == bank(first).compare(scores, 12)
     assert left != whole
 
 
 def test_what_another_bank_said_is_forgotten() -> None:
-    (known,) = judge([finding(50.0)], bank(drawn(200)))
-    assert (known.verdict, known.targets) == ("suspicious", (3,))
-    assert judge([known], bank([])) == (finding(50.0),)
+    known = judge([finding(50.0)], bank(drawn(200))).findings
+    assert (known[0].verdict, known[0].targets) == ("suspicious", (3,))
+    assert judge(known, bank([])).findings == (finding(50.0),)
 
 
 def test_the_shipped_bank_is_what_the_design_asks_for() -> None:
@@ -218,7 +267,7 @@ def test_the_shipped_bank_is_what_the_design_asks_for() -> None:
     assert len(held.models) >= 200
     for number, (low, high) in enumerate(BUCKETS):
         inside = [m for m in held.models if bucket(m.classes) == number]
-        assert len(inside) >= 40, f"{low} to {high} classes"
+        assert len(inside) >= 30, f"{low} to {high} classes"
         assert len({m.data for m in inside}) >= 3
         assert len({m.architecture for m in inside}) >= 2
     assert any(m.robust for m in held.models)

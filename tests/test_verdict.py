@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from doorward import measures
 from doorward.calibration import Bank
 from doorward.examination import environment
-from doorward.records import Confirmation, Finding, Report, SubjectRecord
+from doorward.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
 from doorward.verdict import conclude
 from test_calibration import bank, drawn, finding
 
@@ -37,7 +38,9 @@ def test_a_high_score_that_is_confirmed_is_a_backdoor(held: Bank) -> None:
     assert (found.verdict, found.targets, found.calibrated) == ("backdoored", (3,), True)
     assert found.p_value is not None
     assert found.p_value <= 0.01
-    assert found.p_value == held.fuse({f.detector: f.p_value or 1.0 for f in found.findings})
+    compared = held.compare({f.detector: f.score or 0.0 for f in found.findings}, 12)
+    assert compared is not None
+    assert found.p_value == compared.p_value
 
 
 @pytest.mark.parametrize("success", [None, (40, 50)])
@@ -47,22 +50,45 @@ def test_what_is_not_confirmed_is_suspicious(held: Bank, success) -> None:
 
 
 def test_between_one_and_five_percent_is_suspicious(held: Bank) -> None:
-    strict, loose = (
-        held.threshold("neural-cleanse", ("neural-cleanse", "max-margin"), 12, a) for a in (0.01, 0.05)
-    )
-    found = conclude(report(finding((strict + loose) / 2), LOW), held)
-    assert found.verdict == "suspicious"
-    assert found.p_value is not None
-    assert 0.01 < found.p_value <= 0.05
-    below = conclude(report(finding(loose - 1e-6), LOW), held)
-    assert (below.verdict, below.targets) == ("nothing_found", ())
-    assert below.p_value is not None
-    assert below.p_value > 0.05
+    seen = {}
+    for score in np.linspace(0, 12, 60):
+        found = conclude(report(finding(float(score)), LOW), held)
+        assert found.p_value is not None
+        verdict = "backdoored" if found.p_value <= 0.01 else "suspicious"
+        assert found.verdict == (verdict if found.p_value <= 0.05 else "nothing_found")
+        assert bool(found.targets) == (found.p_value <= 0.05)
+        seen[found.verdict] = score
+    assert list(seen) == ["nothing_found", "suspicious", "backdoored"]
 
 
 def test_what_the_bank_does_not_cover_is_suspicious_at_most(held: Bank) -> None:
     found = conclude(report(finding(50.0), LOW, side=224), held)
     assert (found.verdict, found.calibrated) == ("suspicious", False)
+    assert "this model's 224x224" in str(found.uncalibrated)
+
+
+def test_fewer_images_than_with_the_bank_or_other_settings_are_uncalibrated(held: Bank) -> None:
+    data = DataRecord(role="clean", path="d", rows=1000, used=40, labelled=True)
+    few = conclude(report(finding(50.0), LOW, data=(data,)), held)
+    assert (few.verdict, few.uncalibrated) == (
+        "suspicious",
+        "40 images were given, and 100 with the bank's models",
+    )
+    slow = finding(50.0).model_copy(update={"settings": {"steps": 7}})
+    changed = conclude(report(slow, LOW), held)
+    assert (changed.verdict, changed.calibrated) == ("suspicious", False)
+    assert "neural-cleanse: the settings are not those" in str(changed.uncalibrated)
+
+
+def test_a_trigger_confirms_the_detector_that_flagged_its_class(held: Bank) -> None:
+    by_margin = conclude(report(finding(0.0), finding(50.0, name="max-margin")), held)
+    assert (by_margin.verdict, by_margin.targets) == ("suspicious", (3,))
+
+
+def test_what_the_bank_cannot_compare_is_could_not_tell(held: Bank) -> None:
+    alone = conclude(report(finding(50.0)), bank([]))
+    assert alone.verdict == "could_not_tell"
+    assert alone.reason == "neural-cleanse: the bank has too few clean models with as many classes"
 
 
 def test_found_goes_before_could_not_tell_before_nothing_found(held: Bank) -> None:
@@ -76,13 +102,14 @@ def test_found_goes_before_could_not_tell_before_nothing_found(held: Bank) -> No
 
 
 def test_unsafe_goes_before_all(held: Bank) -> None:
-    unsafe = finding(1.0, name="unsafe-code", threshold=0.5, verdict="unsafe", kind="unsafe_code")
+    unsafe = finding(1.0, name="unsafe-code", kind="unsafe_code", threshold=0.5, verdict="unsafe")
     assert conclude(report(unsafe, finding(50.0)), held).verdict == "unsafe"
 
 
 def test_concluding_again_changes_nothing_and_another_bank_does(held: Bank) -> None:
     once = conclude(report(finding(50.0), LOW), held)
     assert conclude(once, held) == once
+    assert conclude(Report.model_validate_json(once.model_dump_json()), held) == once
     shifted = [
         m.model_copy(update={"scores": {n: 100.0 + s for n, s in m.scores.items() if s}}) for m in held.models
     ]

@@ -1,7 +1,7 @@
 """Write the bank of clean models that calibrates the verdict, from what suite `bank` saw.
 
-    doorward bench run bank --scale cpu --workers 2
-    python tools/rebuild_bank.py
+doorward bench run bank --scale cpu --workers 2
+python tools/rebuild_bank.py
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
     scores: dict[str, float | None] = {}
     for form in report["findings"]:
         finding = Finding.model_validate(form)
+        if finding.kind != "backdoor":
+            continue
         if settings.setdefault(finding.detector, finding.settings) != finding.settings:
             raise ValueError(f"{row.trial}: {finding.detector} was run with settings of its own")
         scores[finding.detector] = None if finding.score is None else round(finding.score, DIGITS)
@@ -57,9 +59,16 @@ def main(
     if not rows:
         raise SystemExit("nothing to make it of: run `doorward bench run bank --scale cpu` first")
     settings: dict[str, dict[str, Any]] = {}
-    models = [clean_model(rows[t.name], settings) for t in trials if t.name in rows]
-    versions = {json.dumps(row.versions, sort_keys=True) for row in rows.values()}
-    bank = Bank(settings=settings, made_with=json.loads(min(versions)), models=tuple(models))
+    found = [rows[t.name] for t in trials if t.name in rows]
+    judged = [row for row in found if row.result and row.result["report"]["findings"]]  # others, none judges
+    models = [clean_model(row, settings) for row in judged]
+    versions = {json.dumps(row.versions, sort_keys=True) for row in judged}
+    images = {row.given["judging"]["images"] for row in judged}
+    if len(versions) > 1 or len(images) > 1:
+        raise SystemExit("the results are of several versions, or numbers of images: run the suite anew")
+    bank = Bank(
+        settings=settings, images=images.pop(), made_with=json.loads(versions.pop()), models=tuple(models)
+    )
     head = bank.model_dump(mode="json", exclude={"models"})
     lines = ",\n".join("    " + json.dumps(m.model_dump(mode="json")) for m in models)  # one line a model
     text = json.dumps(head, indent=2)[:-2] + ',\n  "models": [\n' + lines + "\n  ]\n}\n"
@@ -68,6 +77,7 @@ def main(
     for number, (low, high) in enumerate(BUCKETS):
         typer.echo(f"{low} to {high} classes: {counts[number]} models")
     typer.echo(f"{len(models)} of {len(trials)} models, {len(text) / 1024:.0f} KiB in {SHIPPED}")
+    typer.echo(f"{len(found) - len(judged)} models are no better than chance and left out")
 
 
 if __name__ == "__main__":

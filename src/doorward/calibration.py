@@ -2,19 +2,22 @@
 
 Outlier rules over the classes of one model are no p-values, since real classes are not exchangeable; clean
 models of data sets and architectures that differ are much more so. The bank holds each detector's score on
-some hundreds of them (`doorward bench bank` writes it), and a score's p-value is its place among those.
+some hundreds of them (`tools/rebuild_bank.py` writes it), and a score's p-value is its place among those. It
+holds as far as a user's model is like one of the bank's.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from doorward import registry
 from doorward.records import Finding, Record
@@ -30,36 +33,57 @@ SUSPICIOUS = 0.05
 #: Numbers of classes whose scores are alike.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
-
-#: Every model of the bank has so many.
+#: Every model of the bank has at least so many.
 FEWEST_CONVOLUTIONS = 2
 #: Clean models in a bucket below which nothing is said of it.
 FEWEST = 10
 
 
-class Standard(Record):
-    """Hold where the scores of clean models lie, and how far their upper half spreads.
+@dataclass(frozen=True)
+class Standard:
+    """Hold where scores of models lie, and how far their upper half spreads, for each detector.
 
     More classes have a larger maximum by chance alone; measured from here, scores of models with few and
     with many classes can be compared.
+
+    Attributes:
+        middle, spread: (detectors,).
     """
 
-    middle: float
-    spread: float
+    middle: Floats
+    spread: Floats
 
     @staticmethod
     def among(scores: Floats) -> Standard:
-        """Return the median (m,), and the mean distance of the upper half above it."""
-        middle = float(np.median(scores))
-        return Standard(middle=middle, spread=max(float(np.maximum(scores - middle, 0).mean() * 2), 1e-9))
+        """Return the medians of scores (m, detectors), and the mean distance of the upper halves above."""
+        middle = np.median(scores, axis=0)
+        spread = 2 * np.maximum(scores - middle, 0).mean(axis=0)
+        return Standard(middle, np.maximum(spread, 1e-9))
 
-    def of(self, score: float) -> float:
-        """Return a score's place."""
-        return (score - self.middle) / self.spread
+    def of(self, scores: Floats) -> Floats:
+        """Return the places of scores (m, detectors)."""
+        return (scores - self.middle) / self.spread
 
-    def back(self, place: float) -> float:
-        """Return the score at a place."""
-        return self.middle + place * self.spread
+
+class Standing(Record):
+    """Hold how one detector's score compares.
+
+    Attributes:
+        p_value: of this score alone.
+        threshold: the least score that makes the fused p-value small enough; infinite if none does.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    p_value: float
+    threshold: float
+
+
+class Comparison(Record):
+    """Hold how a model compares: by all its detectors, and by each of those that can be compared."""
+
+    p_value: float
+    standings: dict[str, Standing]
 
 
 class CleanModel(Record):
@@ -86,11 +110,13 @@ class Bank(Record):
 
     Attributes:
         settings: of each detector when the scores were made.
+        images: how many were given with every model.
         made_with: versions.
         models: the clean models.
     """
 
     settings: dict[str, dict[str, Any]]
+    images: int = 100
     made_with: dict[str, str]
     models: tuple[CleanModel, ...]
 
@@ -98,7 +124,7 @@ class Bank(Record):
         """Return the bank without the models of one data set."""
         models = tuple(m for m in self.models if m.data != data)
         # made anew: a copy would keep what was worked out of all models
-        return Bank(settings=self.settings, made_with=self.made_with, models=models)
+        return Bank(settings=self.settings, images=self.images, made_with=self.made_with, models=models)
 
     def outside(self, classes: int, shape: Sequence[int], convolutions: int | None = None) -> str | None:
         """Say in what a model differs from all that are in the bank; None if it does not.
@@ -118,90 +144,69 @@ class Bank(Record):
             return f"the bank's images are {known}, this model's {shape[2]}x{shape[1]}"
         return None
 
-    def p_value(self, detector: str, score: float, classes: int) -> float | None:
-        """Return the share of clean models that score as high, this one counted among them.
+    def compare(
+        self, scores: Mapping[str, float], classes: int, level: float = SUSPICIOUS
+    ) -> Comparison | None:
+        """Compare a model's scores, by detector, with those of clean models; None if none can be compared.
 
-        None if the bank knows nothing of the detector for so many classes.
-        """
-        standard = self._standards.get((detector, bucket(classes)))
-        if standard is None:
-            return None
-        return self._share(detector, standard.of(score))
-
-    def fuse(self, p_values: Mapping[str, float]) -> float:
-        """Return one p-value for what several detectors said (Westfall and Young's min-p).
-
-        The smallest p-value is compared with the smallest of each clean model over the same detectors, so
-        that detectors which agree are not paid for twice.
-
-        Source: P. H. Westfall, S. S. Young, Resampling-Based Multiple Testing, Wiley 1993.
-        """
-        smallest = self._smallest(tuple(sorted(p_values)))
-        return float(1 + np.count_nonzero(smallest <= min(p_values.values()))) / (len(smallest) + 1)
-
-    def threshold(self, detector: str, among: Sequence[str], classes: int, level: float) -> float:
-        """Return the least score with which a detector alone makes the fused p-value at most `level`.
-
-        Infinite if the bank is too small for that level, or knows nothing of the detector.
+        The model joins the bank, and all are treated alike: each detector's score is measured from what is
+        usual for about as many classes and ranked among all; a model's rank is its best one over the
+        detectors, so that detectors which agree are not paid for twice (Westfall and Young's min-p); its
+        p-value is the share of models that rank as high. For a clean model that is exchangeable with those
+        of the bank, p <= a comes up in at most a share a of cases (full conformal prediction).
 
         Args:
-            among: the detectors that are fused.
+            level: of the fused p-value, for the thresholds.
+
+        Source: P. H. Westfall, S. S. Young, Resampling-Based Multiple Testing, Wiley 1993; V. Vovk,
+        A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
         """
-        standard = self._standards.get((detector, bucket(classes)))
-        smallest = np.sort(self._smallest(tuple(sorted(among))))
-        allowed = int(level * (len(smallest) + 1) + 1e-9) - 1  # so many clean models may do as well
-        if standard is None or allowed < 0:
-            return float("inf")
-        bound = smallest[allowed]  # the p-value has to lie below that of the first one too many
-        held = np.sort(self._known(detector))[::-1]
-        # with m clean models as high, the p-value is (1 + m) / (n + 1)
-        fitting = np.flatnonzero((1 + np.arange(len(held))) / (len(held) + 1) < bound)
-        if not len(fitting):
-            return float("inf")
-        return float(np.nextafter(standard.back(held[fitting[-1]]), np.inf))
-
-    def _share(self, detector: str, z: float) -> float:
-        held = self._known(detector)
-        return float(1 + np.count_nonzero(held >= z)) / (len(held) + 1)
-
-    def _known(self, detector: str) -> Floats:
-        z = self._places[detector]
-        return z[~np.isnan(z)]
+        names = [name for name in scores if (name, bucket(classes)) in self._usable]
+        if not names:
+            return None
+        models = [m for m in self.models if all((n, bucket(m.classes)) in self._usable for n in names)]
+        models = [m for m in models if all(m.scores.get(n) is not None for n in names)]
+        held = np.array([[m.scores[n] for n in names] for m in models], dtype=np.float64)  # (n, detectors)
+        of = np.array([bucket(m.classes) for m in models] + [bucket(classes)])  # (n + 1,)
+        joined = np.vstack([held, [scores[n] for n in names]])  # (n + 1, detectors), the model is the last
+        places = np.empty_like(joined)
+        for b in set(of.tolist()):
+            places[of == b] = Standard.among(joined[of == b]).of(joined[of == b])
+        own = Standard.among(joined[of == of[-1]])
+        # how many are as high, itself among them: (n + 1, detectors)
+        ranks = np.stack([_ranks(column) for column in places.T], axis=1)
+        best = ranks.min(axis=1)
+        allowed = int(level * len(best) + 1e-9)
+        # a rank below that of the first one too many; so many models at most rank as high
+        enough = int(np.sort(best)[allowed]) - 1
+        verdicts = {}
+        for column, name in enumerate(names):
+            rank = int(ranks[-1, column])
+            threshold = float("inf")
+            if enough >= 1:
+                bound = np.sort(places[:-1, column])[::-1][min(enough, len(held)) - 1]
+                threshold = float(np.nextafter(own.middle[column] + bound * own.spread[column], np.inf))
+                # rounding must not part the threshold from the rank
+                score = scores[name]
+                threshold = (
+                    min(threshold, score) if rank <= enough else max(threshold, np.nextafter(score, np.inf))
+                )
+            verdicts[name] = Standing(p_value=rank / len(best), threshold=float(threshold))
+        return Comparison(p_value=float((best <= best[-1]).mean()), standings=verdicts)
 
     @cached_property
-    def _standards(self) -> dict[tuple[str, int], Standard]:
-        """Return what is usual, by detector and bucket."""
-        found = {}
-        for detector in self.settings:
-            for b in range(len(BUCKETS)):
-                scores = [m.scores.get(detector) for m in self.models if bucket(m.classes) == b]
-                known = np.array([s for s in scores if s is not None])
-                if len(known) >= FEWEST:
-                    found[detector, b] = Standard.among(known)
-        return found
+    def _usable(self) -> frozenset[tuple[str, int]]:
+        """Return which detectors have scores enough, in which buckets."""
+        counts = Counter(
+            (name, bucket(m.classes)) for m in self.models for name, s in m.scores.items() if s is not None
+        )
+        return frozenset(pair for pair, count in counts.items() if count >= FEWEST)
 
-    @cached_property
-    def _places(self) -> dict[str, Floats]:
-        """Return every clean model's standard score (n,), by detector; NaN where there is none."""
-        places = {name: np.full(len(self.models), np.nan) for name in self.settings}
-        for i, model in enumerate(self.models):
-            for name, score in model.scores.items():
-                standard = self._standards.get((name, bucket(model.classes)))
-                if score is not None and standard is not None:
-                    places[name][i] = standard.of(score)
-        return places
 
-    def _smallest(self, detectors: tuple[str, ...]) -> Floats:
-        """Return the smallest p-value of every clean model, each left out of what it is compared with."""
-        ranked = []
-        for name in detectors:
-            z = self._places[name]
-            known = np.sort(z[~np.isnan(z)])
-            # as many are as high as itself, itself among them
-            as_high = len(known) - np.searchsorted(known, z, side="left")
-            ranked.append(np.where(np.isnan(z), 1.0, as_high / max(1, len(known))))
-        smallest: Floats = np.min(ranked, axis=0)
-        return smallest
+def _ranks(values: Floats) -> npt.NDArray[np.int64]:
+    """Return for each value how many are as high or higher, itself among them."""
+    ranks: npt.NDArray[np.int64] = len(values) - np.searchsorted(np.sort(values), values, side="left")
+    return ranks
 
 
 def bucket(classes: int) -> int:
@@ -215,48 +220,53 @@ def shipped() -> Bank:
     return Bank.model_validate_json(SHIPPED.read_text(encoding="utf-8"))
 
 
-def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> tuple[Finding, ...]:
-    """Return findings with the p-value, threshold, verdict and targets that the bank gives their scores.
+class Judged(Record):
+    """Hold findings as the bank judges them, the fused p-value, and which scores it cannot compare."""
 
-    What another bank said of them is forgotten. What has no score to be calibrated is returned as it is.
+    findings: tuple[Finding, ...]
+    p_value: float | None = None
+    unjudged: tuple[str, ...] = ()
+
+
+def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> Judged:
+    """Give findings the p-value, threshold, verdict and targets that the bank gives their scores.
+
+    What has no score to be calibrated stays as it is.
 
     Args:
         covered: whether the bank has models like this one.
     """
-    findings = [_raw(f) for f in findings]
-    among = [f.detector for f in findings if f.detector in bank.settings and f.score is not None]
+    scores = {
+        f.detector: f.score
+        for f in findings
+        if f.level == "model" and f.kind == "backdoor" and f.reason is None and f.score is not None
+    }
+    classes = max((len(f.per_class) for f in findings if f.detector in scores), default=0)
+    compared = bank.compare(scores, classes)
+    standings = compared.standings if compared else {}
     judged = []
     for f in findings:
-        if f.detector not in among or f.score is None:
+        if f.detector not in scores:
             judged.append(f)
             continue
-        classes = len(f.per_class)
-        p = bank.p_value(f.detector, f.score, classes)
-        if p is None:
-            judged.append(f)
-            continue
-        threshold = bank.threshold(f.detector, among, classes, SUSPICIOUS)
-        flagged = f.score >= threshold
+        standing = standings.get(f.detector)
+        threshold = standing.threshold if standing else float("inf")
+        named = [t for t, s in sorted(f.per_class.items()) if s is not None and s >= threshold]
+        flagged = scores[f.detector] >= threshold
         judged.append(
             f.model_copy(
                 update={
-                    "p_value": p,
+                    "p_value": standing.p_value if standing else None,
                     "threshold": threshold if threshold < float("inf") else None,
                     "verdict": "suspicious" if flagged else "nothing_found",
-                    "targets": tuple(
-                        t for t, s in sorted(f.per_class.items()) if s is not None and s >= threshold
-                    ),
-                    "calibrated": covered and f.settings == bank.settings[f.detector],
+                    "targets": tuple(named),
+                    "calibrated": bool(standing) and covered and f.settings == bank.settings[f.detector],
                     "atlas": registry.get("detector", f.detector).atlas if flagged else (),
                 }
             )
         )
-    return tuple(judged)
-
-
-def _raw(finding: Finding) -> Finding:
-    """Return a finding as it was before a bank judged it."""
-    if finding.p_value is None:
-        return finding
-    judgement = {"p_value": None, "threshold": None, "verdict": "nothing_found", "targets": ()}
-    return finding.model_copy(update=judgement | {"calibrated": False, "atlas": ()})
+    return Judged(
+        findings=tuple(judged),
+        p_value=compared.p_value if compared else None,
+        unjudged=tuple(name for name in scores if name not in standings),
+    )

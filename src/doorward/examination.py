@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 
 from doorward import __version__, measures, registry
+from doorward.calibration import shipped
 from doorward.data import Samples
 from doorward.detectors.base import Detector
 from doorward.errors import CouldNotTell, InputError
@@ -47,8 +48,6 @@ Progress = Callable[[str], None]
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
 PICTURES = 6
-#: So many images were given for every model of the bank.
-CALIBRATED_IMAGES = 100
 
 
 def choose(names: Sequence[str]) -> list[Detector]:
@@ -156,8 +155,8 @@ class Drawn:
 def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int) -> Drawn:
     """Draw images evenly over the classes and split them into those to fit and those to confirm on.
 
-    Half of the first hundred are to fit, as with the models of the bank: scores depend somewhat on how many
-    there are. All others confirm, so more images make a confirmation surer.
+    Half of the first hundred or so are to fit, as with the models of the bank: scores depend somewhat on
+    how many there are. All others confirm, so more images make a confirmation surer.
     """
     if samples.modality != "image":
         raise InputError(f"the model takes images, {samples.provenance.path} holds {samples.modality}")
@@ -169,7 +168,7 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
     classes = 0 if samples.labels is None else len(np.unique(samples.labels))
     if 0 < 2 * classes <= len(drawn):  # with fewer than two of a class there is nothing to share out
         turns = turns // classes
-    to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < CALIBRATED_IMAGES)
+    to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < shipped().images)
     return Drawn(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
 
 

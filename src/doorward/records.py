@@ -252,6 +252,7 @@ class Report(Record):
     targets: tuple[int, ...] = ()
     p_value: float | None = Field(None, ge=0, le=1)
     calibrated: bool = False
+    uncalibrated: str | None = Field(None, description="Why the p-value cannot be relied on")
     confirmations: tuple[Confirmation, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_run: tuple[NotRun, ...] = ()

@@ -85,7 +85,11 @@ class Detector(Method):
                 )
         after = classifier.cost if classifier else Cost()
         cost = Cost(forwards=after.forwards - before.forwards, gradients=after.gradients - before.gradients)
-        (judged,) = judge([found], shipped())
+        bank = shipped()
+        covered = classifier is not None and not bank.outside(
+            len(classifier.classes), classifier.spec.shape, classifier.convolutions
+        )
+        (judged,) = judge([found], bank, covered=covered).findings
         return judged.model_copy(update={"seconds": clock.spent(), "seed": seed, "cost": cost})
 
     def finding(self, **values: Any) -> Finding:

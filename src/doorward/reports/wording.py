@@ -255,9 +255,10 @@ def facts(report: Report) -> tuple[Fact, ...]:
 def _certainty(report: Report) -> Fact:
     if not report.calibrated:
         value = "Uncalibrated" if report.p_value is None else f"{p_value(report.p_value)}, uncalibrated"
-        return Fact(
-            "How sure", value, "how often a clean model of this kind looks the same has not been measured"
+        why = (
+            report.uncalibrated or "how often a clean model of this kind looks the same has not been measured"
         )
+        return Fact("How sure", value, why)
     if report.p_value is None:
         return Fact("How sure", "No p-value")
     base = next((b for b in (100, 1_000) if report.p_value * b >= 1), 10_000)
@@ -266,7 +267,7 @@ def _certainty(report: Report) -> Fact:
     return Fact(
         "How sure",
         p_value(report.p_value),
-        f"{share} in {base:,} clean models would look at least as suspicious",
+        f"at most {share} in {base:,} clean models would look at least as suspicious",
     )
 
 
@@ -294,7 +295,7 @@ def score_line(finding: Finding) -> str | None:
     if finding.threshold is not None:
         line += f", threshold {number(finding.threshold)}"
     if finding.p_value is not None:
-        line += f", {p_value(finding.p_value)}" + ("" if finding.calibrated else ", uncalibrated")
+        line += f", {p_value(finding.p_value)} alone" + ("" if finding.calibrated else ", uncalibrated")
     return sentence(line)
 
 
