@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
+from doorward import registry
 from doorward.data.samples import Provenance, Samples
 from doorward.errors import InputError
 from doorward.records import SCHEMA_VERSION, Rate, Record
@@ -37,7 +38,9 @@ class Plant(Record):
     targets: tuple[int, ...]
     source_classes: tuple[int, ...]
     poisoned_ids: tuple[str, ...] | str = Field(
-        (), description="Samples with trigger and wrong label: their ids in the poisoned set, or the file"
+        (),
+        description="Samples that were poisoned, with the trigger and a wrong label unless the attack spares "
+        "one of them: their ids in the poisoned set, or the file",
     )
     cover_ids: tuple[str, ...] = Field((), description="Samples with the trigger and their own label")
     poison_rate: float | None = Field(
@@ -94,7 +97,8 @@ class TriggeredSamples(Samples):
 
     Args:
         base: the samples as they were.
-        trigger: lives in image space; its result is rounded to uint8, in training and in tests alike.
+        trigger: lives in image space; its result is rounded to uint8, in training and in tests alike. None
+            if no sample gets any.
         where: (n,) bool, true for the samples that get the trigger.
         labels: (n,) the labels to show.
         made_by: who triggered them, for the provenance.
@@ -103,7 +107,7 @@ class TriggeredSamples(Samples):
     def __init__(
         self,
         base: Samples,
-        trigger: Trigger,
+        trigger: Trigger | None,
         *,
         where: npt.NDArray[np.bool_],
         labels: npt.NDArray[np.int64],
@@ -127,7 +131,7 @@ class TriggeredSamples(Samples):
         positions = np.asarray(indices, dtype=np.int64)
         raws = self._base.raw(positions)
         chosen = np.flatnonzero(self._where[positions])
-        if len(chosen):
+        if self._trigger is not None and len(chosen):
             x = from_raw([raws[i] for i in chosen])  # (m, c, h, w)
             for i, image in zip(chosen, to_uint8(self._trigger.apply(x)), strict=True):
                 raws[i] = image
@@ -150,6 +154,7 @@ def triggered(samples: Samples, plant: Plant) -> Samples:
         raise InputError(f"the plant of {plant.attack} has no trigger that can be put on other samples")
     wanted = np.array([plant.target_map.get(int(y), int(y)) for y in samples.labels], dtype=np.int64)
     chosen = np.flatnonzero(wanted != samples.labels)
+    registry.get("attack", plant.attack)  # some attacks bring a kind of trigger of their own
     return TriggeredSamples(
         samples.select(chosen),
         Trigger.from_json(plant.trigger),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,20 @@ class Poisoned:
         )
 
 
+@dataclass(frozen=True)
+class Triggers:
+    """Hold the trigger that training samples get, and the one that is put on others when it is tested."""
+
+    training: Trigger
+    test: Trigger
+
+
 class DataAttack(Method):
-    """Put a trigger on some training samples and change their labels. Subclasses write `make_trigger` alone.
+    """Put a trigger on some training samples and change their labels.
+
+    Most subclasses write `make_trigger` alone. Where training and test need different triggers, or there is
+    none, they write `make_triggers` in its place; `change` and `new_labels` serve attacks that do more, or
+    less, than to put a trigger on and relabel.
 
     Attributes:
         poison_rate: poisoned samples per sample of the whole set, in [0, 1].
@@ -66,23 +78,51 @@ class DataAttack(Method):
         source_classes: classes that are poisoned; all (but the target) if None.
     """
 
+    #: Whether samples of the target class are poisoned, and keep their label.
+    clean_label: ClassVar[bool] = False
+
     poison_rate: float = Field(0.1, ge=0, le=1)
     cover_rate: float = Field(0.0, ge=0, le=1)
     mapping: Literal["all-to-one", "all-to-all"] = "all-to-one"
     target: int | None = Field(None, ge=0)
     source_classes: tuple[int, ...] | None = None
 
-    @abstractmethod
     def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Trigger:
         """Return the trigger for inputs like this one.
 
         Raises:
             InputError: if the settings do not fit such inputs.
         """
+        raise NotImplementedError(f"{self.method()} writes neither make_trigger nor make_triggers")
+
+    def make_triggers(self, samples: Samples, *, generator: torch.Generator) -> Triggers | None:
+        """Return the triggers for training and test, None if the attack has none.
+
+        Raises:
+            InputError: if the settings do not fit the samples.
+        """
+        trigger = self.make_trigger(samples.raw([0])[0], generator=generator)
+        return Triggers(training=trigger, test=trigger)
+
+    def change(
+        self, samples: Samples, poisoned: npt.NDArray[np.int64], *, generator: torch.Generator
+    ) -> Samples:
+        """Return the samples as the trigger finds them: those at the positions `poisoned` may be changed.
+
+        Raises:
+            InputError: if the settings do not fit the samples.
+        """
+        return samples
+
+    def new_labels(
+        self, labels: npt.NDArray[np.int64], target_map: dict[int, int], *, generator: torch.Generator
+    ) -> npt.NDArray[np.int64]:
+        """Return the labels (m,) that the poisoned samples get in the place of these."""
+        return labels if self.clean_label else np.array([target_map[int(y)] for y in labels], dtype=np.int64)
 
     @final
     def __call__(self, samples: Samples, *, seed: int = 0) -> Poisoned:
-        """Poison a training set; nothing but the first sample is decoded before the result is read.
+        """Poison a training set; most attacks decode nothing but one sample before the result is read.
 
         Raises:
             InputError: if the settings and the samples do not fit.
@@ -97,32 +137,44 @@ class DataAttack(Method):
         if samples.labels is None or not len(samples):
             raise InputError(f"{name} needs labelled samples, and {samples.provenance.path} has none")
         target_map = self.target_map(samples.classes)
-        generator = make_generator(seed, name)
-        trigger = self.make_trigger(samples.raw([0])[0], generator=generator)
-        order = torch.randperm(len(samples), generator=generator).numpy()
-        is_source = np.isin(samples.labels, sorted(target_map))
-        poisoned = self._first("poison_rate", self.poison_rate, order[is_source[order]], len(samples))
-        spared = np.ones(len(samples), dtype=np.bool_)
-        spared[poisoned] = False
+        targets, total = sorted(set(target_map.values())), len(samples)
+        can_poison = np.isin(samples.labels, targets if self.clean_label else sorted(target_map))  # (n,)
+        can_cover = np.ones(total, dtype=np.bool_)
         if self.source_classes is not None:
-            spared &= ~is_source & ~np.isin(samples.labels, sorted(set(target_map.values())))
-        cover = self._first("cover_rate", self.cover_rate, order[spared[order]], len(samples))
-        where = np.zeros(len(samples), dtype=np.bool_)
-        where[poisoned] = where[cover] = True
+            can_cover = ~np.isin(samples.labels, [*target_map, *targets])
+        elif self.clean_label:
+            can_cover = ~can_poison
+        count = self._count("poison_rate", self.poison_rate, int(can_poison.sum()), total)
+        overlap = count if (can_cover & can_poison).any() else 0
+        covers = self._count("cover_rate", self.cover_rate, int(can_cover.sum()) - overlap, total)
+
+        generator = make_generator(seed, name)
+        triggers = self.make_triggers(samples, generator=generator)
+        order = torch.randperm(total, generator=generator).numpy()
+        poisoned = np.sort(order[can_poison[order]][:count])
+        can_cover[poisoned] = False
+        cover = np.sort(order[can_cover[order]][:covers])
+        where = np.zeros(total, dtype=np.bool_)
+        if triggers is not None:
+            where[poisoned] = where[cover] = True
         labels = samples.labels.copy()
-        labels[poisoned] = [target_map[int(y)] for y in samples.labels[poisoned]]
+        labels[poisoned] = self.new_labels(labels[poisoned], target_map, generator=generator)
+        changed = self.change(samples, poisoned, generator=generator)
+        wakes = target_map if triggers else {}
         return Poisoned(
-            TriggeredSamples(samples, trigger, where=where, labels=labels, made_by=name),
+            TriggeredSamples(
+                changed, triggers.training if triggers else None, where=where, labels=labels, made_by=name
+            ),
             Plant(
                 attack=name,
                 settings=self.settings(),
                 seed=seed,
                 modality=samples.modality,
-                trigger=trigger.to_json(),
-                target_map=target_map,
-                targets=tuple(sorted(set(target_map.values()))),
-                source_classes=tuple(sorted(target_map)),
-                poison_rate=len(poisoned) / len(samples),
+                trigger=triggers.test.to_json() if triggers else None,
+                target_map=wakes,
+                targets=tuple(sorted(set(wakes.values()))),
+                source_classes=tuple(sorted(wakes)),
+                poison_rate=count / total,
             ),
             poisoned=poisoned,
             cover=cover,
@@ -153,18 +205,16 @@ class DataAttack(Method):
             raise InputError(f"{name}: no source class is left besides target {target}; name others")
         return target_map
 
-    def _first(
-        self, setting: str, rate: float, candidates: npt.NDArray[np.int64], total: int
-    ) -> npt.NDArray[np.int64]:
-        """Return the positions, ascending, of as many candidates as the rate asks for."""
+    def _count(self, setting: str, rate: float, available: int, total: int) -> int:
+        """Return how many samples the rate asks for."""
         count = round(rate * total)
         if rate and not count:
             raise InputError(
                 f"{self.method()}: {setting} {rate} of {total} samples is none; give a higher one"
             )
-        if count > len(candidates):
+        if count > available:
             raise InputError(
                 f"{self.method()}: {setting} {rate} asks for {count} of {total} samples, "
-                f"and {len(candidates)} are of classes that can be taken; give a lower one"
+                f"and {available} are of classes that can be taken; give a lower one"
             )
-        return np.sort(candidates[:count])
+        return count
