@@ -115,9 +115,16 @@ class DataAttack(Method):
         return samples
 
     def new_labels(
-        self, labels: npt.NDArray[np.int64], target_map: dict[int, int], *, generator: torch.Generator
+        self,
+        samples: Samples,
+        poisoned: npt.NDArray[np.int64],
+        target_map: dict[int, int],
+        *,
+        generator: torch.Generator,
     ) -> npt.NDArray[np.int64]:
-        """Return the labels (m,) that the poisoned samples get in the place of these."""
+        """Return the labels (m,) that the samples at the positions `poisoned` get."""
+        assert samples.labels is not None, "the caller checks"
+        labels = samples.labels[poisoned]
         return labels if self.clean_label else np.array([target_map[int(y)] for y in labels], dtype=np.int64)
 
     @final
@@ -158,7 +165,7 @@ class DataAttack(Method):
         if triggers is not None:
             where[poisoned] = where[cover] = True
         labels = samples.labels.copy()
-        labels[poisoned] = self.new_labels(labels[poisoned], target_map, generator=generator)
+        labels[poisoned] = self.new_labels(samples, poisoned, target_map, generator=generator)
         changed = self.change(samples, poisoned, generator=generator)
         wakes = target_map if triggers else {}
         return Poisoned(

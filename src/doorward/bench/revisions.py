@@ -38,6 +38,8 @@ TRAINERS: dict[str, tuple[str, ...]] = {
 }
 #: Code that makes adversarially trained models beside; those alone depend on it.
 ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
+#: Modules of their own revision that no key of an attacked model holds, though the attack may use them.
+_WITHOUT_KEY = tuple(f"doorward.{module}" for module in ADVERSARIAL)
 #: Code that makes data.
 GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.py",)}
 #: What every attack builds on.
@@ -105,13 +107,26 @@ def current() -> dict[str, Unit]:
     """Return every unit as it is now."""
     units = {}
     for name, module in registry.modules("attack").items():
-        files = [*ATTACK_BASE, module.removeprefix("doorward.").replace(".", "/") + ".py"]
         revision = registry.get("attack", name).revision
-        units[f"attack {name}"] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in files))
+        files = [*(PACKAGE / file for file in ATTACK_BASE), *_attack_files(module)]
+        units[f"attack {name}"] = Unit(revision=revision, source=source_hash(files))
     for module, covered in (TRAINERS | ADVERSARIAL | GENERATORS).items():
         revision = import_module(f"doorward.{module}").REVISION
         units[module] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in covered))
     return units
+
+
+def _attack_files(module: str) -> list[Path]:
+    """Return the files of an attack, of what it takes from other attacks, and of adversarial training."""
+    parts = ("doorward.attacks.data.", "doorward.attacks.model.", "doorward.attacks._")
+    todo, files = [module], dict[str, Path]()
+    while todo:
+        name = todo.pop()
+        file = _file_of(name)
+        if file is not None and name not in files:
+            files[name] = file
+            todo += [used for used in _imports(file) if used.startswith((*parts, *_WITHOUT_KEY))]
+    return [files[name] for name in sorted(files)]
 
 
 def recorded(file: Path = RECORDED) -> dict[str, Unit]:

@@ -62,11 +62,14 @@ class BadNets(DataAttack):
         h, w, c = example.shape
         ph, pw = (self.size, self.size) if isinstance(self.size, int) else self.size
         if ph > h or pw > w:
-            raise InputError(f"badnets: a patch of {pw}x{ph} pixels does not fit into images of {w}x{h}")
+            raise InputError(
+                f"{self.method()}: a patch of {pw}x{ph} pixels does not fit into images of {w}x{h}"
+            )
         row, column = self._corner(h - ph, w - pw, generator)
         if row + ph > h or column + pw > w:
             raise InputError(
-                f"badnets: a patch of {pw}x{ph} pixels at row {row}, column {column} leaves images of {w}x{h}"
+                f"{self.method()}: a patch of {pw}x{ph} pixels at row {row}, column {column} "
+                f"leaves images of {w}x{h}"
             )
         mask = torch.zeros(1, h, w)
         mask[:, row : row + ph, column : column + pw] = self.alpha
@@ -98,7 +101,9 @@ class BadNets(DataAttack):
             return ((torch.arange(h)[:, None] + torch.arange(w) + 1) % 2).float().expand(c, h, w)
         if isinstance(self.colour, tuple):
             if c != 3:
-                raise InputError(f"badnets: colour {self.colour} has 3 channels, and the images have {c}")
+                raise InputError(
+                    f"{self.method()}: colour {self.colour} has 3 channels, and the images have {c}"
+                )
             return (torch.tensor(self.colour) / 255).view(3, 1, 1).expand(c, h, w)
         level = (
             {"white": 255, "black": 0}.get(self.colour, 0) if isinstance(self.colour, str) else self.colour
