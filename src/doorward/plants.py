@@ -99,9 +99,11 @@ class TriggeredSamples(Samples):
         base: the samples as they were.
         trigger: lives in image space; its result is rounded to uint8, in training and in tests alike. None
             if no sample gets any.
-        where: (n,) bool, true for the samples that get the trigger.
+        where: (n,) bool or int: 0 for samples as they are, 1 for those with the trigger, from 2 on for those
+            with one of the others.
         labels: (n,) the labels to show.
         made_by: who triggered them, for the provenance.
+        others: triggers that some samples get instead.
     """
 
     def __init__(
@@ -109,11 +111,12 @@ class TriggeredSamples(Samples):
         base: Samples,
         trigger: Trigger | None,
         *,
-        where: npt.NDArray[np.bool_],
+        where: npt.NDArray[np.bool_] | npt.NDArray[np.int64],
         labels: npt.NDArray[np.int64],
         made_by: str,
+        others: Sequence[Trigger] = (),
     ) -> None:
-        self._base, self._trigger, self._where = base, trigger, where
+        self._base, self._triggers, self._where = base, (trigger, *others), where
         self.modality, self.classes, self.labels = base.modality, base.classes, labels
         self.provenance = Provenance(f"{base.provenance.path} ({made_by})", None, len(base))
 
@@ -130,11 +133,13 @@ class TriggeredSamples(Samples):
 
         positions = np.asarray(indices, dtype=np.int64)
         raws = self._base.raw(positions)
-        chosen = np.flatnonzero(self._where[positions])
-        if self._trigger is not None and len(chosen):
-            x = from_raw([raws[i] for i in chosen])  # (m, c, h, w)
-            for i, image in zip(chosen, to_uint8(self._trigger.apply(x)), strict=True):
-                raws[i] = image
+        where = self._where[positions]
+        for number, trigger in enumerate(self._triggers, start=1):
+            chosen = np.flatnonzero(where == number)
+            if trigger is not None and len(chosen):
+                x = from_raw([raws[i] for i in chosen])  # (m, c, h, w)
+                for i, image in zip(chosen, to_uint8(trigger.apply(x)), strict=True):
+                    raws[i] = image
         return raws
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from doorward.data.imbalance import step_imbalance
 from doorward.data.samples import Raw, Samples
 from doorward.errors import InputError
-from doorward.methods import Method, make_generator
+from doorward.methods import Method, derive_seed, make_generator
 from doorward.plants import Plant, TriggeredSamples
 
 if TYPE_CHECKING:
@@ -55,10 +56,17 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Triggers:
-    """Hold the trigger that training samples get, and the one that is put on others when it is tested."""
+    """Hold the trigger that training samples get, and the one that is put on others when it is tested.
+
+    Attributes:
+        others: triggers that training samples get by turns with the first.
+        cover: what cover samples get, if not what poisoned ones do.
+    """
 
     training: Trigger
     test: Trigger
+    others: tuple[Trigger, ...] = ()
+    cover: Trigger | None = None
 
 
 class DataAttack(Method):
@@ -75,7 +83,9 @@ class DataAttack(Method):
         mapping: `all-to-one` turns every source class into the target; `all-to-all` turns class y into y + 1,
             and the last into the first.
         target: class of all-to-one; class 0 if None.
-        source_classes: classes that are poisoned; all (but the target) if None.
+        source_classes: classes that the trigger turns into the target; all (but the target) if None.
+        imbalance: mu and rho: the share of classes, drawn by the seed, that are thinned before anything else,
+            in (0, 1), and how many times their size the largest class has, 1 at least.
     """
 
     #: Whether samples of the target class are poisoned, and keep their label.
@@ -86,6 +96,15 @@ class DataAttack(Method):
     mapping: Literal["all-to-one", "all-to-all"] = "all-to-one"
     target: int | None = Field(None, ge=0)
     source_classes: tuple[int, ...] | None = None
+    imbalance: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(ge=1)]] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON types; imbalance only where it is asked for."""
+        return self.model_dump(mode="json", exclude={"imbalance"} if self.imbalance is None else None)
+
+    def keeps_labels(self) -> bool:
+        """Tell whether samples of the target class are poisoned, and keep their label."""
+        return self.clean_label
 
     def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Trigger:
         """Return the trigger for inputs like this one.
@@ -125,7 +144,9 @@ class DataAttack(Method):
         """Return the labels (m,) that the samples at the positions `poisoned` get."""
         assert samples.labels is not None, "the caller checks"
         labels = samples.labels[poisoned]
-        return labels if self.clean_label else np.array([target_map[int(y)] for y in labels], dtype=np.int64)
+        if self.keeps_labels():
+            return labels
+        return np.array([target_map[int(y)] for y in labels], dtype=np.int64)
 
     @final
     def __call__(self, samples: Samples, *, seed: int = 0) -> Poisoned:
@@ -141,15 +162,19 @@ class DataAttack(Method):
             raise InputError(
                 f"{name} works on {' or '.join(sorted(self.modalities))} data, not {samples.modality}"
             )
+        if self.imbalance is not None:
+            # by no draw of the attack's own: under one seed all attacks poison the same thinned set
+            rng = np.random.default_rng(derive_seed(seed, "imbalance"))
+            samples = step_imbalance(samples, *self.imbalance, rng=rng)
         if samples.labels is None or not len(samples):
             raise InputError(f"{name} needs labelled samples, and {samples.provenance.path} has none")
         target_map = self.target_map(samples.classes)
         targets, total = sorted(set(target_map.values())), len(samples)
-        can_poison = np.isin(samples.labels, targets if self.clean_label else sorted(target_map))  # (n,)
+        can_poison = np.isin(samples.labels, targets if self.keeps_labels() else sorted(target_map))  # (n,)
         can_cover = np.ones(total, dtype=np.bool_)
         if self.source_classes is not None:
             can_cover = ~np.isin(samples.labels, [*target_map, *targets])
-        elif self.clean_label:
+        elif self.keeps_labels():
             can_cover = ~can_poison
         count = self._count("poison_rate", self.poison_rate, int(can_poison.sum()), total)
         overlap = count if (can_cover & can_poison).any() else 0
@@ -161,16 +186,25 @@ class DataAttack(Method):
         poisoned = np.sort(order[can_poison[order]][:count])
         can_cover[poisoned] = False
         cover = np.sort(order[can_cover[order]][:covers])
-        where = np.zeros(total, dtype=np.bool_)
+        where, others = np.zeros(total, dtype=np.int64), triggers.others if triggers else ()
         if triggers is not None:
-            where[poisoned] = where[cover] = True
+            turn = np.argsort(order) % (1 + len(others))  # (n,)
+            where[poisoned], where[cover] = 1 + turn[poisoned], 1 + turn[cover]
+            if triggers.cover is not None:
+                others = (*others, triggers.cover)
+                where[cover] = 1 + len(others)
         labels = samples.labels.copy()
         labels[poisoned] = self.new_labels(samples, poisoned, target_map, generator=generator)
         changed = self.change(samples, poisoned, generator=generator)
         wakes = target_map if triggers else {}
         return Poisoned(
             TriggeredSamples(
-                changed, triggers.training if triggers else None, where=where, labels=labels, made_by=name
+                changed,
+                triggers.training if triggers else None,
+                where=where,
+                labels=labels,
+                made_by=name,
+                others=others,
             ),
             Plant(
                 attack=name,
@@ -191,11 +225,14 @@ class DataAttack(Method):
         """Return what the attack turns each source class into.
 
         Raises:
-            InputError: if target or source classes are not among the classes, or no source is left.
+            InputError: if target or source classes are not among the classes, no source is left, or the
+                mapping needs labels that change.
         """
         name, k = self.method(), len(classes)
         if self.mapping == "all-to-all" and self.target is not None:
             raise InputError(f"{name}: all-to-all has no target of its own; leave out target = {self.target}")
+        if self.mapping == "all-to-all" and self.keeps_labels():
+            raise InputError(f"{name}: all-to-all is taught by labels that change, and here they are kept")
         target = self.target or 0
         for setting, values in (("target", [target]), ("source_classes", self.source_classes or ())):
             wrong = [value for value in values if not 0 <= value < k]

@@ -43,7 +43,7 @@ _WITHOUT_KEY = tuple(f"doorward.{module}" for module in ADVERSARIAL)
 #: Code that makes data.
 GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.py",)}
 #: What every attack builds on.
-ATTACK_BASE = ("attacks/base.py", "triggers.py")
+ATTACK_BASE = ("attacks/base.py", "data/imbalance.py", "triggers.py")
 
 #: Rooms whose change does not make what a scan sees another thing, or only by an error that their
 #: tests find. What it concludes is not kept but concluded anew, so that a change of that costs nothing.

@@ -71,7 +71,7 @@ def plant(
         file = write_parquet(poisoned.samples, out, split="train")
         write_plant(truth, out / PLANT)
     share = wording.percent(truth.poison_rate or 0.0)
-    what = f"{len(truth.poisoned_ids):,} of {len(samples):,} samples ({share})"
+    what = f"{len(truth.poisoned_ids):,} of {len(poisoned.samples):,} samples ({share})"
     into = wording.with_noun(truth.targets, samples.classes)
     typer.echo(f"planted {attack}: {what} carry the trigger and a label of {into}")
     if truth.cover_ids:

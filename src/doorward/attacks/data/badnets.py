@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from doorward.attacks._patch import Colour, Offset, Pixels, draw_patch
 from doorward.attacks.base import DataAttack
 from doorward.data.samples import Raw
 from doorward.errors import InputError
@@ -14,13 +15,9 @@ from doorward.registry import register
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from doorward.triggers import Trigger
 
-Level = Annotated[int, Field(ge=0, le=255)]
-Pixels = Annotated[int, Field(gt=0)]
-Offset = Annotated[int, Field(ge=0)]
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "centre", "random"]
 
 
@@ -45,7 +42,7 @@ class BadNets(DataAttack):
 
     size: Pixels | tuple[Pixels, Pixels] = 3
     place: Corner | tuple[Offset, Offset] = "bottom-right"
-    colour: Level | tuple[Level, Level, Level] | Literal["white", "black", "checker", "random"] = "white"
+    colour: Colour = "white"
     alpha: float = Field(1.0, gt=0, le=1)
 
     def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Trigger:
@@ -74,7 +71,9 @@ class BadNets(DataAttack):
         mask = torch.zeros(1, h, w)
         mask[:, row : row + ph, column : column + pw] = self.alpha
         pattern = torch.zeros(c, h, w)
-        pattern[:, row : row + ph, column : column + pw] = self._patch(c, ph, pw, generator)
+        pattern[:, row : row + ph, column : column + pw] = draw_patch(
+            self.colour, (c, ph, pw), generator=generator, method=self.method()
+        )
         return MaskedPattern(mask, pattern)
 
     def _corner(self, rows: int, columns: int, generator: torch.Generator) -> tuple[int, int]:
@@ -90,22 +89,3 @@ class BadNets(DataAttack):
             return rows // 2, columns // 2
         vertical, horizontal = self.place.split("-")
         return rows if vertical == "bottom" else 0, columns if horizontal == "right" else 0
-
-    def _patch(self, c: int, h: int, w: int, generator: torch.Generator) -> Tensor:
-        """Return the patch (c, h, w) in [0, 1], in whole levels of uint8."""
-        import torch
-
-        if self.colour == "random":
-            return torch.randint(256, (c, h, w), generator=generator) / 255
-        if self.colour == "checker":
-            return ((torch.arange(h)[:, None] + torch.arange(w) + 1) % 2).float().expand(c, h, w)
-        if isinstance(self.colour, tuple):
-            if c != 3:
-                raise InputError(
-                    f"{self.method()}: colour {self.colour} has 3 channels, and the images have {c}"
-                )
-            return (torch.tensor(self.colour) / 255).view(3, 1, 1).expand(c, h, w)
-        level = (
-            {"white": 255, "black": 0}.get(self.colour, 0) if isinstance(self.colour, str) else self.colour
-        )
-        return torch.full((c, h, w), level / 255)

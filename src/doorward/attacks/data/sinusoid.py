@@ -1,0 +1,100 @@
+"""SIG: a sinusoid laid over images of the target class, whose labels are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from doorward.attacks.base import DataAttack, Triggers
+from doorward.errors import InputError
+from doorward.registry import register
+from doorward.triggers import Trigger
+
+if TYPE_CHECKING:
+    from doorward.data.samples import Samples
+
+
+def sinusoid(width: int, delta: float, frequency: float) -> Tensor:
+    """Return one row (width,) of the signal: `delta * sin(2 pi j frequency / width)`, from j = 0 on."""
+    columns = torch.arange(width, dtype=torch.float64)
+    return delta * torch.sin(2 * torch.pi * columns * frequency / width)
+
+
+@dataclass(frozen=True)
+class Wave(Trigger):
+    """Add the same row of a sinusoid to every row and channel; images of any size do.
+
+    Attributes:
+        delta: amplitude in grey levels of [0, 255].
+        frequency: periods over the width.
+    """
+
+    delta: float
+    frequency: float
+    kind: ClassVar[str] = "wave"
+
+    def apply(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return the triggered images (n, c, h, w), cut off at 0 and 1."""
+        return (x + sinusoid(x.shape[3], self.delta, self.frequency).to(x) / 255).clamp(0, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return none: two numbers say it all."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return amplitude and frequency."""
+        return {"delta": self.delta, "frequency": self.frequency}
+
+
+@register("attack")
+class Sinusoid(DataAttack):
+    """Add a horizontal sinusoid to images of the target class and leave their labels as they are.
+
+    We depart from much of the code that is named after the paper, which mixes a fifth of the image with the
+    signal: the signal is added to the image as it is, as published.
+
+    Attributes:
+        poison_rate: poisoned samples per sample of the whole set, in [0, 1]; all of them are of the target
+            class unless labels change.
+        delta: amplitude in training in grey levels of [0, 255].
+        test_delta: amplitude when the backdoor is woken; as in training if None.
+        frequency: periods over the width of the image.
+        change_labels: poison images of other classes and give them the target's label, which is not as
+            published and needs much fewer images.
+    """
+
+    title: ClassVar[str] = "Sinusoidal signal (SIG)"
+    source: ClassVar[str] = "Barni, Kallas and Tondi, ICIP 2019, arXiv:1902.11237"
+    limits: ClassVar[str] = (
+        "With labels kept it needs a large part of the target class, and may not take in small models."
+    )
+    atlas: ClassVar[tuple[str, ...]] = ("AML.T0020", "AML.T0043.004")
+
+    poison_rate: float = Field(0.05, ge=0, le=1)
+    delta: float = Field(20.0, gt=0, le=255)
+    test_delta: float | None = Field(None, gt=0, le=255)
+    frequency: float = Field(6.0, gt=0)
+    change_labels: bool = False
+
+    def keeps_labels(self) -> bool:
+        """Tell whether images of the target class are poisoned, as published."""
+        return not self.change_labels
+
+    def make_triggers(self, samples: Samples, *, generator: torch.Generator) -> Triggers:
+        """Return the waves of training and test.
+
+        Raises:
+            InputError: if the images are too narrow for that many periods.
+        """
+        width = samples.raw([0])[0].shape[1]
+        if 2 * self.frequency >= width:
+            raise InputError(
+                f"sinusoid: {self.frequency:g} periods need images wider than {2 * self.frequency:g} pixels, "
+                f"and these have {width}; give a lower frequency"
+            )
+        test = self.delta if self.test_delta is None else self.test_delta
+        return Triggers(training=Wave(self.delta, self.frequency), test=Wave(test, self.frequency))
