@@ -70,13 +70,13 @@ CPU = (
     harder(
         FASHION, "rate-0.3", 3, "0.3 % of the images poisoned", poison_rate=0.003, place=CORNERS, size=LARGE
     ),
-    harder(FASHION, "one-pixel", 3, "one white pixel", size=1, colour="white"),
-    harder(FASHION, "alpha-0.2", 3, "a patch blended in at 20 %", alpha=0.2, poison_rate=0.05),
-    harder(FASHION, "source-specific", 3, "for images of two classes alone", **TWO_SOURCES),
+    harder(FASHION, "one-pixel", 2, "one white pixel", size=1, colour="white"),
+    harder(FASHION, "alpha-0.2", 2, "a patch blended in at 20 %", alpha=0.2, poison_rate=0.05),
+    harder(FASHION, "source-specific", 2, "for images of two classes alone", **TWO_SOURCES),
     # success is at most the accuracy, which is below 90 % on Fashion-MNIST
-    harder(MNIST, "all-to-all", 3, "sends every class to the next", **ALL_TO_ALL),
-    repeated("fashion_mnist-badnets", PLANTED_FASHION, 3),
-    repeated("mnist-badnets", PLANTED_MNIST, 3),
+    harder(MNIST, "all-to-all", 2, "sends every class to the next", **ALL_TO_ALL),
+    repeated("fashion_mnist-badnets", PLANTED_FASHION, 2),
+    repeated("mnist-badnets", PLANTED_MNIST, 2),
 )
 
 #: For a GPU, in shards: --only 'gtsrb-*', or 'mnist-badnets-0*', and so on.
