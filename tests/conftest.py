@@ -54,7 +54,8 @@ def untouched_globals() -> Iterator[None]:
             "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
             "default dtype": torch.get_default_dtype(),
             "gradients": torch.is_grad_enabled(),
-            "environment": dict(os.environ),
+            # torch itself sets this when an optimiser is made for the first time
+            "environment": {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"},
         }
 
     before = state()

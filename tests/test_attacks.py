@@ -55,6 +55,12 @@ def poisoned_positions(poisoned: Poisoned) -> list[int]:
 
 # Every attack on data
 
+#: Exemptions, each with its reason.
+LOOKS_AT_MORE = {
+    "clean-label": "a surrogate is trained on the samples",
+    "reflection": "what is reflected are other samples",
+}
+
 
 @pytest.mark.parametrize("name", registry.modules("attack"))
 def test_an_attack_can_be_rebuilt_from_its_settings_and_says_where_it_is_from(name: str) -> None:
@@ -70,7 +76,7 @@ def test_an_attack_can_be_rebuilt_from_its_settings_and_says_where_it_is_from(na
 def test_one_seed_gives_one_plant_and_the_host_is_left_alone(
     name: str, untouched: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    attack, samples = registry.build("attack", name, {}), images()
+    attack, samples = registry.build("attack", name, {}), images(h=16, w=18)
     with untouched():
         first, second = attack(samples, seed=5), attack(samples, seed=5)
         assert first.plant == second.plant
@@ -79,13 +85,14 @@ def test_one_seed_gives_one_plant_and_the_host_is_left_alone(
     assert attack(samples, seed=6).plant.poisoned_ids != first.plant.poisoned_ids
 
 
-@pytest.mark.parametrize("name", registry.modules("attack"))
+@pytest.mark.parametrize("name", [name for name in registry.modules("attack") if name not in LOOKS_AT_MORE])
 def test_nothing_but_one_sample_is_decoded_before_it_is_asked_for(name: str) -> None:
     samples = images()
     poisoned = registry.build("attack", name, {})(samples, seed=0)
-    assert samples.decoded == (0,)
+    assert set(samples.decoded) <= {0}
+    samples.decoded = ()
     poisoned.samples.raw([7, 9])
-    assert samples.decoded == (0, 7, 9)
+    assert samples.decoded == (7, 9)
 
 
 def test_the_truth_is_what_changed() -> None:
