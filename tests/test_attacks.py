@@ -87,7 +87,7 @@ def test_one_seed_gives_one_plant_and_the_host_is_left_alone(
 
 @pytest.mark.parametrize("name", [name for name in registry.modules("attack") if name not in LOOKS_AT_MORE])
 def test_nothing_but_one_sample_is_decoded_before_it_is_asked_for(name: str) -> None:
-    samples = images()
+    samples = images(w=18)
     poisoned = registry.build("attack", name, {})(samples, seed=0)
     assert set(samples.decoded) <= {0}
     samples.decoded = ()
