@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 import docs_pages
 import doorward
@@ -119,15 +121,24 @@ def test_generated_pages_are_up_to_date() -> None:
 
 
 def test_stale_pages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.arange(200, dtype=np.uint8).reshape(10, 20)
     monkeypatch.setattr(docs_pages, "pages", lambda: {"cli.md": "a\n", "methods/one.md": "b\n"})
+    monkeypatch.setattr(docs_pages, "pictures", lambda: {"methods/one.png": image})
     docs_pages.write(tmp_path)
     assert docs_pages.stale(tmp_path) == []
+    Image.fromarray(image + (image % 20 == 7)).save(tmp_path / "methods/one.png")
+    assert docs_pages.stale(tmp_path) == [], "roundings of another machine"
     (tmp_path / "cli.md").write_text("old\n")
     (tmp_path / "methods/gone.md").write_text("left over\n")
+    (tmp_path / "methods/gone.png").write_bytes(b"left over")
     (tmp_path / "methods/one.md").unlink()
-    assert docs_pages.stale(tmp_path) == ["cli.md", "methods/gone.md", "methods/one.md"]
+    Image.fromarray(image + 1).save(tmp_path / "methods/one.png")
+    wrong = ["cli.md", "methods/gone.md", "methods/gone.png", "methods/one.md", "methods/one.png"]
+    assert docs_pages.stale(tmp_path) == wrong
     docs_pages.write(tmp_path)
     assert docs_pages.stale(tmp_path) == []
+    Image.fromarray(image[:5]).save(tmp_path / "methods/one.png")
+    assert docs_pages.stale(tmp_path) == ["methods/one.png"]
 
 
 def test_attributes_of_a_docstring_are_read() -> None:

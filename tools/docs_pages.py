@@ -1,22 +1,39 @@
-"""Write the pages that are made from the code: docs/cli.md and docs/methods/ (`make docs`)."""
+"""Write what is made from the code: docs/cli.md, docs/methods/ and its pictures of attacks (`make docs`)."""
 
 from __future__ import annotations
 
 import inspect
+import io
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from doorward import registry
-from doorward.methods import Method
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from doorward import reference, registry
+from doorward.attacks.base import DataAttack
+from doorward.methods import Method, make_generator
+from doorward.modalities.image import from_raw, to_uint8
 from doorward.registry import MethodKind
 from doorward.reports import atlas
 
 DOCS = Path(__file__).parent.parent / "docs"
 MADE = "<!-- Made by `make docs` from the code; changes made here are lost. -->\n\n"
 KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
+#: Classes of Fashion-MNIST whose first test image is shown with a trigger, and by how much it is enlarged.
+SHOWN, ENLARGED = (1, 5, 8, 9), 3
+#: Pictures that differ less than this on average, in levels of [0, 255], are the same.
+SAME = 0.5
+#: What those see of a picture who cannot see it.
+PICTURED = (
+    "Four images of clothes: above as they are, in the middle with the trigger, below what it changes, "
+    "stretched to full contrast (grey is no change)"
+)
 USE = {
     "attack": "$ doorward plant {name} SOURCE OUT{setting}",
     "detector": "$ doorward scan MODEL --detector {name}",
@@ -98,11 +115,40 @@ def method_page(kind: MethodKind, name: str) -> str:
         ),
     ]
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts if value)
+    shown = f"![{PICTURED}]({name}.png)\n\n" if f"methods/{name}.png" in pictures() else ""
     return (
-        f"{MADE}# {cls.title}\n\n`{name}`\n\n{text}\n\n| | |\n|---|---|\n{table}\n\n"
+        f"{MADE}# {cls.title}\n\n`{name}`\n\n{text}\n\n{shown}| | |\n|---|---|\n{table}\n\n"
         f"## Limits\n\n{cls.limits}\n\n## Settings\n\n{settings_table(cls, meanings)}\n"
         f"## Use\n\n```console\n{use}\n```\n"
     )
+
+
+def picture(name: str) -> npt.NDArray[np.uint8] | None:
+    """Draw images (h, w) without and with an attack's trigger, and their difference; None if it has none."""
+    samples = reference.fashion_mnist("test")
+    assert samples.labels is not None
+    attack: DataAttack = registry.build("attack", name, {})
+    triggers = attack.make_triggers(samples, generator=make_generator(0, name))
+    if triggers is None:
+        return None
+    x = from_raw(samples.raw([int(np.flatnonzero(samples.labels == label)[0]) for label in SHOWN]))
+    clean, woken = (to_uint8(each)[..., 0].astype(np.float64) for each in (x, triggers.test.apply(x)))
+    change = woken - clean  # (n, h, w)
+    rows = (clean, woken, 127.5 + 127.5 * change / np.abs(change).max())
+    framed = [np.pad(row, ((0, 0), (0, 1), (0, 1)), constant_values=255) for row in rows]
+    whole = np.concatenate([np.concatenate(list(row), axis=1) for row in framed])[:-1, :-1]
+    image: npt.NDArray[np.uint8] = np.rint(whole).astype(np.uint8)
+    return image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+
+
+@cache
+def pictures() -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the pictures (h, w) of the attacks on images, by their path below docs/."""
+    names = [
+        name for name in registry.modules("attack") if "image" in registry.get("attack", name).modalities
+    ]
+    drawn = {f"methods/{name}.png": picture(name) for name in names}
+    return {path: image for path, image in drawn.items() if image is not None}
 
 
 def methods_index() -> str:
@@ -138,24 +184,38 @@ def pages() -> dict[str, str]:
 
 def stale(folder: Path = DOCS) -> list[str]:
     """Return the pages in a folder that are missing, out of date or left over."""
-    made = pages()
-    there = {f"methods/{file.name}" for file in (folder / "methods").glob("*.md")}
+    made, drawn = pages(), pictures()
+    there = {
+        f"methods/{file.name}" for end in ("md", "png") for file in (folder / "methods").glob(f"*.{end}")
+    }
     wrong = [name for name, text in made.items() if not _says(folder / name, text)]
-    return sorted([*wrong, *(there - set(made))])
+    wrong += [name for name, image in drawn.items() if not _shows(folder / name, image)]
+    return sorted([*wrong, *(there - set(made) - set(drawn))])
 
 
 def _says(file: Path, text: str) -> bool:
     return file.is_file() and file.read_text(encoding="utf-8") == text
 
 
+def _shows(file: Path, image: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether a file shows a picture, but for roundings of another machine."""
+    if not file.is_file():
+        return False
+    with Image.open(io.BytesIO(file.read_bytes())) as there:
+        old = np.asarray(there, dtype=np.float64)
+    return old.shape == image.shape and bool(np.abs(old - image).mean() < SAME)
+
+
 def write(folder: Path = DOCS) -> None:
-    """Write every page, and remove those of methods that are gone."""
-    made = pages()
+    """Write every page and picture that is out of date, and remove those of methods that are gone."""
     (folder / "methods").mkdir(parents=True, exist_ok=True)
-    for old in (folder / "methods").glob("*.md"):
-        old.unlink()
-    for name, text in made.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    made, drawn = pages(), pictures()
+    for name in stale(folder):
+        (folder / name).unlink(missing_ok=True)
+        if name in made:
+            (folder / name).write_text(made[name], encoding="utf-8")
+        elif name in drawn:
+            Image.fromarray(drawn[name]).save(folder / name, optimize=True)
 
 
 if __name__ == "__main__":
