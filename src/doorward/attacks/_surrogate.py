@@ -44,7 +44,7 @@ class PerturbingAttack(DataAttack):
             adversarially, as a robust model's gradients show what people see.
     """
 
-    norm: Norm = "linf"
+    norm: Norm = "l2"
     eps: float | None = Field(None, ge=0)
     steps: int = Field(30, gt=0)
     surrogate: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,6 @@ class CleanLabel(PerturbingAttack, BadNets):
     clean_label: ClassVar[bool] = True
 
     poison_rate: float = Field(0.02, ge=0, le=1)
-    mapping: Literal["all-to-one"] = "all-to-one"
 
     def change(
         self, samples: Samples, poisoned: npt.NDArray[np.int64], *, generator: torch.Generator

@@ -188,7 +188,6 @@ class Reflection(DataAttack):
     clean_label: ClassVar[bool] = True
 
     poison_rate: float = Field(0.02, ge=0, le=1)
-    mapping: Literal["all-to-one"] = "all-to-one"
     reflections: str | None = None
     models: tuple[Model, ...] = Field(("same-focus", "out-of-focus", "ghost"), min_length=1)
     strength: tuple[Strength, Strength] = (0.05, 0.45)
