@@ -42,7 +42,9 @@ class Plant(Record):
         description="Samples that were poisoned, with the trigger and a wrong label unless the attack spares "
         "one of them: their ids in the poisoned set, or the file",
     )
-    cover_ids: tuple[str, ...] = Field((), description="Samples with the trigger and their own label")
+    cover_ids: tuple[str, ...] = Field(
+        (), description="Samples with the trigger, or what the attack has in its place, and their own label"
+    )
     poison_rate: float | None = Field(
         None, ge=0, le=1, description="Poisoned samples per sample, as it came out"
     )

@@ -72,10 +72,10 @@ def plant(
         write_plant(truth, out / PLANT)
     share = wording.percent(truth.poison_rate or 0.0)
     what = f"{len(truth.poisoned_ids):,} of {len(poisoned.samples):,} samples ({share})"
-    into = wording.with_noun(truth.targets, samples.classes)
-    typer.echo(f"planted {attack}: {what} carry the trigger and a label of {into}")
+    carry = f"carry the trigger and a label of {wording.with_noun(truth.targets, samples.classes)}"
+    typer.echo(f"planted {attack}: {what} {carry if truth.trigger else 'are poisoned; there is no trigger'}")
     if truth.cover_ids:
-        typer.echo(f"{len(truth.cover_ids):,} more carry the trigger and keep their label")
+        typer.echo(f"{len(truth.cover_ids):,} more are changed too and keep their label")
     typer.echo(f"written: {file} and {out / PLANT}")
 
 
