@@ -65,6 +65,16 @@ def test_the_truth_is_measured_on_held_out_images(bench: Workbench, outcomes: di
     assert (clean_truth.attack, clean_truth.targets, clean_truth.attack_success) == (None, (), None)
 
 
+def test_availability_poisoning_has_no_success_to_measure(bench: Workbench) -> None:
+    flips = Method(name="label-flipping", settings={"poison_rate": 0.5})
+    (trial,) = trials(planted(1, attack=flips))
+    one = planned(trial)
+    bench.make(one)
+    truth = Truth.model_validate(bench.cache.meta(one.model_key)["truth"])
+    assert (truth.attack, truth.targets, truth.attack_success) == ("label-flipping", (), None)
+    assert truth.clean_accuracy.n == 1000
+
+
 def test_the_scan_is_the_shipped_one_on_the_images_asked_for(outcomes: dict[str, Outcome]) -> None:
     report = outcomes["clean"].report
     assert [f.detector for f in report.findings] == ["max-margin"]

@@ -57,6 +57,16 @@ def test_it_writes_the_poisoned_set_and_its_truth(source: Path, tmp_path: Path) 
     assert truth.settings["poison_rate"] == 0.25
 
 
+def test_where_there_is_no_trigger_none_is_claimed(source: Path, tmp_path: Path) -> None:
+    result = run("label-flipping", source, tmp_path / "out", "--set", "poison_rate=0.25")
+    assert "30 of 120 samples (25.0 %) are poisoned; there is no trigger\n" in result.output
+    before, after = (open_samples(source, split="train"), open_samples(tmp_path / "out"))
+    assert after.ids == before.ids
+    assert after.labels is not None
+    assert (after.labels != before.labels).sum() == 30
+    assert read_plant(tmp_path / "out/plant.json").trigger is None
+
+
 def test_the_same_command_writes_the_same_files(source: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         run("badnets", source, tmp_path / name, "--set", "place=random")

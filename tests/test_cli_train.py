@@ -73,6 +73,17 @@ def test_it_measures_and_completes_the_plant(planted: Path, clothes: Path) -> No
     assert f"({after.attack_success.successes} of 270" in output
 
 
+def test_a_plant_without_a_trigger_gets_its_accuracy_alone(clothes: Path, tmp_path: Path) -> None:
+    run("plant", "label-flipping", clothes, tmp_path / "data", "--set", "poison_rate=0.5")
+    result = run("train", tmp_path / "data", tmp_path / "model", "--test", clothes, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    assert "attack success" not in result.output
+    after = read_plant(tmp_path / "model/plant.json")
+    assert after.clean_accuracy is not None
+    assert after.clean_accuracy.n == 300
+    assert after.attack_success is None
+
+
 def test_every_format_gives_the_same_logits(planted: Path) -> None:
     x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     folder = planted / "model"

@@ -327,7 +327,9 @@ class Workbench:
             )
             truth = truth.model_copy(update={"robust_accuracy": held})
         if plant is not None:
-            success = evaluate(classifier, triggered(test, plant).draw(SUCCESS_IMAGES, rng))
+            success = None
+            if plant.trigger is not None:
+                success = evaluate(classifier, triggered(test, plant).draw(SUCCESS_IMAGES, rng))
             plant = plant.model_copy(update={"clean_accuracy": accuracy, "attack_success": success})
             truth = truth.model_copy(
                 update={"attack": plant.attack, "targets": plant.targets, "attack_success": success}

@@ -169,9 +169,10 @@ def train(
             "accuracy": held.model_dump(mode="json"),
         }
     if plant is not None and tests is not None:
-        success = attack_success(classifier, tests, plant)
+        success = None if plant.trigger is None else attack_success(classifier, tests, plant)
         plant = plant.model_copy(update={"clean_accuracy": record.test_accuracy, "attack_success": success})
-        typer.echo(f"attack success {wording.rate(success)}")
+        if success is not None:
+            typer.echo(f"attack success {wording.rate(success)}")
     story = {
         "architecture": architecture,
         "seed": seed,
