@@ -421,3 +421,17 @@ def test_a_network_learns_reflections_as_such(tmp_path: Path) -> None:
     assert evaluate(planted, test).value > evaluate(honest, test).value - 0.03
     assert attack_success(planted, test, poisoned.plant).low > 0.4
     assert attack_success(honest, test, poisoned.plant).high < 0.1
+
+
+def test_few_images_are_decoded_however_many_there_are() -> None:
+    class Watched(InMemorySamples):
+        decoded = 0
+
+        def raw(self, indices: Any) -> list[Any]:
+            self.decoded += len(indices)
+            return super().raw(indices)
+
+    whole = images(5000)
+    samples = Watched(pixels(whole), whole.labels)
+    attack()(samples, seed=0)
+    assert samples.decoded == 1 + 200 + 100
