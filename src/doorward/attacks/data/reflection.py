@@ -182,7 +182,8 @@ class Reflection(DataAttack):
     title: ClassVar[str] = "Reflection (Refool)"
     source: ClassVar[str] = "Liu, Ma, Bailey and Lu, ECCV 2020, arXiv:2007.02343"
     limits: ClassVar[str] = (
-        "It works weakly at low rates, on small images, and where all images are alike, as of digits."
+        "It needs much of the target class, more so on small images, and works better with reflections of "
+        "other scenes than with those of the same data."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0020", "AML.T0043.004")
     clean_label: ClassVar[bool] = True
