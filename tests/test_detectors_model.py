@@ -72,16 +72,26 @@ def test_neural_cleanse_says_how_far_each_class_lies() -> None:
 
 def test_neural_cleanse_halves_the_batch_of_many_classes() -> None:
     many = NeuralCleanse(steps=10, restarts=0, batch_size=8, many_classes=5)
-    assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10
-    assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10
+    # and one run of one class, in a whole batch, to confirm
+    assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10 + 8 * 10
+    assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10 + 8 * 10
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_few_classes_cannot_be_told(classes: int) -> None:
-    for detector in (NeuralCleanse(steps=10, restarts=0), MaxMargin(steps=5)):
-        found = detector(subject(classes, 12.0))
-        assert found.verdict == "could_not_tell"
-        assert "at least 4 classes" in (found.reason or "")
+def test_few_classes_are_compared_too(classes: int) -> None:
+    target = 2 % classes
+    for detector in (NeuralCleanse(steps=100), MaxMargin()):
+        found = detector(subject(classes, 40.0))
+        assert found.score is not None
+        assert max(found.per_class, key=lambda t: found.per_class[t] or 0.0) == target
+        assert found.score == found.per_class[target]
+        if classes == 2:
+            assert found.per_class[1 - target] == -found.score
+
+
+def test_a_single_class_cannot_be_compared() -> None:
+    for detector in (NeuralCleanse(steps=10), MaxMargin(steps=5)):
+        assert detector(subject(1, 0.0)).verdict == "could_not_tell"
 
 
 def test_neural_cleanse_wants_enough_images() -> None:
