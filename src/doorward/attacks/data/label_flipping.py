@@ -36,6 +36,7 @@ class LabelFlipping(PerturbingAttack):
         cover_rate: 0, as there is no trigger that samples could carry.
         mapping: of `flip`: `all-to-one` gives the label `target`, `all-to-all` turns class y into y + 1.
         target: the label that flipped samples get; for each another wrong one, drawn evenly, if None.
+        source_classes: classes that are poisoned; all (but the target) if None.
     """
 
     title: ClassVar[str] = "Label flipping (availability poisoning)"
