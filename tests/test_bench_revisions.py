@@ -161,3 +161,21 @@ def test_a_change_of_what_a_scan_sees_is_noticed(
     (tmp_path / "reference/null.json").write_text("{}")
     assert hashes() == after, "what the bank makes of it is concluded anew"
     revisions.judging_code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("file", "of"),
+    [
+        ("attacks/_surrogate.py", {"attack clean-label", "attack label-flipping"}),
+        ("attacks/data/reflection.py", {"attack reflection"}),
+        ("training/adversarial.py", {"attack clean-label", "attack label-flipping", "training.adversarial"}),
+    ],
+)
+def test_an_attack_answers_for_what_it_takes_from_others(
+    file: str, of: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
+    before = revisions.current()
+    with (tmp_path / file).open("a") as source:
+        source.write("\n\nADDED = 1\n")
+    assert {name for name, unit in revisions.current().items() if unit != before[name]} == of
