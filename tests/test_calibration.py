@@ -11,8 +11,9 @@ NAMES = ("neural-cleanse", "max-margin")
 SETTINGS = {name: registry.build("detector", name, {}).settings() for name in NAMES}
 
 
-def bank(models: list[CleanModel]) -> Bank:
-    return Bank(settings=SETTINGS, made_with={}, models=tuple(models))
+def bank(models: list[CleanModel], **shares: float) -> Bank:
+    named = {name.replace("_", "-"): share for name, share in shares.items()}
+    return Bank(settings=SETTINGS, shares=named, made_with={}, models=tuple(models))
 
 
 def model(classes: int, first: float | None, second: float | None = 0.0, data: str = "a") -> CleanModel:
@@ -71,7 +72,10 @@ def by_hand(held: Bank, scores: dict[str, float], classes: int) -> float:
         return (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
 
     places = [{n: place(n, k, s[n]) for n in names} for k, s in joined]
-    best = [min(sum(other[n] >= one[n] - 1e-12 for other in places) for n in names) for one in places]
+    best = [
+        min(sum(other[n] >= one[n] - 1e-12 for other in places) / held.shares.get(n, 1.0) for n in names)
+        for one in places
+    ]
     return sum(b <= best[-1] for b in best) / len(best)
 
 
@@ -91,9 +95,10 @@ def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     assert p_of(held, 1000.0, 5) == 1 / 41
 
 
+@pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.9, "max_margin": 0.1}])
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_the_comparison_is_the_one_by_hand(names) -> None:
-    held, rng = bank(drawn(60)), np.random.default_rng(3)
+def test_the_comparison_is_the_one_by_hand(names, shares) -> None:
+    held, rng = bank(drawn(60), **shares), np.random.default_rng(3)
     for classes in (2, 7, 20, 90):
         for _ in range(5):
             scores = {name: float(rng.normal() * 3) for name in names}
@@ -129,12 +134,13 @@ def test_a_detector_that_the_bank_does_not_know_is_left_out() -> None:
     assert alone == beside
 
 
+@pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.9, "max_margin": 0.1}])
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_clean_models_are_flagged_as_often_as_is_said(names) -> None:
+def test_clean_models_are_flagged_as_often_as_is_said(names, shares) -> None:
     """Small banks, fresh models: the share at a level is at most the level, and not far below."""
     rates = []
     for seed in range(40):
-        held = bank(drawn(100, seed=2 * seed))
+        held = bank(drawn(100, seed=2 * seed), **shares)
         found = [
             held.compare({n: one.scores[n] or 0.0 for n in names}, one.classes)
             for one in drawn(40, seed=2 * seed + 1)
@@ -146,10 +152,11 @@ def test_clean_models_are_flagged_as_often_as_is_said(names) -> None:
         assert mean >= level - 0.02 - 3 * error
 
 
+@pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.8, "max_margin": 0.2}])
 @pytest.mark.parametrize("level", [0.05, 0.01, 0.2])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_the_threshold_parts_what_is_flagged_from_what_is_not(level: float, classes: int) -> None:
-    held, rng = bank(drawn(400)), np.random.default_rng(5)
+def test_the_threshold_parts_what_is_flagged_from_what_is_not(level, classes, shares) -> None:
+    held, rng = bank(drawn(400), **shares), np.random.default_rng(5)
     sides = set()
     for _ in range(300):
         scores = {name: float(rng.normal() * 6 + 4) for name in NAMES}

@@ -110,12 +110,14 @@ class Bank(Record):
 
     Attributes:
         settings: of each detector when the scores were made.
+        shares: of the false alarms, by detector; what is fused counts in proportion.
         images: how many were given with every model.
         made_with: versions.
         models: the clean models.
     """
 
     settings: dict[str, dict[str, Any]]
+    shares: dict[str, float] = Field(default_factory=dict)
     images: int = 100
     made_with: dict[str, str]
     models: tuple[CleanModel, ...]
@@ -124,7 +126,7 @@ class Bank(Record):
         """Return the bank without the models of one data set."""
         models = tuple(m for m in self.models if m.data != data)
         # made anew: a copy would keep what was worked out of all models
-        return Bank(settings=self.settings, images=self.images, made_with=self.made_with, models=models)
+        return Bank(**{name: getattr(self, name) for name in type(self).model_fields} | {"models": models})
 
     def outside(self, classes: int, shape: Sequence[int], convolutions: int | None = None) -> str | None:
         """Say in what a model differs from all that are in the bank; None if it does not.
@@ -151,9 +153,10 @@ class Bank(Record):
 
         The model joins the bank, and all are treated alike: each detector's score is measured from what is
         usual for about as many classes and ranked among all; a model's rank is its best one over the
-        detectors, so that detectors which agree are not paid for twice (Westfall and Young's min-p); its
-        p-value is the share of models that rank as high. For a clean model that is exchangeable with those
-        of the bank, p <= a comes up in at most a share a of cases (full conformal prediction).
+        detectors, each divided by the detector's share of the false alarms, so that detectors which agree
+        are not paid for twice (Westfall and Young's min-p, weighted); its p-value is the share of models
+        that rank as high. For a clean model that is exchangeable with those of the bank, p <= a comes up in
+        at most a share a of cases (full conformal prediction).
 
         Args:
             level: of the fused p-value, for the thresholds.
@@ -175,24 +178,23 @@ class Bank(Record):
         own = Standard.among(joined[of == of[-1]])
         # how many are as high, itself among them: (n + 1, detectors)
         ranks = np.stack([_ranks(column) for column in places.T], axis=1)
-        best = ranks.min(axis=1)
-        allowed = int(level * len(best) + 1e-9)
-        # a rank below that of the first one too many; so many models at most rank as high
-        enough = int(np.sort(best)[allowed]) - 1
-        verdicts = {}
-        for column, name in enumerate(names):
-            rank = int(ranks[-1, column])
+        shares = np.array([self.shares.get(name, 1.0) for name in names])
+        best = (ranks / shares).min(axis=1)  # (n + 1,)
+        too_many = np.sort(best)[int(level * len(best) + 1e-9)]  # this one must not rank as high
+        standings = {}
+        for i, name in enumerate(names):
+            enough = int(np.count_nonzero(np.arange(1, len(best) + 1) / shares[i] < too_many))
             threshold = float("inf")
-            if enough >= 1:
-                bound = np.sort(places[:-1, column])[::-1][min(enough, len(held)) - 1]
-                threshold = float(np.nextafter(own.middle[column] + bound * own.spread[column], np.inf))
-                # rounding must not part the threshold from the rank
-                score = scores[name]
-                threshold = (
-                    min(threshold, score) if rank <= enough else max(threshold, np.nextafter(score, np.inf))
-                )
-            verdicts[name] = Standing(p_value=rank / len(best), threshold=float(threshold))
-        return Comparison(p_value=float((best <= best[-1]).mean()), standings=verdicts)
+            if enough:
+                beaten = np.sort(places[:-1, i])[-min(enough, len(held))]
+                threshold = float(np.nextafter(own.middle[i] + beaten * own.spread[i], np.inf))
+            # rounding must not part the threshold from the rank
+            flagged, score = ranks[-1, i] <= enough, scores[name]
+            threshold = (
+                min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
+            )
+            standings[name] = Standing(p_value=float(ranks[-1, i]) / len(best), threshold=threshold)
+        return Comparison(p_value=float((best <= best[-1]).mean()), standings=standings)
 
     @cached_property
     def _usable(self) -> frozenset[tuple[str, int]]:
