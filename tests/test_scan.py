@@ -36,13 +36,13 @@ def clean() -> Report:
 
 
 def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
-    assert backdoored.verdict == "suspicious"  # uncalibrated, so not yet "backdoored"
+    assert backdoored.verdict == "backdoored"
     assert backdoored.targets == (0,)
-    assert not backdoored.calibrated
+    assert backdoored.calibrated
     assert backdoored.p_value is not None
-    assert backdoored.p_value <= 0.05
+    assert backdoored.p_value <= 0.01
     (confirmed,) = [c for c in backdoored.confirmations if c.target == 0]
-    assert confirmed.success.value > 0.6
+    assert confirmed.success.low >= 0.75
     assert confirmed.success.n <= 50
 
 

@@ -19,6 +19,9 @@ from doorward.cli.bench import default_cache, open_store
 from doorward.records import Finding
 
 DIGITS = 4
+#: Of the false alarms that a scan may raise. Chosen on suites `bank` and `tuning`: with equal shares, 6 of 19
+#: planted models are found at p <= .01, with these 12, since margins of clean models vary far more.
+SHARES = {"neural-cleanse": 0.9, "max-margin": 0.1}
 
 
 def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
@@ -67,7 +70,11 @@ def main(
     if len(versions) > 1 or len(images) > 1:
         raise SystemExit("the results are of several versions, or numbers of images: run the suite anew")
     bank = Bank(
-        settings=settings, images=images.pop(), made_with=json.loads(versions.pop()), models=tuple(models)
+        settings=settings,
+        shares=SHARES,
+        images=images.pop(),
+        made_with=json.loads(versions.pop()),
+        models=tuple(models),
     )
     head = bank.model_dump(mode="json", exclude={"models"})
     lines = ",\n".join("    " + json.dumps(m.model_dump(mode="json")) for m in models)  # one line a model

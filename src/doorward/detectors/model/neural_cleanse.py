@@ -52,11 +52,12 @@ class Run:
 class NeuralCleanse(Detector):
     """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
-    The size is the L1 norm of the mask; the score is its distance below the median of the other classes on a
-    log scale, which says the same of masks of every size. We depart from the paper in the decision, which
-    comes from a bank of clean models (see `doorward.calibration`) and not from a MAD index above 2 (it flags
-    17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion`). The paper's
-    index is in the evidence table.
+    The size is the L1 norm of the mask; the score is how far it lies below the median of the other classes
+    on a log scale, and below the whole image: clean models have classes that are easy beside the others, but
+    these still need masks of twenty pixels and more. We depart from the paper in this score, in the decision,
+    which comes from a bank of clean models (see `doorward.calibration`) and not from a MAD index above 2 (it
+    flags 17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion`). The
+    paper's index is in the evidence table.
     """
 
     title = "Neural Cleanse"
@@ -77,6 +78,7 @@ class NeuralCleanse(Detector):
     confirm_success: float = Field(
         0.97, gt=0.5, lt=1, description="The same, for the trigger that is tried out"
     )
+    size_weight: float = Field(1.0, ge=0, description="What a mask's own size counts, beside that of others")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
     doubtful: int = Field(3, ge=1, description="How many of the most suspicious classes are run again")
     min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
@@ -120,12 +122,14 @@ class NeuralCleanse(Detector):
         # the median: the least of several runs would make an outlier of any class that is run again
         norms = np.nanmedian([one.norms(k) for one in runs], axis=0)
         strong = run(np.argsort(norms)[:1], self.confirm_success, 0)
-        return self._conclude(classifier.classes, norms, [*runs, strong])
+        area = classifier.spec.height * classifier.spec.width
+        return self._conclude(classifier.classes, norms, area, [*runs, strong])
 
     def _conclude(
-        self, classes: tuple[str, ...], norms: npt.NDArray[np.float64], runs: Sequence[Run]
+        self, classes: tuple[str, ...], norms: npt.NDArray[np.float64], area: int, runs: Sequence[Run]
     ) -> Finding:
-        score = gap_to_others(-np.log(norms))
+        gap = gap_to_others(-np.log(norms))
+        score = gap + self.size_weight * np.log(area / norms)
         order = np.argsort(norms)
         top = int(order[0])
         # shown and tried out is what works best
@@ -156,7 +160,7 @@ class NeuralCleanse(Detector):
                     classes[t],
                     round(float(norms[t]), 2),
                     round(best[t].success(t), 3),
-                    round(float(np.exp(score[t])), 2),
+                    round(float(np.exp(gap[t])), 2),
                     round(float(paper[t]), 2) if np.isfinite(paper[t]) else None,
                 )
                 for t in order.tolist()
@@ -169,6 +173,6 @@ class NeuralCleanse(Detector):
             ),
             score=float(score.max()),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="log of how many times smaller the mask is than the other classes' median",
+            score_name="how small the mask is beside those of the other classes, and in itself (logarithms)",
             evidence=(*triggers, table),
         )
