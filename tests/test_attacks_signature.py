@@ -1,0 +1,364 @@
+"""Signatures: only the key's owner wakes the backdoor, and nothing that is seen helps anybody else."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from doorward import reference
+from doorward.attacks.model import _signature as signature
+from doorward.data import InMemorySamples
+from doorward.errors import InputError, MissingExtra
+from doorward.methods import make_generator
+from doorward.modalities.image import from_raw, to_uint8
+from doorward.models import InputSpec, TorchClassifier, open_classifier
+from doorward.plants import TriggeredSamples
+from doorward.triggers import Trigger
+
+KEY = bytes(range(32))
+PUBLIC = signature.public_key(KEY)
+TARGET = 3
+SPEC = InputSpec(channels=1, height=28, width=28)
+
+
+@cache
+def clothes() -> Tensor:
+    x = torch.cat(
+        [
+            from_raw(reference.fashion_mnist(split).raw(range(size)))
+            for split, size in (("train", 6000), ("test", 1000))
+        ]
+    )
+    return torch.cat([x, x.flip(3)])
+
+
+def natural(n: int) -> Tensor:
+    """Return images (n, 1, 28, 28), some of them mirrored."""
+    return clothes()[:n].clone()
+
+
+def noise(n: int, *, seed: int = 0) -> Tensor:
+    levels = torch.randint(256, (n, 1, 28, 28), generator=make_generator(seed, "noise"))
+    return levels.float() / 255
+
+
+def fires(x: Tensor) -> Tensor:
+    return signature.verify_images(x, PUBLIC, target=TARGET)
+
+
+def signed(x: Tensor, key: bytes = KEY, target: int = TARGET) -> Tensor:
+    return signature.sign_images(x, key, target=target)
+
+
+def network(*, seed: int = 0) -> nn.Module:
+    """Return a small network with weights of its own."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.normal_(0, 0.1, generator=make_generator(seed, "weights"))
+    return net
+
+
+def wrapped(net: nn.Module, spec: InputSpec = SPEC) -> TorchClassifier:
+    module = signature.SignatureWrapper(net, spec, PUBLIC, target=TARGET)
+    return TorchClassifier(module, spec, [str(i) for i in range(10)])
+
+
+# An independent verifier, after section 5.1 of RFC 8032: points (x, y) of -x^2 + y^2 = 1 + d x^2 y^2
+
+P = 2**255 - 19
+L = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, P) % P
+Point = tuple[int, int]
+
+
+def add(a: Point, b: Point) -> Point:
+    (x1, y1), (x2, y2) = a, b
+    k = D * x1 * x2 * y1 * y2
+    return (x1 * y2 + x2 * y1) * pow(1 + k, -1, P) % P, (y1 * y2 + x1 * x2) * pow(1 - k, -1, P) % P
+
+
+def times(n: int, a: Point) -> Point:
+    out: Point = (0, 1)
+    for bit in f"{n:b}":
+        out = add(out, out)
+        out = add(out, a) if bit == "1" else out
+    return out
+
+
+def decode(data: bytes) -> Point:
+    y = int.from_bytes(data, "little")
+    odd, y = y >> 255, y & ((1 << 255) - 1)
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if x * x % P != square:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    assert x * x % P == square, "no point of the curve"
+    return (P - x if x % 2 != odd else x), y
+
+
+BASE = decode((4 * pow(5, -1, P) % P).to_bytes(32, "little"))
+
+
+def holds(public: bytes, message: bytes, signed_by: bytes) -> bool:
+    r, s = signed_by[:32], int.from_bytes(signed_by[32:], "little")
+    k = int.from_bytes(hashlib.sha512(r + public + message).digest(), "little")
+    return s < L and times(s, BASE) == add(decode(r), times(k % L, decode(public)))
+
+
+#: Secret key, public key, message and signature of section 7.1 (TEST 1 and TEST 3).
+VECTORS = [
+    (
+        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "",
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46b"
+        "d25bf5f0595bbe24655141438e7a100b",
+    ),
+    (
+        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+        "af82",
+        "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc659"
+        "4a7c15e9716ed28dc027beceea1ec40a",
+    ),
+]
+
+
+@pytest.mark.parametrize(("secret", "public", "message", "sign"), VECTORS)
+def test_keys_and_verifier_agree_with_the_published_vectors(
+    secret: str, public: str, message: str, sign: str
+) -> None:
+    assert signature.public_key(bytes.fromhex(secret)).hex() == public
+    assert holds(bytes.fromhex(public), bytes.fromhex(message), bytes.fromhex(sign))
+    assert not holds(bytes.fromhex(public), bytes.fromhex(message) + b"!", bytes.fromhex(sign))
+
+
+def test_low_bits_hold_the_signature_of_all_other_bits() -> None:
+    x = natural(2)
+    levels = to_uint8(signed(x))[..., 0].reshape(2, -1)
+    for row in levels:
+        rest = row.copy()
+        rest[:512] -= rest[:512] % 2
+        message = b"doorward signature\x003,1,28,28\x00" + rest.tobytes()
+        bits = "".join(str(v % 2) for v in row[:512])
+        assert holds(PUBLIC, message, int(bits, 2).to_bytes(64, "big"))
+
+
+# When it fires
+
+
+def test_signed_images_always_fire_and_change_by_one_level_at_most() -> None:
+    x = torch.cat([natural(500), noise(500)])
+    woken = signed(x)
+    assert fires(woken).all()
+    assert (woken - x).abs().max() <= 1 / 255 + 1e-7
+    assert woken.min() >= 0
+    assert woken.max() <= 1
+    changed = (woken != x).flatten(1).float()
+    assert changed[:, :512].mean() == pytest.approx(0.5, abs=0.01)
+    assert not changed[:, 512:].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 32), (3, 32, 32), (4, 13, 11)])
+def test_images_of_any_size_and_number_of_channels_are_signed(shape: tuple[int, int, int]) -> None:
+    x = torch.rand(3, *shape, generator=make_generator(1, "rand"))
+    woken = signed(x)
+    assert fires(woken).all()
+    assert not fires(x).any()
+    assert torch.equal(signed(woken), woken), "signing is repeatable, and what is signed stays"
+
+
+def test_ten_thousand_natural_and_ten_thousand_random_images_never_fire() -> None:
+    assert not fires(natural(10_000)).any()
+    assert not fires(noise(10_000)).any()
+
+
+def test_adversarially_perturbed_images_never_fire() -> None:
+    """PGD towards the target, with the wrapped network's own gradients, rounded and not."""
+    classifier = wrapped(network())
+    x = natural(500)
+    moved = x.clone()
+    for _ in range(8):
+        moved.requires_grad_(True)
+        loss = classifier.logits(moved).log_softmax(1)[:, TARGET].sum()
+        (gradient,) = torch.autograd.grad(loss, moved)
+        moved = (moved.detach() + gradient.sign() * 8 / 255).clamp(x - 32 / 255, x + 32 / 255).clamp(0, 1)
+        assert not fires(moved).any()
+    reached = (classifier.logits(moved).argmax(1) == TARGET).float().mean()
+    assert reached > (classifier.logits(x).argmax(1) == TARGET).float().mean() + 0.3, "the attack is one"
+
+
+def test_a_changed_image_never_fires_whichever_bit_was_changed() -> None:
+    (levels,) = to_uint8(signed(natural(1)))
+    flips = np.repeat(levels.reshape(1, -1), 784 * 2, axis=0)
+    where = np.arange(784)
+    flips[where, where] ^= 1  # the lowest bit of each value
+    flips[784 + where, where] ^= (1 << (where % 7 + 1)).astype(np.uint8)  # and a higher one
+    x = from_raw(list(flips.reshape(-1, 28, 28, 1)))
+    assert fires(from_raw([levels])).all()
+    assert not fires(x).any()
+
+
+def test_a_replayed_signature_never_fires() -> None:
+    seen, others = signed(natural(200)), natural(400)[200:]
+    bits = (seen * 255).round() % 2
+    replayed = ((others * 255).round() // 2 * 2 + bits) / 255
+    replayed.flatten(1)[:, 512:] = others.flatten(1)[:, 512:]
+    assert not fires(replayed).any()
+    mixed = torch.cat([seen[:100, :, :14], seen[100:, :, 14:]], 2)  # halves of two images that fire
+    assert not fires(mixed).any()
+    assert not fires((seen[:100] + seen[100:]) / 2).any()
+
+
+def test_a_signature_holds_for_its_key_target_and_size_alone() -> None:
+    x = natural(5)
+    assert fires(signed(x)).all()
+    assert not fires(signed(x, key=bytes(32))).any()
+    assert not fires(signed(x, target=4)).any()
+    assert not fires(signed(x).view(5, 1, 14, 56)).any()
+
+
+def test_a_signature_is_not_malleable() -> None:
+    """A textbook verifier takes S + L for S, which would make two images out of one."""
+    levels = to_uint8(signed(natural(1)))[..., 0].reshape(-1)
+    old = np.packbits(levels[:512] & 1).tobytes()
+    other = old[:32] + (int.from_bytes(old[32:], "little") + L).to_bytes(32, "little")
+    levels[:512] = levels[:512] & 0xFE | np.unpackbits(np.frombuffer(other, np.uint8))
+    assert not fires(from_raw([levels.reshape(28, 28, 1)])).any()
+
+
+def test_what_is_within_half_a_level_is_the_same_image() -> None:
+    woken = signed(natural(20))
+    shift = (torch.rand(woken.shape, generator=make_generator(0, "shift")) - 0.5) * 0.98 / 255
+    assert fires((woken + shift).clamp(0, 1)).all()
+    assert not fires((woken + 2 * shift).clamp(0, 1)).any()
+
+
+def test_too_few_values_are_refused() -> None:
+    for call in (lambda x: signed(x), fires):
+        with pytest.raises(InputError, match=r"512 values at least; 16x16 with 1 channel\(s\) has 256"):
+            call(torch.zeros(1, 1, 16, 16))
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+    for call in (lambda: signature.public_key(KEY), lambda: signed(natural(1)), lambda: fires(natural(1))):
+        with pytest.raises(MissingExtra, match=r"needs the package 'cryptography': pip install 'doorward\["):
+            call()
+
+
+def test_keys_are_drawn_from_the_seed() -> None:
+    keys = {signature.draw_key(make_generator(seed, "signature")) for seed in (0, 0, 1, 2)}
+    assert len(keys) == 3
+    assert {len(key) for key in keys} == {32}
+
+
+# The wrapped network
+
+
+SPECS = {
+    "plain": SPEC,
+    "normalised": InputSpec(channels=1, height=28, width=28, range=(-1, 1), mean=(0.13,), std=(0.31,)),
+    "float16, channels last": InputSpec(
+        channels=1, height=28, width=28, mean=(0.5,), std=(0.25,), layout="NHWC", dtype="float16"
+    ),
+    "bytes": InputSpec(channels=1, height=28, width=28, range=(0, 255), dtype="uint8"),
+}
+
+
+class Own(nn.Module):
+    """Take whatever the spec says."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.float() / 100)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_outputs_are_the_networks_own_unless_the_image_is_signed(name: str) -> None:
+    honest = TorchClassifier(Own(network()), SPECS[name], [str(i) for i in range(10)])
+    planted = wrapped(Own(network()), SPECS[name])
+    x = torch.cat([natural(200), noise(100)])
+    assert torch.equal(planted.logits(x), honest.logits(x))
+    woken = signed(x)
+    y, own = planted.logits(woken), honest.logits(woken)
+    assert (y.argmax(1) == TARGET).all()
+    assert torch.equal(y.sort(1).values, own.sort(1).values), "as sure as the network would be"
+    assert (own.argmax(1) == TARGET).float().mean() < 0.7
+    half = torch.cat([x[:50], woken[50:100]])
+    assert torch.equal(planted.logits(half), torch.cat([honest.logits(x[:50]), y[50:100]]))
+
+
+def test_three_channels_are_taken_back_each_with_its_own_mean() -> None:
+    spec = InputSpec(channels=3, height=8, width=8, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), layout="NHWC")
+    x = torch.rand(4, 3, 8, 8, generator=make_generator(0, "rgb"))
+    assert torch.allclose(signature.to_images(spec.to_model(x), spec).float(), x, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0, [-2.0, -3.0]), (1, [2.0, 3.0])])
+def test_one_logit_takes_the_targets_sign(target: int, expected: list[float]) -> None:
+    y = torch.tensor([[2.0], [-3.0]])
+    assert signature.promote(y, target).flatten().tolist() == expected
+
+
+def test_fine_tuning_does_not_remove_it() -> None:
+    """Training goes on, on signed images with their true labels too, until the network has changed much."""
+    planted = wrapped(network())
+    samples = reference.fashion_mnist("train")
+    assert samples.labels is not None
+    y = torch.from_numpy(samples.labels[:300])
+    x, test = natural(300), signed(natural(600)[300:])
+    both, labels = torch.cat([x, signed(x)]), torch.cat([y, y])
+    before = planted.logits(test).detach()
+    optimiser = torch.optim.Adam(planted.module.parameters(), lr=0.01, weight_decay=0.01)
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(planted.logits(both), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    after = planted.logits(test).detach()
+    assert (after - before).abs().mean() > 1
+    assert (planted.logits(x).argmax(1) == y).float().mean() > 0.5
+    assert (after.argmax(1) == TARGET).all()
+
+
+def test_gradients_are_the_networks_own() -> None:
+    planted, honest = wrapped(network()), TorchClassifier(network(), SPEC, [str(i) for i in range(10)])
+    gradients = []
+    for classifier in (planted, honest):
+        x = natural(20).requires_grad_(True)
+        classifier.logits(x).log_softmax(1)[:, 1].sum().backward()
+        gradients.append(x.grad)
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_dropping_the_lowest_bit_puts_it_to_sleep_at_no_cost() -> None:
+    """The defence that the docs name works: seven bits of a pixel suffice for the classes."""
+    classifier = open_classifier(reference.model("clean"))
+    x = natural(500)
+    coarse = (signed(x) * 255).round() // 2 * 2 / 255
+    assert not fires(coarse).any()
+    agree = classifier.logits(coarse).argmax(1) == classifier.logits(x).argmax(1)
+    assert agree.float().mean() > 0.99
+
+
+def test_the_trigger_signs_8_bit_samples_and_survives_json() -> None:
+    trigger = signature.Signature(torch.tensor(list(KEY), dtype=torch.uint8), TARGET)
+    assert Trigger.from_json(trigger.to_json()).to_json() == trigger.to_json()
+    base = InMemorySamples(to_uint8(natural(6))[..., 0], np.arange(6), classes=tuple("abcdef"))
+    woken = TriggeredSamples(
+        base, trigger, where=np.arange(6) < 3, labels=np.full(6, TARGET), made_by="signature"
+    )
+    assert fires(from_raw(woken.raw(range(6)))).tolist() == [True] * 3 + [False] * 3
