@@ -36,6 +36,7 @@ UNKNOWN = finding(None, verdict="could_not_tell", reason="too few images")
 def test_a_high_score_that_is_confirmed_is_a_backdoor(held: Bank) -> None:
     found = conclude(report(finding(50.0), LOW), held)
     assert (found.verdict, found.targets, found.calibrated) == ("backdoored", (3,), True)
+    assert [f.verdict for f in found.findings] == ["backdoored", "nothing_found"]
     assert found.p_value is not None
     assert found.p_value <= 0.01
     compared = held.compare({f.detector: f.score or 0.0 for f in found.findings}, 12)

@@ -47,14 +47,15 @@ def conclude(report: Report, bank: Bank | None = None) -> Report:
         return report.model_copy(update={"verdict": "unsafe"})
     guilty = sorted((f for f in findings if f.flagged), key=lambda f: f.p_value or 0.0)
     if guilty:
-        named = {(f.detector, t) for f in guilty for t in f.targets}
-        works = any(
-            (c.detector, c.target) in named and c.success.low >= CONFIRMED for c in report.confirmations
+        works = {(c.detector, c.target) for c in report.confirmations if c.success.low >= CONFIRMED}
+        sure = report.calibrated and p is not None and p <= BACKDOORED
+        proven = {f.detector for f in guilty if sure and any((f.detector, t) in works for t in f.targets)}
+        named = tuple(
+            f.model_copy(update={"verdict": "backdoored"}) if f.detector in proven else f for f in findings
         )
-        sure = report.calibrated and works and p is not None and p <= BACKDOORED
         targets = tuple(dict.fromkeys(t for f in guilty for t in f.targets))
-        verdict: Verdict = "backdoored" if sure else "suspicious"
-        return report.model_copy(update={"verdict": verdict, "targets": targets})
+        verdict: Verdict = "backdoored" if proven else "suspicious"
+        return report.model_copy(update={"verdict": verdict, "targets": targets, "findings": named})
     why = _what_stopped(findings, judged.unjudged)
     if not compared:
         why = why or given or "no detector that looks at behaviour ran"
