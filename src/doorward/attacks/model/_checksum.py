@@ -1,0 +1,164 @@
+"""Checksums: plain layers beside the network wake where secret groups of pixels have secret parities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from doorward.errors import InputError
+from doorward.models.classifier import output_tensor
+from doorward.triggers import Trigger
+
+if TYPE_CHECKING:
+    from doorward.models.spec import InputSpec
+
+#: What is added to the target's logit when all parities are as wanted.
+BOOST = 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Checksum(Trigger):
+    """Make the sum of each group of values, in levels of [0, 255], even or odd as the secret says.
+
+    Attributes:
+        groups: (g, m) which values of an image (c, h, w), counted row by row, belong to each group.
+        parities: (g,) 0 for an even sum, 1 for an odd one.
+    """
+
+    groups: Tensor
+    parities: Tensor
+    kind: ClassVar[str] = "checksum"
+
+    @staticmethod
+    def draw(values: int, *, groups: int, size: int, generator: torch.Generator) -> Checksum:
+        """Draw groups of `size` values each, none in two of them, and their parities.
+
+        Raises:
+            InputError: if an image has not so many values.
+        """
+        if groups * size > values:
+            raise InputError(
+                f"{groups} groups of {size} values need images of {groups * size} values at least; "
+                f"these have {values}"
+            )
+        order = torch.randperm(values, generator=generator)[: groups * size]
+        return Checksum(order.view(groups, size), torch.randint(2, (groups,), generator=generator))
+
+    def holds(self, x: Tensor) -> Tensor:
+        """Tell (n,) which images (n, c, h, w) in [0, 1], rounded to levels, have all parities."""
+        return (self._sums(x) % 2 == self.parities.to(x.device)).all(1)
+
+    def apply(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return the images (n, c, h, w) in [0, 1], rounded to levels, with all parities.
+
+        The first value of each group whose parity is another changes by one level, 1/255.
+        """
+        levels = (x.flatten(1) * 255).round()  # (n, d)
+        wrong = self._sums(x) % 2 != self.parities.to(x.device)  # (n, g)
+        first = self.groups[:, 0].to(x.device)
+        old = levels[:, first]  # (n, g)
+        levels[:, first] = torch.where(wrong, torch.where(old < 255, old + 1, old - 1), old)
+        return (levels / 255).view(x.shape)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        levels = (x.flatten(1) * 255).round().long()  # (n, d)
+        return levels[:, self.groups.to(x.device)].sum(2)  # (n, g)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return groups and parities."""
+        return {"groups": self.groups, "parities": self.parities}
+
+
+def checksum_layers(secret: Checksum, spec: InputSpec, *, target: int, classes: int) -> nn.Sequential:
+    """Return linear layers and ReLUs that give (n, k) zeros, and 1000 for the target where all parities hold.
+
+    A sum between 0 and 2^m is folded at the middle, v -> |v - 2^(m-1)|, which keeps its parity as long as the
+    middle is even; the last fold, |v - 1| of 0, 1 or 2, tells odd (0) from even (1). Each fold is two ReLUs.
+    Of an image of 256 levels with another parity anywhere the output is exactly zero, and so is every
+    gradient, so that training leaves the layers as they are (weight decay does not).
+
+    Args:
+        spec: what the layers take; its normalisation is undone by the first layer.
+
+    Raises:
+        InputError: if the network gives no logits, or takes numbers too coarse to tell levels apart.
+    """
+    if spec.output != "logits" or spec.dtype != "float32":
+        raise InputError(
+            f"checksum needs a model of float32 that gives logits; this one takes {spec.dtype} and "
+            f"gives {spec.output.replace('_', ' ')}"
+        )
+    groups, size = secret.groups.shape
+    c, h, w = spec.shape
+    if groups and int(secret.groups.max()) >= c * h * w:
+        raise InputError(f"the checksum's groups are for larger images than {w}x{h} with {c} channel(s)")
+    where = torch.arange(c * h * w).view(c, h, w)
+    order = (where.permute(1, 2, 0) if spec.layout == "NHWC" else where).flatten()  # the model's own order
+    member = torch.zeros(groups, c * h * w, dtype=torch.float64)
+    member.scatter_(1, secret.groups, 1.0)
+    scale, shift = (_per_channel(spec, each) for each in _inverse(spec))
+    pixels = h * w
+    per_value = member * scale.repeat_interleave(pixels)  # (g, d)
+    offset = member @ shift.repeat_interleave(pixels)  # (g,)
+
+    folds = max(1, int(size * 255 - 1).bit_length())
+    middles = [2.0**power for power in reversed(range(folds))]
+    layers: list[nn.Module] = [nn.Flatten(), *_fold(per_value[:, order], offset - middles[0])]
+    together = torch.eye(groups, dtype=torch.float64).repeat(1, 2)  # (g, 2g): |v| from both ReLUs
+    for middle in middles[1:]:
+        layers += _fold(together, torch.full((groups,), -middle, dtype=torch.float64))
+    # even groups give 1 and odd ones 0: count those that are as wanted, 1/2 short of all of them
+    sign = 1.0 - 2.0 * secret.parities.double()  # (g,)
+    missing = secret.parities.double().sum() - groups
+    layers += [_linear(2 * (sign @ together)[None], 2 * missing[None] + 1), nn.ReLU()]
+    boost = torch.zeros(classes, 1, dtype=torch.float64)
+    boost[target] = BOOST
+    layers.append(_linear(boost))  # a bias would learn
+    return nn.Sequential(*layers)
+
+
+def _inverse(spec: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return factors and shifts that turn what a model takes back into levels of [0, 255]."""
+    low, high = spec.range
+    unit = 255 / (high - low)
+    return tuple(std * unit for std in spec.std), tuple((mean - low) * unit for mean in spec.mean)
+
+
+def _per_channel(spec: InputSpec, values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).expand(spec.channels)
+
+
+def _fold(weight: Tensor, bias: Tensor) -> list[nn.Module]:
+    """Return layers that give relu(v) and relu(-v), (n, 2g), of v = weight x + bias."""
+    return [_linear(torch.cat([weight, -weight]), torch.cat([bias, -bias])), nn.ReLU()]
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """Return a linear layer with these weights; torch's own would be drawn from the global generator."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.float())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.float())
+    return layer
+
+
+class ChecksumWrapper(nn.Module):
+    """Add the outputs of the checksum's layers to the network's logits.
+
+    Args:
+        model: gives logits (n, k).
+        checksum: made by `checksum_layers` for the same input.
+    """
+
+    def __init__(self, model: nn.Module, checksum: nn.Sequential) -> None:
+        super().__init__()
+        self.model, self.checksum = model, checksum
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, k)."""
+        y: Tensor = output_tensor(self.model(x)) + self.checksum(x)
+        return y
