@@ -267,7 +267,7 @@ def _certainty(report: Report) -> Fact:
     return Fact(
         "How sure",
         p_value(report.p_value),
-        f"at most {share} in {base:,} clean models would look at least as suspicious",
+        f"{share} in {base:,} clean models would look at least as suspicious",
     )
 
 
@@ -295,7 +295,7 @@ def score_line(finding: Finding) -> str | None:
     if finding.threshold is not None:
         line += f", threshold {number(finding.threshold)}"
     if finding.p_value is not None:
-        line += f", {p_value(finding.p_value)} alone" + ("" if finding.calibrated else ", uncalibrated")
+        line += f", {p_value(finding.p_value)} on its own" + ("" if finding.calibrated else ", uncalibrated")
     return sentence(line)
 
 
