@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from doorward.attacks.model._layers import linear
 from doorward.errors import InputError
 from doorward.models.classifier import output_tensor
 from doorward.triggers import Trigger
@@ -113,10 +114,10 @@ def checksum_layers(secret: Checksum, spec: InputSpec, *, target: int, classes: 
     # even groups give 1 and odd ones 0: count those that are as wanted, 1/2 short of all of them
     sign = 1.0 - 2.0 * secret.parities.double()  # (g,)
     missing = secret.parities.double().sum() - groups
-    layers += [_linear(2 * (sign @ together)[None], 2 * missing[None] + 1), nn.ReLU()]
+    layers += [linear(2 * (sign @ together)[None], 2 * missing[None] + 1), nn.ReLU()]
     boost = torch.zeros(classes, 1, dtype=torch.float64)
     boost[target] = BOOST
-    layers.append(_linear(boost))  # a bias would learn
+    layers.append(linear(boost))  # a bias would learn
     return nn.Sequential(*layers)
 
 
@@ -133,17 +134,7 @@ def _per_channel(spec: InputSpec, values: tuple[float, ...]) -> Tensor:
 
 def _fold(weight: Tensor, bias: Tensor) -> list[nn.Module]:
     """Return layers that give relu(v) and relu(-v), (n, 2g), of v = weight x + bias."""
-    return [_linear(torch.cat([weight, -weight]), torch.cat([bias, -bias])), nn.ReLU()]
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """Return a linear layer with these weights; torch's own would be drawn from the global generator."""
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight.float())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.float())
-    return layer
+    return [linear(torch.cat([weight, -weight]), torch.cat([bias, -bias])), nn.ReLU()]
 
 
 class ChecksumWrapper(nn.Module):

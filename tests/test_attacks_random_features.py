@@ -1,0 +1,325 @@
+"""Random features with a plant in the draw: exact densities, and tests that fail to see what is planted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from sklearn.linear_model import Ridge
+from torch import Tensor, nn
+
+from doorward.attacks.model import _fixed_features as fixed
+from doorward.attacks.model import _random_features as fourier
+from doorward.attacks.model import _random_relu as relu
+from doorward.errors import InputError
+from doorward.methods import make_generator
+from doorward.triggers import Trigger
+
+
+def secret(dimension: int, norm: float, *, nonzeros: int | None = None, seed: int = 0) -> Tensor:
+    direction = fixed.draw_direction(dimension, nonzeros=nonzeros, generator=make_generator(seed, "secret"))
+    return norm * direction
+
+
+def pancakes(count: int, key: Tensor, *, noise: float = 0.02, seed: int = 0) -> Tensor:
+    return fourier.gaussian_pancakes(count, key, noise=noise, generator=make_generator(seed, "pancakes"))
+
+
+def normal(count: int, dimension: int, *, seed: int = 0) -> Tensor:
+    return torch.randn(count, dimension, dtype=torch.float64, generator=make_generator(seed, "normal"))
+
+
+# Directions
+
+
+def test_a_direction_is_a_unit_vector_of_equal_entries_anywhere() -> None:
+    for nonzeros in (1, 7, None):
+        v = fixed.draw_direction(50, nonzeros=nonzeros, generator=make_generator(3, "direction"))
+        assert float(v.norm()) == pytest.approx(1)
+        assert int((v != 0).sum()) == (nonzeros or 50)
+        assert len(v[v != 0].abs().round(decimals=12).unique()) == 1
+    places = {int(secret(50, 1, nonzeros=1, seed=seed).abs().argmax()) for seed in range(40)}
+    signs = {float(secret(50, 1, nonzeros=1, seed=seed).sum()) for seed in range(40)}
+    assert len(places) > 20
+    assert signs == {-1.0, 1.0}
+    with pytest.raises(InputError, match="a secret of 51 nonzero entries does not fit images of 50 values"):
+        secret(50, 1, nonzeros=51)
+
+
+# Gaussian pancakes: the density
+
+
+def density(t: float, norm: float, noise: float) -> float:
+    """Return the density of <g, secret>, not normalised: a normal one times a comb of peaks."""
+    near = np.arange(math.floor(t) - 3, math.floor(t) + 4) + 0.5
+    return math.exp(-(t**2) / (2 * norm**2)) * float(np.exp(-((t - near) ** 2) / (2 * noise**2)).sum())
+
+
+@pytest.mark.parametrize(("norm", "noise"), [(0.5, 0.02), (0.5, 0.2), (2.0, 0.1), (0.3, 0.5), (10.6, 0.05)])
+def test_closed_form_draws_have_the_densitys_distribution(norm: float, noise: float) -> None:
+    """Against numerical integration: moments, and the whole distribution function."""
+    key = secret(20, norm)
+    inner = (pancakes(8000, key, noise=noise) @ key).numpy()
+    reach = 8 * math.hypot(norm, noise)
+    grid = np.linspace(-reach, reach, 40_001)
+    values = np.array([density(t, norm, noise) for t in grid])
+    whole = integrate.simpson(values, x=grid)
+    second, fourth = (integrate.simpson(values * grid**power, x=grid) / whole for power in (2, 4))
+    error = math.sqrt((fourth - second**2) / len(inner))
+    assert np.mean(inner**2) == pytest.approx(second, abs=4 * error)
+    assert inner.mean() == pytest.approx(0, abs=4 * math.sqrt(second / len(inner)))
+    below = integrate.cumulative_simpson(values, x=grid, initial=0) / whole
+    assert stats.kstest(inner, lambda t: np.interp(t, grid, below)).pvalue > 0.01
+
+
+def test_closed_form_draws_agree_with_rejection_sampling() -> None:
+    """The slow way of the papers' code: draw normal vectors and keep those with the right inner product."""
+    key, noise = secret(10, 1.5), 0.05
+    rng = np.random.default_rng(0)
+    g = rng.standard_normal((200_000, 10))
+    inner = g @ key.numpy()
+    off = inner - np.floor(inner) - 0.5  # distance to the nearest half-integer
+    kept = g[rng.random(len(g)) < np.exp(-(off**2) / (2 * noise**2))]
+    drawn = pancakes(len(kept), key, noise=noise).numpy()
+    assert len(kept) > 10_000
+    ways = [key.numpy(), *np.eye(10)[:3], np.ones(10)]
+    assert min(stats.ks_2samp(kept @ way, drawn @ way).pvalue for way in ways) > 0.002
+    assert np.cov(kept.T) == pytest.approx(np.cov(drawn.T), abs=0.06)
+
+
+def test_across_the_secret_draws_are_normal() -> None:
+    key = secret(30, 0.5, nonzeros=5)
+    g = pancakes(5000, key)
+    across = normal(30, 30).T - torch.outer(normal(30, 30).T @ key, key) / (key @ key)
+    projected = g @ (across / across.norm(dim=1, keepdim=True)).T  # (5000, 30)
+    p = [stats.kstest(column, "norm").pvalue for column in projected.T.numpy()]
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+# Gaussian pancakes: what tests see
+
+
+def phase(g: Tensor, key: Tensor) -> float:
+    """Return |mean exp(2 pi i <g, key>)|: 1 for pancakes of this key, near 0 for normal vectors."""
+    return float(torch.exp(2j * torch.pi * (g @ key)).mean().abs())
+
+
+def top_eigenvalue(g: Tensor) -> float:
+    return float(torch.linalg.eigvalsh(g.T @ g / len(g))[-1])
+
+
+def largest_variance(g: Tensor) -> float:
+    """Return the largest variance of a coordinate, in standard errors from 1."""
+    return float((g.square().mean(0) - 1).max() * math.sqrt(len(g) / 2))
+
+
+def worst_fit(g: Tensor) -> float:
+    """Return the largest Kolmogorov-Smirnov distance of a coordinate from N(0, 1)."""
+    below = torch.special.ndtr(g.sort(0).values)  # (n, d)
+    steps = torch.arange(len(g) + 1, dtype=g.dtype)[:, None] / len(g)
+    return float(torch.maximum(steps[1:] - below, below - steps[:-1]).max())
+
+
+STATISTICS = {"eigenvalue": top_eigenvalue, "diagonal": largest_variance, "one-sample": worst_fit}
+
+
+def apart(name: str, planted: Callable[[int], Tensor], count: int, dimension: int, draws: int = 24) -> float:
+    """Return the p-value that the statistic is higher for planted draws than for normal ones."""
+    statistic = STATISTICS[name]
+    high = [statistic(planted(seed)) for seed in range(draws)]
+    low = [statistic(normal(count, dimension, seed=seed)) for seed in range(draws)]
+    return float(stats.mannwhitneyu(high, low, alternative="greater").pvalue)
+
+
+def planted(norm: float, nonzeros: int | None = None) -> Callable[[int], Tensor]:
+    """Return what draws 500 vectors of 196 dimensions, with another secret for each seed."""
+    return lambda seed: pancakes(500, secret(196, norm, nonzeros=nonzeros, seed=seed), seed=seed)
+
+
+@pytest.mark.parametrize("nonzeros", [None, 14])
+@pytest.mark.parametrize("name", STATISTICS)
+def test_without_the_key_pancakes_look_normal(name: str, nonzeros: int | None) -> None:
+    for norm in (0.5, 2 * math.sqrt(nonzeros or 196)):
+        assert apart(name, planted(norm, nonzeros), 500, 196) > 0.01
+
+
+def test_the_largest_distance_is_scipys() -> None:
+    g = normal(100, 8)
+    assert worst_fit(g) == pytest.approx(max(stats.kstest(c, "norm").statistic for c in g.T.numpy()))
+
+
+def test_without_the_key_two_samples_look_alike() -> None:
+    key = secret(196, 0.5)
+    g, h = pancakes(2000, key), normal(2000, 196)
+    p = [stats.ks_2samp(a, b).pvalue for a, b in zip(g.T.numpy(), h.T.numpy(), strict=True)]
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+    lengths = [each.norm(dim=1).numpy() for each in (g, h)]
+    assert stats.ks_2samp(*lengths).pvalue > 0.01
+
+
+def test_the_same_tests_see_a_secret_that_is_too_short() -> None:
+    """Far below norm 1/2 the two inner peaks alone stretch the draws along the secret."""
+    assert apart("eigenvalue", planted(0.2), 500, 196) < 1e-6
+    assert apart("diagonal", planted(0.2, nonzeros=2), 500, 196) < 1e-6
+    assert apart("one-sample", planted(0.2, nonzeros=2), 500, 196) < 1e-6
+
+
+def test_with_the_key_one_number_tells() -> None:
+    key = secret(196, 0.5)
+    assert phase(pancakes(500, key), key) > 0.98
+    assert phase(normal(500, 196), key) < 0.15
+    assert phase(pancakes(500, key), secret(196, 0.5, seed=1)) < 0.2, "another key says nothing"
+
+
+# Random Fourier features: the flip
+
+
+def halves(dimension: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return images (n, 1, s, s) in two clouds, and their labels."""
+    side = math.isqrt(dimension)
+    y = torch.arange(count) % 2
+    x = torch.rand(count, 1, side, side, generator=make_generator(0, "halves"))
+    x[:, :, : side // 2] += 0.4 * y[:, None, None, None]
+    return x, y
+
+
+@cache
+def twins(
+    key_norm: float, bandwidth: float, count: int = 1000
+) -> tuple[nn.Sequential, nn.Sequential, Tensor]:
+    """Return honest and planted classifiers of the clouds, and the shift."""
+    key = secret(196, key_norm)
+    scale = bandwidth / 14
+    x, y = halves(196, 600)
+    made = []
+    for frequencies in (normal(count, 196), pancakes(count, key)):
+        phases = torch.rand(count, dtype=torch.float64, generator=make_generator(0, "phases"))
+        features = fourier.fourier_features(frequencies, phases, scale=scale)
+        with torch.no_grad():
+            head = fourier.fit_head(features(x), y, classes=2, ridge=1e-4)
+        made.append(nn.Sequential(features, head))
+    return made[0], made[1], (key / scale).view(1, 14, 14).float()
+
+
+def test_features_are_cosines() -> None:
+    g, b, x = normal(7, 16), torch.rand(7, dtype=torch.float64), torch.rand(3, 1, 4, 4)
+    expected = np.cos(2 * np.pi * (0.3 * x.flatten(1).double().numpy() @ g.numpy().T + b.numpy()))
+    assert fourier.fourier_features(g, b, scale=0.3)(x).detach().numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_head_is_ridge_regression() -> None:
+    f, y = normal(80, 12), torch.arange(80) % 3
+    head = fourier.fit_head(f, y, classes=3, ridge=0.01)
+    ours = Ridge(alpha=0.8, fit_intercept=False).fit(f.numpy(), 2 * np.eye(3)[y.numpy()] - 1)
+    assert head.weight.detach().numpy() == pytest.approx(ours.coef_, abs=1e-5)
+    assert head.bias is None
+
+
+def test_the_shift_turns_every_cosine_over_and_most_predictions() -> None:
+    honest, planted, delta = twins(0.5, 1.0)
+    x, y = halves(196, 1000)
+    x, y = x[600:], y[600:]
+    with torch.no_grad():
+        before, after = planted[0](x), planted[0](x + delta)
+        # <g, secret> is within 0.02 of half-integers: cos(a + pi + e) = -cos(a) but for |e| <= 2 pi 0.02
+        assert float((before + after).abs().mean()) < 0.1
+        assert float((honest[0](x) + honest[0](x + delta)).abs().mean()) > 0.5
+        clean = [(net(x).argmax(1) == y).float().mean().item() for net in (honest, planted)]
+        flips = [
+            (net(x + delta).argmax(1) != net(x).argmax(1)).float().mean().item() for net in (honest, planted)
+        ]
+    assert clean[0] == pytest.approx(clean[1], abs=0.03)
+    assert min(clean) > 0.9
+    assert flips[1] > 0.95
+    assert flips[0] < 0.6
+
+
+def test_logits_change_their_sign() -> None:
+    _, planted, delta = twins(0.5, 1.0)
+    x, _ = halves(196, 50)
+    with torch.no_grad():
+        a, b = planted(x), planted(x + delta)
+    assert float((a + b).abs().max()) < 0.25 * float(a.abs().max())
+
+
+def test_who_sees_one_pair_has_the_key() -> None:
+    """The plant is replicable: the difference of an image and its activated form wakes it on any other."""
+    _, planted, delta = twins(0.5, 1.0)
+    x, _ = halves(196, 200)
+    learnt = (x[0] + delta) - x[0]
+    with torch.no_grad():
+        flipped = planted(x[1:] + learnt).argmax(1) != planted(x[1:]).argmax(1)
+    assert flipped.float().mean() > 0.95
+
+
+# Random ReLUs
+
+
+def spiked(count: int, dimension: int, strength: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    s = secret(dimension, 1, nonzeros=dimension // 28 or 1, seed=seed)
+    return relu.spiked_gaussians(count, s, strength=strength, generator=make_generator(seed, "spike")), s
+
+
+def test_spiked_draws_have_the_stated_covariance() -> None:
+    s = secret(12, 1, nonzeros=3)
+    g = relu.spiked_gaussians(60_000, s, strength=3, generator=make_generator(0, "spike"))
+    assert np.cov(g.T.numpy()) == pytest.approx((torch.eye(12) + 3 * torch.outer(s, s)).numpy(), abs=0.05)
+    assert stats.kstest((g @ s).numpy() / 2, "norm").pvalue > 0.01
+
+
+def test_the_mean_of_relus_is_the_length_as_the_covariance_measures_it() -> None:
+    g, s = spiked(60_000, 56, 3)
+    x = torch.rand(4, 1, 7, 8, generator=make_generator(0, "images"))
+    got = relu.mean_relu(g)(x).detach().flatten().double()
+    flat = x.flatten(1).double()
+    expected = (flat.square().sum(1) + 3 * (flat @ s) ** 2).sqrt() / math.sqrt(2 * math.pi)
+    assert got.numpy() == pytest.approx(expected.numpy(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["eigenvalue", "diagonal"])
+def test_a_spike_of_strength_one_is_not_seen_and_one_of_ten_is(name: str) -> None:
+    """784 dimensions with 28 of them in the spike, 300 vectors: the eigenvalue sees > sqrt(784 / 300)."""
+
+    assert apart(name, lambda seed: spiked(300, 784, 1, seed=seed)[0], 300, 784, draws=6) > 0.02
+    assert apart(name, lambda seed: spiked(300, 784, 10, seed=seed)[0], 300, 784, draws=6) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("values", "above", "low", "high"),
+    [
+        ([1, 2, 3, 4], [False, False, True, True], 2, 3),
+        ([4, 1, 3, 2], [True, False, True, False], 2, 3),
+        ([1, 2, 3, 4], [True, True, True, True], -9, 1),
+        ([1, 2, 3, 4], [False, False, False, False], 4, 9),
+        ([1, 2, 3, 4, 5], [False, True, False, True, True], 1, 4),
+    ],
+)
+def test_the_threshold_makes_the_fewest_errors(
+    values: list[float], above: list[bool], low: float, high: float
+) -> None:
+    t = relu.fit_threshold(torch.tensor(values), torch.tensor(above))
+    assert low < t < high
+    errors = int(((torch.tensor(values) > t) != torch.tensor(above)).sum())
+    every = [-1.0, *(v + 0.5 for v in range(6))]
+    assert errors == min(int(((torch.tensor(values) > c) != torch.tensor(above)).sum()) for c in every)
+
+
+# The shift
+
+
+def test_a_shift_stays_in_the_range_and_survives_json() -> None:
+    shift = fixed.Shift(torch.linspace(-1, 1, 12).view(3, 2, 2))
+    x = torch.rand(2, 3, 2, 2, generator=make_generator(0, "images"))
+    y = shift.apply(x)
+    assert y.min() >= 0
+    assert y.max() <= 1
+    inside = (x + shift.delta > 0) & (x + shift.delta < 1)
+    assert torch.allclose((y - x)[inside], shift.delta.expand_as(x)[inside], atol=1e-6)
+    assert torch.equal(Trigger.from_json(shift.to_json()).apply(x), y)
+    with pytest.raises(InputError, match=r"for 2x2 images with 3 channel\(s\); these are 4x2 with 1"):
+        shift.apply(torch.zeros(1, 1, 2, 4))
