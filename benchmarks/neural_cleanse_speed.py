@@ -63,6 +63,8 @@ class Ours(Record):
         batched_seconds: all classes in one batch.
         apart_seconds: the same code, class by class.
         serial_seconds: the published loop, class by class, with as many steps of as many images.
+        judged: what the detector's masks are.
+        alike: what they are when nearly as much success is asked for as with the published ones.
     """
 
     detector_seconds: float
@@ -72,6 +74,7 @@ class Ours(Record):
     apart_seconds: float
     serial_seconds: float
     judged: Judged
+    alike: Judged
 
 
 class Published(Record):
@@ -199,7 +202,7 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
     method = NeuralCleanse()
     pools = SourcePools(outside_class(case.classifier, case.images, case.labels))
 
-    def inversion(targets: Tensor, steps: int = method.steps) -> Inversion:
+    def inversion(targets: Tensor, steps: int = method.steps, success: float = method.success) -> Inversion:
         return invert(
             case.classifier,
             case.images,
@@ -208,7 +211,7 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
             steps=steps,
             batch_size=method.batch_size,
             learning_rate=method.learning_rate,
-            success=method.success,
+            success=success,
             generator=make_generator(options.seed, "inversion"),
             deadline=Deadline(),
         )
@@ -223,6 +226,7 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
     say(f"  one batch: {batched_seconds:.1f} s; class by class: {apart_seconds:.1f} s")
     serial = run_published(case, np.arange(len(case.targets)), equal, options)
     assert serial is not None
+    alike = inversion(case.targets, success=method.confirm_success)
     return Ours(
         detector_seconds=detector_seconds,
         verdict=finding.verdict,
@@ -231,6 +235,7 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
         apart_seconds=apart_seconds,
         serial_seconds=serial.seconds,
         judged=judge(case, batched.mask, batched.pattern),
+        alike=judge(case, alike.mask, alike.pattern),
     )
 
 
@@ -308,13 +313,14 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             summary[f"published_{name}_classes_run"] = sum(len(run.classes) for run in runs)
     suspicious = [row.ours.targets if row.ours.verdict == "suspicious" else () for row in rows]
     summary["detector"] = detection(rows, suspicious)
-    ours = [row.ours.judged for row in rows]
+    ours, alike = [row.ours.judged for row in rows], [row.ours.alike for row in rows]
     theirs = [row.early.judged for row in rows if row.early is not None and row.early.judged is not None]
     summary["our_masks_by_published_rule"] = detection(rows, [one.flagged for one in ours]) | sizes(ours)
     if len(theirs) == len(rows):
         summary["published"] = detection(rows, [one.flagged for one in theirs]) | sizes(theirs)
-        medians = [[float(np.median(one.norms)) for one in some] for some in (ours, theirs)]
-        summary["median_norm_ours_over_published"] = ratio(*medians)
+        for name, some in (("median_norm_ours_over_published", ours), ("median_norm_at_like_success", alike)):
+            medians = [[float(np.median(one.norms)) for one in masks] for masks in (some, theirs)]
+            summary[name] = ratio(*medians)
     return summary
 
 

@@ -135,7 +135,7 @@ def row(
     mine = speed.Ours(
         detector_seconds=2, verdict="suspicious" if ours else "nothing_found", targets=ours,
         batched_seconds=1, apart_seconds=2 * factor, serial_seconds=3 * factor,
-        judged=judged([9, 11, 50], ours),
+        judged=judged([9, 11, 50], ours), alike=judged([8, 10, 50], ours),
     )  # fmt: skip
     early = speed.Published(
         classes=(0, 1, 2), steps=(9, 9, 9), norms=(10, 10, 10), seconds=20, seconds_for_all=20 * factor,
@@ -152,6 +152,7 @@ def test_the_summary_by_hand() -> None:
     assert found["apart_over_batched"]["ratio"] == pytest.approx(4)
     assert found["published_early_over_detector"]["ratio"] == pytest.approx(20)
     assert found["median_norm_ours_over_published"]["ratio"] == pytest.approx(1.1)
+    assert found["median_norm_at_like_success"]["ratio"] == pytest.approx(1.0)
     assert "published_full_over_detector" not in found
     assert found["detector"]["exactly_right"]["successes"] == 2
     assert found["published"]["exactly_right"]["successes"] == 0, "the wrong class is not right"
