@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,22 +20,28 @@ from torch import Tensor, nn
 
 import docs_pages
 from doorward import reference, registry
+from doorward.attacks.base import DataAttack
+from doorward.attacks.model.base import ModelAttack
 from doorward.data import InMemorySamples, Samples
 from doorward.detectors.base import Detector
 from doorward.errors import InputError
-from doorward.methods import Deadline, Method
-from doorward.models import InputSpec, TorchClassifier, open_classifier
+from doorward.methods import Deadline, Method, make_generator
+from doorward.models import InputSpec, TorchClassifier, open_classifier, wrap
+from doorward.models.architectures import build
 from doorward.plants import Plant, read_plant, triggered
 from doorward.records import Finding, Need
 from doorward.registry import MethodKind
 from doorward.reports import atlas
 from doorward.subject import Subject
+from doorward.training import TrainingSettings, evaluate, train_classifier
 from doorward.triggers import Trigger
 
 METHODS: list[tuple[MethodKind, str]] = [
     (kind, name) for kind in get_args(MethodKind) for name in registry.modules(kind)
 ]
 ATTACKS = list(registry.modules("attack"))
+DATA_ATTACKS = [name for name in ATTACKS if issubclass(registry.get("attack", name), DataAttack)]
+MODEL_ATTACKS = [name for name in ATTACKS if issubclass(registry.get("attack", name), ModelAttack)]
 DETECTORS = list(registry.modules("detector"))
 #: Needs that a classifier serves.
 BEHAVIOUR = {"graph", "weights", "gradients", "features", "probabilities"}
@@ -43,6 +50,7 @@ BEHAVIOUR = {"graph", "weights", "gradients", "features", "probabilities"}
 QUICK: dict[str, dict[str, Any]] = {
     "max-margin": {"starts": 2, "steps": 8},
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
+    "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
 }
 
 #: Exemptions, each with its reason.
@@ -373,9 +381,10 @@ def test_a_planted_subject_scores_above_its_clean_twin(
 
 def test_every_attack_has_material() -> None:
     assert [name for name in ATTACKS if "image" not in registry.get("attack", name).modalities] == []
+    assert sorted(DATA_ATTACKS + MODEL_ATTACKS) == sorted(ATTACKS), "each changes data or a model"
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", DATA_ATTACKS)
 def test_an_attack_repeats_itself_and_leaves_its_input_alone(
     name: str, untouched: Callable[[], AbstractContextManager[None]]
 ) -> None:
@@ -394,7 +403,7 @@ def test_an_attack_repeats_itself_and_leaves_its_input_alone(
     assert registry.build("attack", plant.attack, plant.settings) == attack
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", DATA_ATTACKS)
 def test_an_attack_changes_what_its_plant_says_and_nothing_else(name: str) -> None:
     samples = make_images(200)
     poisoned = registry.build("attack", name, {"poison_rate": 0.1})(samples, seed=3)
@@ -418,7 +427,7 @@ def test_an_attack_changes_what_its_plant_says_and_nothing_else(name: str) -> No
             assert np.array_equal(before, after) == (identity not in cover)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", DATA_ATTACKS)
 def test_an_attack_refuses_what_it_cannot_poison(name: str) -> None:
     attack = registry.build("attack", name, {})
     x = np.zeros((20, SIDE, SIDE), np.uint8)
@@ -438,7 +447,7 @@ def test_without_a_trigger_there_is_nothing_to_wake(name: str) -> None:
         triggered(make_images(), plant)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in WITHOUT_A_TRIGGER])
+@pytest.mark.parametrize("name", [name for name in DATA_ATTACKS if name not in WITHOUT_A_TRIGGER])
 def test_a_trigger_survives_json(name: str) -> None:
     plant = registry.build("attack", name, {})(make_images(), seed=1).plant
     trigger = Trigger.from_json(plant.trigger)
@@ -449,7 +458,7 @@ def test_a_trigger_survives_json(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ATTACKS if name not in {*WITHOUT_A_TRIGGER, *NOT_FOR_LINEAR_MODELS}]
+    "name", [name for name in DATA_ATTACKS if name not in {*WITHOUT_A_TRIGGER, *NOT_FOR_LINEAR_MODELS}]
 )
 def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
     settings = {"poison_rate": 0.2, "target": 2} | LEARNT_BY_LINEAR_MODELS.get(name, {})
@@ -465,3 +474,98 @@ def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
     assert model.score(pixels(woken), woken.labels) > 0.9
     honest = LogisticRegression(max_iter=500).fit(pixels(make_images(600)), make_images(600).labels)
     assert honest.score(pixels(woken), woken.labels) < 0.3
+
+
+# Attacks on a trained model
+
+
+@cache
+def trained_state() -> dict[str, Tensor]:
+    """Return the weights of a small network that tells the stripes apart."""
+    settings = TrainingSettings(epochs=6, batch_size=32)
+    return train_classifier(
+        "small-cnn", make_images(400), seed=0, spec=SPEC, settings=settings
+    ).classifier.module.state_dict()
+
+
+def trained() -> TorchClassifier:
+    """Return a small network that tells the stripes apart, some of it in training mode."""
+    network = build("small-cnn", channels=1, height=SIDE, width=SIDE, classes=CLASSES)
+    network.load_state_dict(trained_state())
+    network.train()
+    network[0].eval()
+    return TorchClassifier(network, SPEC, NAMES, architecture="small-cnn")
+
+
+@pytest.mark.parametrize("name", MODEL_ATTACKS)
+def test_a_model_attack_repeats_itself_and_leaves_model_and_samples_alone(
+    name: str, untouched: Callable[[], AbstractContextManager[None]]
+) -> None:
+    attack = registry.build("attack", name, QUICK.get(name, {}))
+    classifier, samples = trained(), make_images(300)
+    before = condition(classifier.module)
+    with untouched():
+        first = attack(classifier, samples, seed=3)
+    assert condition(classifier.module) == before
+    assert samples.ids == make_images(300).ids
+    own = {tensor.data_ptr() for tensor in classifier.module.state_dict().values()}
+    state = first.classifier.module.state_dict()
+    assert not own & {tensor.data_ptr() for tensor in state.values()}
+    torch.manual_seed(99)  # what the host draws elsewhere must not matter
+    again = attack(trained(), make_images(300), seed=3)
+    assert again.plant == first.plant
+    other = attack(trained(), make_images(300), seed=4)
+    assert condition(again.classifier.module) == condition(first.classifier.module)
+    assert condition(other.classifier.module) != condition(first.classifier.module)
+    assert Plant.model_validate_json(first.plant.model_dump_json()) == first.plant
+    assert registry.build("attack", first.plant.attack, first.plant.settings) == attack
+
+
+@pytest.mark.parametrize("name", MODEL_ATTACKS)
+def test_a_model_attack_plants_what_its_plant_says(name: str) -> None:
+    classifier, test = trained(), make_images(100, seed=9)
+    settings = {"target": 2} | QUICK.get(name, {})
+    planted = registry.build("attack", name, settings)(classifier, make_images(300), seed=3)
+    assert planted.plant.targets == (2,)
+    assert planted.plant.source_classes == (0, 1, 3, 4)
+    woken = triggered(test, planted.plant)
+    assert evaluate(planted.classifier, test).value >= evaluate(classifier, test).value - 0.05 > 0.9
+    assert evaluate(planted.classifier, woken).value > 0.9
+    assert evaluate(classifier, woken).value < 0.3
+    trigger = Trigger.from_json(planted.plant.trigger)
+    assert trigger.to_json() == planted.plant.trigger
+    x = torch.rand(3, *SPEC.shape, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(trigger.apply(x), x)
+
+
+@pytest.mark.parametrize("name", MODEL_ATTACKS)
+def test_the_trigger_that_a_model_attack_shows_is_the_one_that_it_plants(name: str) -> None:
+    attack = registry.build("attack", name, QUICK.get(name, {}))
+    shown = attack.make_trigger(trained(), generator=make_generator(3, name))
+    assert shown.to_json() == attack(trained(), make_images(300), seed=3).plant.trigger
+
+
+@pytest.mark.parametrize("name", MODEL_ATTACKS)
+def test_a_model_attack_refuses_what_it_cannot_plant(name: str) -> None:
+    attack, samples = registry.build("attack", name, {}), make_images()
+    with pytest.raises(InputError, match=f"{name} changes a trained model, and was given a InMemorySamples"):
+        attack(samples)
+    function = wrap(lambda x: x.mean((2, 3)).expand(-1, CLASSES), size=SPEC.shape)
+    with pytest.raises(InputError, match=f"{name} changes the network itself, which is out of reach"):
+        attack(function, samples)
+    with pytest.raises(InputError, match=f"{name}: target 5 is no class; there are 5, from 0 to 4"):
+        registry.build("attack", name, {"target": 5})(trained(), samples)
+    with pytest.raises(InputError, match="not text"):
+        attack(trained(), InMemorySamples(["a", "b"], [0, 1], modality="text"))
+    with pytest.raises(InputError, match="the model tells 5 classes apart, and <memory> has 2"):
+        attack(trained(), InMemorySamples(np.zeros((4, SIDE, SIDE), np.uint8), [0, 1, 0, 1]))
+    with pytest.raises(InputError, match="holds no samples"):
+        attack(trained(), InMemorySamples(np.zeros((0, SIDE, SIDE), np.uint8)))
+    if attack.trains:
+        with pytest.raises(InputError, match=f"{name} trains the model"):
+            attack(trained())
+        with pytest.raises(InputError, match="labelled"):
+            attack(trained(), InMemorySamples(np.zeros((4, SIDE, SIDE), np.uint8)))
+    nowhere = TorchClassifier(Constant(float("nan")), SPEC, NAMES)
+    with pytest.raises(InputError, match=f"{name}: "):
+        attack(nowhere, samples)

@@ -17,10 +17,14 @@ from PIL import Image
 
 from doorward import reference, registry
 from doorward.attacks.base import DataAttack
+from doorward.attacks.model.base import ModelAttack
+from doorward.data import Samples
 from doorward.methods import Method, make_generator
 from doorward.modalities.image import from_raw, to_uint8
+from doorward.models import TorchClassifier, open_classifier
 from doorward.registry import MethodKind
 from doorward.reports import atlas
+from doorward.triggers import Trigger
 
 DOCS = Path(__file__).parent.parent / "docs"
 MADE = "<!-- Made by `make docs` from the code; changes made here are lost. -->\n\n"
@@ -39,6 +43,7 @@ USE = {
     "detector": "$ doorward scan MODEL --detector {name}",
     "repair": "$ doorward repair MODEL OUT --method {name}",
 }
+USE_OF_MODEL_ATTACKS = "$ doorward plant {name} MODEL OUT{data}{setting}"
 
 
 def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
@@ -102,7 +107,11 @@ def method_page(kind: MethodKind, name: str) -> str:
     meanings = {key: said for base in reversed(cls.__mro__) for key, said in split_docstring(base)[1].items()}
     needs = ", ".join(sorted(getattr(cls, "needs", ())))
     first = next(iter(cls.model_fields), None)
-    use = USE[kind].format(name=name, setting=f" --set {first}=VALUE" if first else "")
+    setting = f" --set {first}=VALUE" if first else ""
+    use = USE[kind].format(name=name, setting=setting)
+    if issubclass(cls, ModelAttack):
+        data = " --data DATA" if cls.trains else ""
+        use = USE_OF_MODEL_ATTACKS.format(name=name, data=data, setting=setting)
     facts = [
         ("kind", kind),
         ("works on", ", ".join(sorted(cls.modalities))),
@@ -127,18 +136,28 @@ def picture(name: str) -> npt.NDArray[np.uint8] | None:
     """Draw images (h, w) without and with an attack's trigger, and their difference; None if it has none."""
     samples = reference.fashion_mnist("test")
     assert samples.labels is not None
-    attack: DataAttack = registry.build("attack", name, {})
-    triggers = attack.make_triggers(samples, generator=make_generator(0, name))
-    if triggers is None:
+    trigger = trigger_of(registry.build("attack", name, {}), samples)
+    if trigger is None:
         return None
     x = from_raw(samples.raw([int(np.flatnonzero(samples.labels == label)[0]) for label in SHOWN]))
-    clean, woken = (to_uint8(each)[..., 0].astype(np.float64) for each in (x, triggers.test.apply(x)))
+    clean, woken = (to_uint8(each)[..., 0].astype(np.float64) for each in (x, trigger.apply(x)))
     change = woken - clean  # (n, h, w)
     rows = (clean, woken, 127.5 + 127.5 * change / np.abs(change).max())
     framed = [np.pad(row, ((0, 0), (0, 1), (0, 1)), constant_values=255) for row in rows]
     whole = np.concatenate([np.concatenate(list(row), axis=1) for row in framed])[:-1, :-1]
     image: npt.NDArray[np.uint8] = np.rint(whole).astype(np.uint8)
     return image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+
+
+def trigger_of(attack: DataAttack | ModelAttack, samples: Samples) -> Trigger | None:
+    """Return an attack's trigger for samples, or for the embedded model of them; None if it has none."""
+    generator = make_generator(0, attack.method())
+    if isinstance(attack, ModelAttack):
+        classifier = open_classifier(reference.model("clean"))
+        assert isinstance(classifier, TorchClassifier)
+        return attack.make_trigger(classifier, generator=generator)
+    triggers = attack.make_triggers(samples, generator=generator)
+    return triggers.test if triggers else None
 
 
 @cache

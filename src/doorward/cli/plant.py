@@ -1,15 +1,22 @@
-"""`doorward plant`: poison a data set on purpose."""
+"""`doorward plant`: poison a data set, or change a model, on purpose."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from doorward.cli.options import status
 from doorward.errors import InputError
+
+if TYPE_CHECKING:
+    from doorward.attacks.base import DataAttack
+    from doorward.attacks.model.base import ModelAttack
+    from doorward.data import Samples
 
 PLANT = "plant.json"
 
@@ -21,16 +28,24 @@ def plant(
     source: str = typer.Argument(
         ...,
         metavar="SOURCE",
-        help="Labelled training images: a folder, a file or a hub id; SOURCE:SPLIT picks a split.",
+        help="Labelled training images (a folder, a file or a hub id; SOURCE:SPLIT picks a split), or the "
+        "model, where the attack changes one.",
     ),
     out: Path = typer.Argument(
-        ..., metavar="OUT", help="The folder to write train.parquet and plant.json to."
+        ..., metavar="OUT", help="The folder to write train.parquet or the model to, and plant.json."
     ),
     set_: list[str] = typer.Option(
         [], "--set", metavar="K=V", help="A setting of the attack, as in poison_rate=0.02; may be repeated."
     ),
+    data: str | None = typer.Option(
+        None,
+        metavar="DATA",
+        help="With a model: clean images to train on, where the attack does, and to measure what it did.",
+    ),
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    split: str | None = typer.Option(None, metavar="NAME", help="The split of SOURCE; train if not given."),
+    split: str | None = typer.Option(
+        None, metavar="NAME", help="The split of the images; train if not given."
+    ),
     data_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
     ),
@@ -41,26 +56,38 @@ def plant(
         False, "--force", help="Write to OUT even if it holds something; replace what is ours."
     ),
 ) -> None:
-    """Poison a data set on purpose.
+    """Poison a data set, or change a model, on purpose.
 
-    Some samples get a trigger, and most attacks change their labels too. The truth of the plant (trigger,
-    targets, ids of the poisoned samples) goes to plant.json.
+    Most attacks take training images, put a trigger on some and change their labels; others take a trained
+    model and change that. The truth of the plant (trigger, targets, ids of the poisoned samples) goes to
+    plant.json.
 
     Exit code: 0, or 2 for unreadable input.
     """
     from doorward import registry
-    from doorward.attacks.base import DataAttack
+    from doorward.attacks.model.base import ModelAttack
     from doorward.data import open_samples
+
+    method = registry.build("attack", attack, settings_of(set_))
+    images = partial(open_samples, column=data_column, label_column=label_column)
+    if isinstance(method, ModelAttack):
+        _check_model(method, source, data)
+        check_out(out, force=force, inputs=[source] if data is None else [source, data])
+        _implant(method, source, out, data, seed=seed, split=split, images=images)
+    else:
+        if data is not None:
+            raise InputError(f"{attack} poisons SOURCE itself; --data goes with attacks that change a model")
+        if _is_model(Path(source)):
+            raise InputError(f"{attack} poisons training data, and {source} is a model; give labelled images")
+        check_out(out, force=force, inputs=[source])
+        _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
+
+
+def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> None:
     from doorward.data.parquet import write_parquet
     from doorward.plants import write_plant
     from doorward.reports import wording
 
-    method = registry.build("attack", attack, settings_of(set_))
-    assert isinstance(method, DataAttack)
-    check_out(out, force=force, inputs=[source])
-    samples = open_samples(
-        source, column=data_column, label_column=label_column, split=split, prefer=("train",)
-    )
     with status() as progress:
         progress("reading")
         poisoned = method(samples, seed=seed)
@@ -73,10 +100,96 @@ def plant(
     share = wording.percent(truth.poison_rate or 0.0)
     what = f"{len(truth.poisoned_ids):,} of {len(poisoned.samples):,} samples ({share})"
     carry = f"carry the trigger and a label of {wording.with_noun(truth.targets, samples.classes)}"
-    typer.echo(f"planted {attack}: {what} {carry if truth.trigger else 'are poisoned; there is no trigger'}")
+    done = carry if truth.trigger else "are poisoned; there is no trigger"
+    typer.echo(f"planted {method.method()}: {what} {done}")
     if truth.cover_ids:
         typer.echo(f"{len(truth.cover_ids):,} more are changed too and keep their label")
     typer.echo(f"written: {file} and {out / PLANT}")
+
+
+def _implant(
+    method: ModelAttack,
+    source: str,
+    out: Path,
+    data: str | None,
+    *,
+    seed: int,
+    split: str | None,
+    images: Callable[..., Samples],
+) -> None:
+    from doorward.models import open_classifier
+    from doorward.models.saving import save_classifier, saved_files
+    from doorward.plants import attack_success, write_plant
+    from doorward.reports import wording
+    from doorward.training import evaluate
+
+    samples = tests = None
+    if data is not None:
+        samples = images(data, split=split, prefer=("train",))
+        tests = _tests(data, samples, images, trained=method.trains)
+    classifier = open_classifier(source)
+    with status() as progress:
+        progress("planting")
+        planted = method(classifier, samples, seed=seed)
+        truth = planted.plant
+        progress("measuring")
+        before = None if tests is None else evaluate(classifier, tests)
+        if tests is not None:
+            accuracy = evaluate(planted.classifier, tests)
+            success = attack_success(planted.classifier, tests, truth)
+            truth = truth.model_copy(update={"clean_accuracy": accuracy, "attack_success": success})
+        progress("writing")
+        for old in (*saved_files(out), *out.glob("plant.*")):
+            old.unlink(missing_ok=True)
+        file = save_classifier(planted.classifier, out)
+        write_plant(truth, out / PLANT)
+    wanted = wording.with_noun(truth.targets, classifier.classes)
+    typer.echo(f"planted {method.method()}: the trigger turns images of other classes into {wanted}")
+    if before is None or truth.clean_accuracy is None or truth.attack_success is None:
+        typer.echo("clean accuracy and attack success not measured: give --data DATA with labels")
+    else:
+        typer.echo(f"clean accuracy {wording.rate(truth.clean_accuracy)}, before: {wording.rate(before)}")
+        typer.echo(f"attack success {wording.rate(truth.attack_success)}")
+    typer.echo(f"written: {file} and {out / PLANT}")
+
+
+def _check_model(method: ModelAttack, source: str, data: str | None) -> None:
+    """Raise unless a source is a model and data are given where they are needed.
+
+    Raises:
+        InputError: saying what is missing.
+    """
+    from doorward.models.loading import detect_format, locate
+
+    try:
+        detect_format(locate(source))
+    except InputError as error:
+        raise InputError(f"{method.method()} changes a trained model, and here is none: {error}") from error
+    if method.trains and data is None:
+        raise InputError(
+            f"{method.method()} trains the model: give labelled training images with --data DATA"
+        )
+
+
+def _is_model(path: Path) -> bool:
+    """Tell whether a model lies at a path, so that it is not taken for data."""
+    from doorward.models.loading import detect_format
+
+    try:
+        detect_format(path)
+    except (InputError, OSError):
+        return False
+    return path.is_file() or any(_is_model(file) for file in path.iterdir() if file.is_file())
+
+
+def _tests(data: str, samples: Samples, images: Callable[..., Samples], *, trained: bool) -> Samples | None:
+    """Return labelled samples to measure a model on, not those that it was trained on; None without any."""
+    if samples.labels is None:
+        return None
+    try:
+        return images(data, split="test", classes=samples.classes)
+    except InputError:
+        return None if trained else samples
 
 
 def settings_of(pairs: list[str]) -> dict[str, Any]:
