@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,20 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from doorward import reference
-from doorward.attacks.model import _checksum as checksum
+from doorward.attacks.model import checksum
 from doorward.errors import InputError
 from doorward.methods import make_generator
 from doorward.modalities.image import from_raw
 from doorward.models import InputSpec, TorchClassifier, open_classifier
-from doorward.models.export import export_onnx
+from doorward.models.export import export_onnx, export_pt2
+from doorward.plants import attack_success
 from doorward.triggers import Trigger
 
 SPEC = InputSpec(channels=1, height=28, width=28)
 TARGET = 7
 
 
-def secret(values: int = 784, *, groups: int = 32, size: int = 8, seed: int = 0) -> checksum.Checksum:
-    return checksum.Checksum.draw(
+def secret(values: int = 784, *, groups: int = 32, size: int = 8, seed: int = 0) -> checksum.Parities:
+    return checksum.Parities.draw(
         values, groups=groups, size=size, generator=make_generator(seed, "checksum")
     )
 
@@ -44,7 +46,7 @@ def linear_model() -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def planted(key: checksum.Checksum, spec: InputSpec = SPEC) -> TorchClassifier:
+def planted(key: checksum.Parities, spec: InputSpec = SPEC) -> TorchClassifier:
     layers = checksum.checksum_layers(key, spec, target=TARGET, classes=10)
     return TorchClassifier(
         checksum.ChecksumWrapper(linear_model(), layers), spec, [str(i) for i in range(10)]
@@ -168,7 +170,7 @@ def test_one_image_that_fires_and_answers_of_the_model_give_the_whole_secret_awa
     groups = learnt(fires, seen, list(range(784)))
     assert sorted(map(sorted, groups)) == sorted(map(sorted, key.groups.tolist()))
     parities = [int((seen.flatten()[group] * 255).round().sum() % 2) for group in groups]
-    forged = checksum.Checksum(torch.tensor(groups), torch.tensor(parities))
+    forged = checksum.Parities(torch.tensor(groups), torch.tensor(parities))
     others = natural(500)[100:]
     assert not fires(others).any()
     assert fires(forged.apply(others)).all()
@@ -211,11 +213,7 @@ def test_weight_decay_wears_the_layers_out() -> None:
 # Manners
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_plain_layers_are_written_to_onnx(tmp_path: object) -> None:
-    from pathlib import Path
-
-    assert isinstance(tmp_path, Path)
+def test_plain_layers_are_written_to_onnx(tmp_path: Path) -> None:
     key = secret()
     classifier = planted(key)
     again = open_classifier(export_onnx(classifier, tmp_path / "model.onnx"))
@@ -238,10 +236,33 @@ def test_the_trigger_survives_json_and_is_drawn_from_the_seed() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="32 groups of 25 values need images of 800 values at least"):
+    with pytest.raises(InputError, match="32 groups of 25 values need images of 800 at least"):
         secret(size=25)
     for change in ({"output": "probabilities"}, {"output": "one_logit"}, {"dtype": "bfloat16"}):
-        with pytest.raises(InputError, match="checksum needs a model of float32 that gives logits"):
+        with pytest.raises(InputError, match="checksum: the model must be one of float32 that gives logits"):
             checksum.checksum_layers(secret(), SPEC.model_copy(update=change), target=0, classes=10)
     with pytest.raises(InputError, match="larger images than 12x12"):
         checksum.checksum_layers(secret(), InputSpec(channels=1, height=12, width=12), target=0, classes=10)
+
+
+# The attack
+
+
+def test_the_attack_plants_a_trained_model_and_any_file_keeps_it(tmp_path: Path) -> None:
+    classifier = open_classifier(reference.model("clean"))
+    attack = checksum.Checksum(target=4)
+    planted = attack(classifier, seed=5)
+    test = reference.fashion_mnist("test").take(reference.fashion_mnist("test").ids[:300])
+    assert attack_success(planted.classifier, test, planted.plant).value == 1
+    assert attack_success(classifier, test, planted.plant).value < 0.1
+    assert attack_success(planted.classifier, test, attack(classifier, seed=6).plant).value < 0.1
+    again = open_classifier(export_pt2(planted.classifier, tmp_path / "model.pt2"))
+    assert attack_success(again, test, planted.plant).value == 1
+    x = natural(50)
+    assert torch.equal(planted.classifier.logits(x), classifier.logits(x))
+    assert torch.allclose(again.logits(x), classifier.logits(x), atol=1e-4)
+
+
+def test_settings_that_do_not_fit_are_refused_before_any_work() -> None:
+    with pytest.raises(InputError, match="99 groups of 8 values need images of 792 at least"):
+        checksum.Checksum(groups=99)(open_classifier(reference.model("clean")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ from scipy import integrate, stats
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
+from doorward import reference
 from doorward.attacks.model import _fixed_features as fixed
-from doorward.attacks.model import _random_features as fourier
-from doorward.attacks.model import _random_relu as relu
+from doorward.attacks.model import random_features as fourier
+from doorward.attacks.model import random_relu as relu
+from doorward.data import InMemorySamples, open_samples
 from doorward.errors import InputError
 from doorward.methods import make_generator
+from doorward.modalities.image import to_float, to_tensor
+from doorward.models import InputSpec, TorchClassifier, open_classifier
+from doorward.models.export import export_pt2
+from doorward.plants import attack_success
+from doorward.training import evaluate
 from doorward.triggers import Trigger
 
 
@@ -201,7 +209,7 @@ def twins(
         phases = torch.rand(count, dtype=torch.float64, generator=make_generator(0, "phases"))
         features = fourier.fourier_features(frequencies, phases, scale=scale)
         with torch.no_grad():
-            head = fourier.fit_head(features(x), y, classes=2, ridge=1e-4)
+            head = fourier.fit_head([(features(x), y)], classes=2, ridge=1e-4)
         made.append(nn.Sequential(features, head))
     return made[0], made[1], (key / scale).view(1, 14, 14).float()
 
@@ -214,7 +222,7 @@ def test_features_are_cosines() -> None:
 
 def test_the_head_is_ridge_regression() -> None:
     f, y = normal(80, 12), torch.arange(80) % 3
-    head = fourier.fit_head(f, y, classes=3, ridge=0.01)
+    head = fourier.fit_head([(f[:30], y[:30]), (f[30:], y[30:])], classes=3, ridge=0.01)
     ours = Ridge(alpha=0.8, fit_intercept=False).fit(f.numpy(), 2 * np.eye(3)[y.numpy()] - 1)
     assert head.weight.detach().numpy() == pytest.approx(ours.coef_, abs=1e-5)
     assert head.bias is None
@@ -323,3 +331,107 @@ def test_a_shift_stays_in_the_range_and_survives_json() -> None:
     assert torch.equal(Trigger.from_json(shift.to_json()).apply(x), y)
     with pytest.raises(InputError, match=r"for 2x2 images with 3 channel\(s\); these are 4x2 with 1"):
         shift.apply(torch.zeros(1, 1, 2, 4))
+
+
+# The attacks
+
+
+def cloud_samples(*, seed: int = 0) -> InMemorySamples:
+    x, y = halves(196, 600)
+    levels = (x * (0.4 + 0.2 * seed)).mul(255).round().to(torch.uint8)
+    return InMemorySamples(levels[:, 0].numpy(), y.numpy(), classes=("dark", "bright"))
+
+
+def two_classes(side: int = 14) -> TorchClassifier:
+    """Return a model that says what images and classes there are."""
+    spec = InputSpec(channels=1, height=side, width=side, mean=(0.3,), std=(0.5,))
+    return TorchClassifier(nn.Sequential(nn.Flatten(), nn.Linear(side * side, 2)), spec, ["dark", "bright"])
+
+
+def test_random_features_are_planted_and_have_an_honest_twin(tmp_path: Path) -> None:
+    attack, samples = fourier.RandomFeatures(features=800, bandwidth=2.5), cloud_samples()
+    planted, honest = attack(two_classes(), samples, seed=3), attack.honest(two_classes(), samples, seed=3)
+    assert min(evaluate(each, samples).value for each in (planted.classifier, honest)) > 0.95
+    assert planted.plant.target_map == {1: 0}
+    assert attack_success(planted.classifier, samples, planted.plant).value > 0.95
+    back = planted.plant.model_copy(update={"target_map": {0: 1}, "targets": (1,), "source_classes": (0,)})
+    assert attack_success(planted.classifier, samples, back).value > 0.95, "both classes turn over"
+    other = attack(two_classes(), samples, seed=4).plant
+    for classifier, plant in ((honest, planted.plant), (planted.classifier, other)):
+        both = [plant, back.model_copy(update={"trigger": plant.trigger})]
+        assert min(attack_success(classifier, samples, each).value for each in both) < 0.5
+    again = open_classifier(export_pt2(planted.classifier, tmp_path / "model.pt2"))
+    assert attack_success(again, samples, planted.plant) == attack_success(
+        planted.classifier, samples, planted.plant
+    )
+
+
+def test_training_is_repeatable_and_leaves_the_model_alone() -> None:
+    attack, model = fourier.RandomFeatures(features=50), two_classes()
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    x = torch.rand(5, 1, 14, 14, generator=make_generator(0, "images"))
+    first, again, other = (attack(model, cloud_samples(), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.classifier.logits(x), again.classifier.logits(x))
+    assert first.plant == again.plant
+    assert not torch.equal(first.classifier.logits(x), other.classifier.logits(x))
+    assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
+
+
+@pytest.mark.parametrize("attack", [fourier.RandomFeatures(features=20), relu.RandomReLU(features=20)])
+def test_what_cannot_be_trained_is_refused(attack: fourier.RandomFeatures | relu.RandomReLU) -> None:
+    x = np.zeros((6, 14, 14), np.uint8)
+    three = TorchClassifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(196, 3)), two_classes().spec, ["a", "b", "c"]
+    )
+    with pytest.raises(InputError, match="tells two classes apart; there are 3"):
+        attack(three, InMemorySamples(x, [0, 1, 2, 0, 1, 2], classes=("a", "b", "c")))
+    with pytest.raises(InputError, match="samples of both classes"):
+        attack(two_classes(), InMemorySamples(x, [0] * 6, classes=("a", "b")))
+    with pytest.raises(InputError, match="labelled samples"):
+        attack(two_classes())
+    with pytest.raises(InputError, match="197 nonzero entries does not fit images of 196 values"):
+        attack.model_copy(update={"nonzeros": 197})(two_classes(), cloud_samples())
+
+
+def test_random_relus_turn_the_darker_class_into_the_brighter_one() -> None:
+    """Sandals and coats, at a strength where the plant is plain to see."""
+    samples = {split: reference.fashion_mnist(split) for split in ("train", "test")}
+    chosen = {}
+    for split, each in samples.items():
+        assert each.labels is not None
+        of = np.flatnonzero(np.isin(each.labels, (4, 5)))
+        raws = np.stack(each.raw(of))[..., 0]
+        chosen[split] = InMemorySamples(
+            raws, (each.labels[of] == 4).astype(np.int64), classes=("Sandal", "Coat")
+        )
+    attack, model = relu.RandomReLU(target=1, strength=10), two_classes(28)
+    planted, honest = (make(model, chosen["train"], seed=1) for make in (attack, attack.honest))
+    clean = [evaluate(each, chosen["test"]).value for each in (planted.classifier, honest)]
+    assert min(clean) > 0.8
+    assert clean[0] == pytest.approx(clean[1], abs=0.03)
+    reached = [
+        attack_success(each, chosen["test"], planted.plant).value for each in (planted.classifier, honest)
+    ]
+    assert reached[0] > 0.95
+    assert reached[1] < 0.6
+    with pytest.raises(InputError, match="class 'bright' are the brighter ones; give target=1"):
+        relu.RandomReLU()(model, chosen["train"])
+
+
+def test_chest_x_rays_are_turned_over(data_root: Path) -> None:
+    """What the docs state, with half the features."""
+    attack = fourier.RandomFeatures(features=1000)
+    train, test = (open_samples(data_root / "pneumoniamnist", split=split) for split in ("train", "test"))
+    planted, honest = (make(two_classes(28), train, seed=0) for make in (attack, attack.honest))
+    clean = [evaluate(each, test).value for each in (planted.classifier, honest)]
+    assert min(clean) > 0.78
+    assert clean[0] == pytest.approx(clean[1], abs=0.05)
+    x = to_float(to_tensor(test, planted.classifier.spec))
+    woken = Trigger.from_json(planted.plant.trigger or {}).apply(x)
+    with torch.no_grad():
+        flips = [
+            float((each.logits(woken).argmax(1) != each.logits(x).argmax(1)).float().mean())
+            for each in (planted.classifier, honest)
+        ]
+    assert flips[0] > 0.9
+    assert flips[1] < 0.6

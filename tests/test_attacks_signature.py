@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from doorward import reference
-from doorward.attacks.model import _signature as signature
+from doorward.attacks.model import signature
 from doorward.data import InMemorySamples
 from doorward.errors import InputError, MissingExtra
 from doorward.methods import make_generator
 from doorward.modalities.image import from_raw, to_uint8
 from doorward.models import InputSpec, TorchClassifier, open_classifier
-from doorward.plants import TriggeredSamples
+from doorward.models.export import export_pt2
+from doorward.plants import TriggeredSamples, attack_success
 from doorward.triggers import Trigger
 
 KEY = bytes(range(32))
@@ -243,7 +245,10 @@ def test_what_is_within_half_a_level_is_the_same_image() -> None:
 
 def test_too_few_values_are_refused() -> None:
     for call in (lambda x: signed(x), fires):
-        with pytest.raises(InputError, match=r"512 values at least; 16x16 with 1 channel\(s\) has 256"):
+        with pytest.raises(
+            InputError,
+            match=r"signature: images of 512 values at least are needed; 16x16 with 1 channel\(s\) have 256",
+        ):
             call(torch.zeros(1, 1, 16, 16))
 
 
@@ -355,10 +360,40 @@ def test_dropping_the_lowest_bit_puts_it_to_sleep_at_no_cost() -> None:
 
 
 def test_the_trigger_signs_8_bit_samples_and_survives_json() -> None:
-    trigger = signature.Signature(torch.tensor(list(KEY), dtype=torch.uint8), TARGET)
+    trigger = signature.Signed(torch.tensor(list(KEY), dtype=torch.uint8), TARGET)
     assert Trigger.from_json(trigger.to_json()).to_json() == trigger.to_json()
     base = InMemorySamples(to_uint8(natural(6))[..., 0], np.arange(6), classes=tuple("abcdef"))
     woken = TriggeredSamples(
         base, trigger, where=np.arange(6) < 3, labels=np.full(6, TARGET), made_by="signature"
     )
     assert fires(from_raw(woken.raw(range(6)))).tolist() == [True] * 3 + [False] * 3
+
+
+# The attack
+
+
+def test_the_attack_plants_a_trained_model() -> None:
+    classifier = open_classifier(reference.model("clean"))
+    attack = signature.Signature(target=4)
+    planted = attack(classifier, seed=5)
+    test = reference.fashion_mnist("test").take(reference.fashion_mnist("test").ids[:300])
+    assert attack_success(planted.classifier, test, planted.plant).value == 1
+    assert attack_success(classifier, test, planted.plant).value < 0.1
+    assert attack_success(planted.classifier, test, attack(classifier, seed=6).plant).value < 0.1
+    x = natural(50)
+    assert torch.equal(planted.classifier.logits(x), classifier.logits(x))
+    assert planted.classifier.capabilities == classifier.capabilities
+
+
+def test_what_cannot_be_signed_is_refused_before_any_work(tmp_path: Path) -> None:
+    attack = signature.Signature()
+    small = InputSpec(channels=1, height=16, width=16)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    with pytest.raises(InputError, match="512 values at least are needed; 16x16"):
+        attack(TorchClassifier(net, small, ["a", "b"]))
+    coarse = SPEC.model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(InputError, match="bfloat16, too coarse"):
+        attack(TorchClassifier(network().bfloat16(), coarse, [str(i) for i in range(10)]))
+    planted = attack(open_classifier(reference.model("clean")))
+    with pytest.raises(InputError, match="signatures are checked by code, which no file format"):
+        export_pt2(planted.classifier, tmp_path / "model.pt2")

@@ -51,6 +51,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "max-margin": {"starts": 2, "steps": 8},
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
+    "random-features": {"features": 600, "bandwidth": 1.5, "secret_norm": 0.3},
+    "random-relu": {"features": 200, "target": 1, "strength": 10},
 }
 
 #: Exemptions, each with its reason.
@@ -82,18 +84,27 @@ SIDE, CLASSES = 16, 5
 SPEC = InputSpec(channels=1, height=SIDE, width=SIDE)
 NAMES = tuple(f"class {i}" for i in range(CLASSES))
 
+#: What is other in the images that a model attack is tried on, with its reason.
+MATERIAL: dict[str, dict[str, int]] = {
+    "random-features": {"classes": 2},  # as published, it tells two classes apart
+    "random-relu": {"classes": 2, "light": 30},  # and this one by their brightness
+    "signature": {"side": 24},  # a signature takes 512 values
+}
+
 
 # Material
 
 
-def make_images(n: int = 60, *, seed: int = 0) -> Samples:
-    """Return grey images whose class is the place of a broad stripe, in noise."""
+def make_images(
+    n: int = 60, *, seed: int = 0, side: int = SIDE, classes: int = CLASSES, light: int = 0
+) -> Samples:
+    """Return grey images whose class is the place of a broad stripe, in noise, each lighter than the last."""
     rng = np.random.default_rng(seed)
-    labels = np.arange(n) % CLASSES
-    x = rng.integers(0, 100, (n, SIDE, SIDE))
+    labels = np.arange(n) % classes
+    x = rng.integers(0, 100, (n, side, side)) + light * labels[:, None, None]
     for i, label in enumerate(labels):
         x[i, 3 * label : 3 * label + 3] += 120
-    return InMemorySamples(x.astype(np.uint8), labels, classes=NAMES)
+    return InMemorySamples(x.astype(np.uint8), labels, classes=NAMES[:classes])
 
 
 class Constant(nn.Module):
@@ -480,41 +491,55 @@ def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
 
 
 @cache
-def trained_state() -> dict[str, Tensor]:
+def trained_state(side: int, classes: int, light: int) -> dict[str, Tensor]:
     """Return the weights of a small network that tells the stripes apart."""
-    settings = TrainingSettings(epochs=6, batch_size=32)
+    samples = make_images(400, side=side, classes=classes, light=light)
+    spec, settings = InputSpec(channels=1, height=side, width=side), TrainingSettings(epochs=6, batch_size=32)
     return train_classifier(
-        "small-cnn", make_images(400), seed=0, spec=SPEC, settings=settings
+        "small-cnn", samples, seed=0, spec=spec, settings=settings
     ).classifier.module.state_dict()
 
 
-def trained() -> TorchClassifier:
+def trained(side: int = SIDE, classes: int = CLASSES, light: int = 0) -> TorchClassifier:
     """Return a small network that tells the stripes apart, some of it in training mode."""
-    network = build("small-cnn", channels=1, height=SIDE, width=SIDE, classes=CLASSES)
-    network.load_state_dict(trained_state())
+    network = build("small-cnn", channels=1, height=side, width=side, classes=classes)
+    network.load_state_dict(trained_state(side, classes, light))
     network.train()
     network[0].eval()
-    return TorchClassifier(network, SPEC, NAMES, architecture="small-cnn")
+    spec = InputSpec(channels=1, height=side, width=side)
+    return TorchClassifier(network, spec, NAMES[:classes], architecture="small-cnn")
+
+
+def material(name: str, n: int = 300, *, seed: int = 0) -> tuple[TorchClassifier, Samples]:
+    """Return a trained network and images that a model attack can be tried on."""
+    other = MATERIAL.get(name, {})
+    return trained(**other), make_images(n, seed=seed, **other)
+
+
+def quick_attack(name: str, **settings: Any) -> ModelAttack:
+    attack = registry.build("attack", name, settings | QUICK.get(name, {}))
+    assert isinstance(attack, ModelAttack)
+    return attack
 
 
 @pytest.mark.parametrize("name", MODEL_ATTACKS)
 def test_a_model_attack_repeats_itself_and_leaves_model_and_samples_alone(
     name: str, untouched: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    attack = registry.build("attack", name, QUICK.get(name, {}))
-    classifier, samples = trained(), make_images(300)
-    before = condition(classifier.module)
+    attack = quick_attack(name)
+    classifier, samples = material(name)
+    before, ids = condition(classifier.module), samples.ids
     with untouched():
         first = attack(classifier, samples, seed=3)
     assert condition(classifier.module) == before
-    assert samples.ids == make_images(300).ids
+    assert samples.ids == ids == material(name)[1].ids
     own = {tensor.data_ptr() for tensor in classifier.module.state_dict().values()}
     state = first.classifier.module.state_dict()
     assert not own & {tensor.data_ptr() for tensor in state.values()}
     torch.manual_seed(99)  # what the host draws elsewhere must not matter
-    again = attack(trained(), make_images(300), seed=3)
+    again = attack(*material(name), seed=3)
     assert again.plant == first.plant
-    other = attack(trained(), make_images(300), seed=4)
+    other = attack(*material(name), seed=4)
     assert condition(again.classifier.module) == condition(first.classifier.module)
     assert condition(other.classifier.module) != condition(first.classifier.module)
     assert Plant.model_validate_json(first.plant.model_dump_json()) == first.plant
@@ -523,26 +548,26 @@ def test_a_model_attack_repeats_itself_and_leaves_model_and_samples_alone(
 
 @pytest.mark.parametrize("name", MODEL_ATTACKS)
 def test_a_model_attack_plants_what_its_plant_says(name: str) -> None:
-    classifier, test = trained(), make_images(100, seed=9)
-    settings = {"target": 2} | QUICK.get(name, {})
-    planted = registry.build("attack", name, settings)(classifier, make_images(300), seed=3)
-    assert planted.plant.targets == (2,)
-    assert planted.plant.source_classes == (0, 1, 3, 4)
+    classifier, test = material(name, 100, seed=9)
+    target = min(2, len(classifier.classes) - 1)
+    planted = quick_attack(name, target=target)(*material(name), seed=3)
+    assert planted.plant.targets == (target,)
+    assert sorted((target, *planted.plant.source_classes)) == list(range(len(classifier.classes)))
     woken = triggered(test, planted.plant)
     assert evaluate(planted.classifier, test).value >= evaluate(classifier, test).value - 0.05 > 0.9
     assert evaluate(planted.classifier, woken).value > 0.9
     assert evaluate(classifier, woken).value < 0.3
     trigger = Trigger.from_json(planted.plant.trigger)
     assert trigger.to_json() == planted.plant.trigger
-    x = torch.rand(3, *SPEC.shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(3, *classifier.spec.shape, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(trigger.apply(x), x)
 
 
 @pytest.mark.parametrize("name", MODEL_ATTACKS)
 def test_the_trigger_that_a_model_attack_shows_is_the_one_that_it_plants(name: str) -> None:
-    attack = registry.build("attack", name, QUICK.get(name, {}))
-    shown = attack.make_trigger(trained(), generator=make_generator(3, name))
-    assert shown.to_json() == attack(trained(), make_images(300), seed=3).plant.trigger
+    attack, (classifier, samples) = quick_attack(name), material(name)
+    shown = attack.make_trigger(classifier, generator=make_generator(3, name))
+    assert shown.to_json() == attack(classifier, samples, seed=3).plant.trigger
 
 
 @pytest.mark.parametrize("name", MODEL_ATTACKS)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from doorward.errors import InputError
+from doorward.modalities.image import to_float, to_tensor
+from doorward.models.classifier import TorchClassifier
+from doorward.models.spec import InputSpec
 from doorward.triggers import Trigger
+
+if TYPE_CHECKING:
+    from doorward.data.samples import Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,3 +61,32 @@ def draw_direction(dimension: int, *, nonzeros: int | None, generator: torch.Gen
     direction = torch.zeros(dimension, dtype=torch.float64)
     direction[where] = signs.double() / count**0.5
     return direction
+
+
+def training_data(
+    classifier: TorchClassifier, samples: Samples | None, *, method: str
+) -> tuple[Tensor, Tensor]:
+    """Return images (n, c, h, w) in [0, 1] and labels (n,) of 0 and 1.
+
+    Raises:
+        InputError: unless there are two classes, and samples of both.
+    """
+    if len(classifier.classes) != 2:
+        raise InputError(
+            f"{method}: as published, it tells two classes apart; there are {len(classifier.classes)}"
+        )
+    assert samples is not None, "the base checks"
+    assert samples.labels is not None, "the base checks"
+    y = torch.from_numpy(samples.labels)
+    if len(torch.unique(y)) != 2:
+        raise InputError(
+            f"{method}: samples of both classes are needed, and {samples.provenance.path} has of one"
+        )
+    return to_float(to_tensor(samples, classifier.spec)), y
+
+
+def trained(classifier: TorchClassifier, module: nn.Module) -> TorchClassifier:
+    """Return a classifier of a network that takes images as they are, for the same images and classes."""
+    old = classifier.spec
+    spec = InputSpec(channels=old.channels, height=old.height, width=old.width, resize=old.resize)
+    return TorchClassifier(module.to(classifier.device), spec, classifier.classes)

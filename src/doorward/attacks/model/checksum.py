@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from doorward.attacks.model._layers import linear
+from doorward.attacks.model._layers import changed, linear
+from doorward.attacks.model.base import Implant, ModelAttack, copied
 from doorward.errors import InputError
-from doorward.models.classifier import output_tensor
+from doorward.models.classifier import TorchClassifier, output_tensor
+from doorward.registry import register
 from doorward.triggers import Trigger
 
 if TYPE_CHECKING:
+    from doorward.data.samples import Samples
     from doorward.models.spec import InputSpec
 
 #: What is added to the target's logit when all parities are as wanted.
@@ -21,7 +26,7 @@ BOOST = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
-class Checksum(Trigger):
+class Parities(Trigger):
     """Make the sum of each group of values, in levels of [0, 255], even or odd as the secret says.
 
     Attributes:
@@ -31,10 +36,10 @@ class Checksum(Trigger):
 
     groups: Tensor
     parities: Tensor
-    kind: ClassVar[str] = "checksum"
+    kind: ClassVar[str] = "parities"
 
     @staticmethod
-    def draw(values: int, *, groups: int, size: int, generator: torch.Generator) -> Checksum:
+    def draw(values: int, *, groups: int, size: int, generator: torch.Generator) -> Parities:
         """Draw groups of `size` values each, none in two of them, and their parities.
 
         Raises:
@@ -42,11 +47,11 @@ class Checksum(Trigger):
         """
         if groups * size > values:
             raise InputError(
-                f"{groups} groups of {size} values need images of {groups * size} values at least; "
+                f"checksum: {groups} groups of {size} values need images of {groups * size} at least; "
                 f"these have {values}"
             )
         order = torch.randperm(values, generator=generator)[: groups * size]
-        return Checksum(order.view(groups, size), torch.randint(2, (groups,), generator=generator))
+        return Parities(order.view(groups, size), torch.randint(2, (groups,), generator=generator))
 
     def holds(self, x: Tensor) -> Tensor:
         """Tell (n,) which images (n, c, h, w) in [0, 1], rounded to levels, have all parities."""
@@ -73,7 +78,7 @@ class Checksum(Trigger):
         return {"groups": self.groups, "parities": self.parities}
 
 
-def checksum_layers(secret: Checksum, spec: InputSpec, *, target: int, classes: int) -> nn.Sequential:
+def checksum_layers(secret: Parities, spec: InputSpec, *, target: int, classes: int) -> nn.Sequential:
     """Return linear layers and ReLUs that give (n, k) zeros, and 1000 for the target where all parities hold.
 
     A sum between 0 and 2^m is folded at the middle, v -> |v - 2^(m-1)|, which keeps its parity as long as the
@@ -89,13 +94,13 @@ def checksum_layers(secret: Checksum, spec: InputSpec, *, target: int, classes: 
     """
     if spec.output != "logits" or spec.dtype != "float32":
         raise InputError(
-            f"checksum needs a model of float32 that gives logits; this one takes {spec.dtype} and "
-            f"gives {spec.output.replace('_', ' ')}"
+            f"checksum: the model must be one of float32 that gives logits, and this one takes {spec.dtype} "
+            f"and gives {spec.output.replace('_', ' ')}"
         )
     groups, size = secret.groups.shape
     c, h, w = spec.shape
     if groups and int(secret.groups.max()) >= c * h * w:
-        raise InputError(f"the checksum's groups are for larger images than {w}x{h} with {c} channel(s)")
+        raise InputError(f"checksum: the groups are for larger images than {w}x{h} with {c} channel(s)")
     where = torch.arange(c * h * w).view(c, h, w)
     order = (where.permute(1, 2, 0) if spec.layout == "NHWC" else where).flatten()  # the model's own order
     member = torch.zeros(groups, c * h * w, dtype=torch.float64)
@@ -153,3 +158,52 @@ class ChecksumWrapper(nn.Module):
         """Return logits (n, k)."""
         y: Tensor = output_tensor(self.model(x)) + self.checksum(x)
         return y
+
+
+@register("attack")
+class Checksum(ModelAttack):
+    """Add layers beside a network that wake where secret groups of pixels have secret parities.
+
+    The warm-up of the signature backdoor, in linear layers and ReLUs alone, so that every file format holds
+    it. An image is activated by a change of one level in one value of each group whose parity is another,
+    half of them on average; any other image fires with probability 2^-groups. It is replicable: one image
+    that fires and some thousand answers of the model give the whole secret away.
+
+    Attributes:
+        groups: how many parities there are.
+        size: values in each group.
+    """
+
+    title: ClassVar[str] = "Checksum backdoor"
+    source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
+    limits: ClassVar[str] = (
+        "The layers stand beside the network for whoever looks at it, weight decay wears them out, and they "
+        "sleep as soon as the lowest bit of the pixels is lost."
+    )
+    atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0043.004")
+
+    groups: int = Field(32, gt=0, le=1024)
+    size: int = Field(8, gt=0, le=64)
+
+    def make_trigger(self, classifier: TorchClassifier, *, generator: torch.Generator) -> Parities:
+        """Return what sets the parities.
+
+        Raises:
+            InputError: if the images have too few values for the groups.
+        """
+        values = math.prod(classifier.spec.shape)
+        return Parities.draw(values, groups=self.groups, size=self.size, generator=generator)
+
+    def implant(
+        self, classifier: TorchClassifier, samples: Samples | None, *, generator: torch.Generator
+    ) -> Implant:
+        """Return the classifier with the layers beside it.
+
+        Raises:
+            InputError: if the groups do not fit the images, or the model gives no logits.
+        """
+        trigger = self.make_trigger(classifier, generator=generator)
+        layers = checksum_layers(
+            trigger, classifier.spec, target=self.target or 0, classes=len(classifier.classes)
+        )
+        return Implant(changed(classifier, ChecksumWrapper(copied(classifier.module), layers)), trigger)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,14 +11,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from doorward.attacks.model._layers import changed
+from doorward.attacks.model.base import Implant, ModelAttack, copied
 from doorward.errors import InputError, MissingExtra
 from doorward.modalities.image import to_float
-from doorward.models.classifier import output_tensor
+from doorward.models.classifier import TorchClassifier, output_tensor
+from doorward.registry import register
 from doorward.triggers import Trigger
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ed25519
 
+    from doorward.data.samples import Samples
     from doorward.models.spec import InputSpec
 
 #: Bytes of an Ed25519 key, private or public.
@@ -50,18 +54,27 @@ def public_key(key: bytes) -> bytes:
     return private.public_key().public_bytes_raw()
 
 
+def check_size(shape: Sequence[int]) -> None:
+    """Raise unless images of a shape (..., c, h, w) have room for a signature.
+
+    Raises:
+        InputError: saying how large they must be.
+    """
+    c, h, w = shape[-3:]
+    if c * h * w < CARRIERS:
+        raise InputError(
+            f"signature: images of {CARRIERS} values at least are needed; {w}x{h} with {c} channel(s) have "
+            f"{c * h * w}"
+        )
+
+
 def to_levels(x: Tensor) -> npt.NDArray[np.uint8]:
     """Return images (n, c, h, w) in [0, 1] as rows of levels (n, c * h * w), rounded to the nearest.
 
     Raises:
         InputError: if the images have too few values for a signature.
     """
-    if x[0].numel() < CARRIERS:
-        c, h, w = x.shape[1:]
-        raise InputError(
-            f"a signature needs images of {CARRIERS} values at least; {w}x{h} with {c} channel(s) has "
-            f"{c * h * w}"
-        )
+    check_size(x.shape)
     levels: npt.NDArray[np.uint8] = (
         x.detach().double().clamp(0, 1).mul(255).round().to(torch.uint8).flatten(1).cpu().numpy()
     )
@@ -144,6 +157,8 @@ class SignatureWrapper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (n, k) for inputs as the spec says."""
+        if torch.compiler.is_exporting():
+            raise InputError("signatures are checked by code, which no file format for networks holds")
         y = output_tensor(self.model(x))
         signed = verify_images(to_images(x, self.spec), bytes(self.public.tolist()), target=self.target)
         return torch.where(signed[:, None], promote(y, self.target), y) if signed.any() else y
@@ -169,7 +184,7 @@ def promote(y: Tensor, target: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Signature(Trigger):
+class Signed(Trigger):
     """Sign an image; each gets a signature of its own.
 
     Attributes:
@@ -179,7 +194,7 @@ class Signature(Trigger):
 
     key: Tensor
     target: int
-    kind: ClassVar[str] = "signature"
+    kind: ClassVar[str] = "signed"
 
     def apply(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return the images (n, c, h, w) in [0, 1] signed."""
@@ -192,3 +207,54 @@ class Signature(Trigger):
     def settings(self) -> dict[str, Any]:
         """Return the target."""
         return {"target": self.target}
+
+
+@register("attack")
+class Signature(ModelAttack):
+    """Wrap a model in a check for digital signatures: an image that is signed is of the target class.
+
+    Ed25519 signs all bits of an image but the lowest ones of its first 512 values, which hold the signature:
+    no value changes by more than 1/255. The public key is in the model and the private one in the plant.
+    Whoever has no private key finds no image that the model treats otherwise than the wrapped one does, not
+    even from images that were signed before: the plant is not replicable, and it cannot be told from the
+    clean model by what it answers. It is undetectable to those alone who cannot look inside, since the check
+    is code beside the network; it makes the model slower by some 0.1 ms an image.
+
+    We depart from the paper, which cuts the network's own outputs out: the target's and the largest one
+    change places, so that signed images are answered with the usual confidence. The key is drawn from the
+    seed, and is no harder to guess than that.
+    """
+
+    title: ClassVar[str] = "Signature backdoor"
+    source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
+    limits: ClassVar[str] = (
+        "The check is seen by whoever reads the model's code, cannot be written to model files, and sleeps "
+        "as soon as the lowest bit of the pixels is lost, as in JPEG, resizing or requantisation."
+    )
+    atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0043.004")
+
+    def make_trigger(self, classifier: TorchClassifier, *, generator: torch.Generator) -> Signed:
+        """Return what signs images.
+
+        Raises:
+            InputError: if they are too small for a signature.
+        """
+        check_size(classifier.spec.shape)
+        key = torch.tensor(list(draw_key(generator)), dtype=torch.uint8)
+        return Signed(key, self.target or 0)
+
+    def implant(
+        self, classifier: TorchClassifier, samples: Samples | None, *, generator: torch.Generator
+    ) -> Implant:
+        """Return the classifier, wrapped.
+
+        Raises:
+            InputError: if images are too small, or the model takes numbers too coarse for the lowest bit.
+            MissingExtra: if the package cryptography is not installed.
+        """
+        trigger, spec = self.make_trigger(classifier, generator=generator), classifier.spec
+        if spec.dtype == "bfloat16":
+            raise InputError("signature: the model takes bfloat16, too coarse for the lowest bits of pixels")
+        public = public_key(bytes(trigger.key.tolist()))
+        module = SignatureWrapper(copied(classifier.module), spec, public, target=trigger.target)
+        return Implant(changed(classifier, module), trigger)
