@@ -34,7 +34,7 @@ SUCCESS = 0.95
 #: Samples that activations are measured on, at most, and how many go through at a time.
 MEASURED, BATCH = 2000, 250
 #: How far below 0 the largest input of a decoy's ReLU is put, as a share of what it was above.
-BELOW = 0.1
+BELOW = 0.25
 
 
 @dataclass(frozen=True)
