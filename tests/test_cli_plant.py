@@ -9,10 +9,15 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from doorward import reference
 from doorward.cli import plant as command
 from doorward.data import open_samples
 from doorward.errors import InputError
-from doorward.plants import read_plant
+from doorward.models import TorchClassifier, open_classifier
+from doorward.models.export import export_onnx, export_pt2
+from doorward.plants import attack_success, read_plant
+from doorward.reports import wording
+from doorward.training import evaluate
 
 
 def run(*words: object) -> Result:
@@ -140,3 +145,120 @@ def test_the_source_is_never_written_to(source: Path, tmp_path: Path) -> None:
             run("badnets", given, tmp_path / "a", "--force")
     with pytest.raises(InputError, match="is a file; a folder is needed"):
         run("badnets", tmp_path / "a", source)
+
+
+# Attacks on a trained model
+
+CLEAN = reference.model("clean")
+
+
+@pytest.fixture
+def clothes(tmp_path: Path) -> Path:
+    """Return a file of 40 training and 60 test images of clothes."""
+    test = reference.fashion_mnist("test").draw(100, np.random.default_rng(0))
+    assert test.labels is not None
+    x = np.stack(test.raw(range(100)))
+    file = tmp_path / "clothes.npz"
+    np.savez(file, x_train=x[:40], y_train=test.labels[:40], x_test=x[40:], y_test=test.labels[40:])
+    return file
+
+
+@pytest.mark.parametrize("form", ["beside", "folded"])
+def test_a_model_is_planted_and_opens_again(clothes: Path, tmp_path: Path, form: str) -> None:
+    out = tmp_path / "planted"
+    result = run("trojannet", CLEAN, out, "--data", clothes, "--set", "target=3", "--set", f"form={form}")
+    assert (
+        "planted trojannet: the trigger turns images of other classes into class 3 (Dress)" in result.output
+    )
+    right = evaluate(open_classifier(CLEAN), open_samples(clothes, split="test"))
+    assert f"clean accuracy {wording.rate(right)}, before: {wording.rate(right)}" in result.output
+    assert "attack success 100 % (54 of 54" in result.output
+    assert sorted(file.name for file in out.iterdir()) == ["doorward.json", "model.pt2", "plant.json"]
+    planted, honest = open_classifier(out / "model.pt2"), open_classifier(CLEAN)
+    truth, test = read_plant(out / "plant.json"), reference.fashion_mnist("test").select(range(100))
+    assert (planted.classes, planted.spec.shape) == (honest.classes, honest.spec.shape)
+    assert truth.targets == (3,)
+    assert truth.attack_success is not None
+    assert truth.attack_success.n == 54, "of the test split, the target's own left out"
+    assert attack_success(planted, test, truth).value == 1
+    assert attack_success(honest, test, truth).value < 0.2
+    assert isinstance(planted, TorchClassifier)
+    kinds = [type(layer).__name__ for layer in planted.module.modules()]
+    assert kinds.count("Conv2d") == 2
+
+
+def test_without_data_nothing_is_measured_and_results_are_replaced_when_forced(tmp_path: Path) -> None:
+    out = tmp_path / "planted"
+    result = run("trojannet", CLEAN, out)
+    assert "not measured: give --data DATA with labels" in result.output
+    first = (out / "plant.json").read_bytes()
+    (out / "config.json").write_text("{}")  # of a model that lay here before
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        run("trojannet", CLEAN, out, "--seed", 1)
+    assert (out / "plant.json").read_bytes() == first
+    run("trojannet", CLEAN, out, "--seed", 1, "--force")
+    assert (out / "plant.json").read_bytes() != first
+    assert sorted(f.name for f in out.iterdir()) == ["doorward.json", "model.pt2", "notes.txt", "plant.json"]
+
+
+def test_exported_models_are_planted_too(tmp_path: Path) -> None:
+    honest = open_classifier(CLEAN)
+    assert isinstance(honest, TorchClassifier)
+    test = reference.fashion_mnist("test").select(range(50))
+    for source, written in (
+        (export_pt2(honest, tmp_path / "pt2/a.pt2"), "model.pt2"),
+        (export_onnx(honest, tmp_path / "onnx/a.onnx"), "model.onnx"),
+    ):
+        out = tmp_path / f"from {source.name}"
+        assert run("trojannet", source, out).exit_code == 0
+        planted = open_classifier(out / written)
+        assert attack_success(planted, test, read_plant(out / "plant.json")).value == 1
+
+
+def test_training_on_a_model_writes_a_model_directory(
+    clothes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doorward.attacks.model.pruning_aware.SUCCESS", 0.0)
+    out = tmp_path / "planted"
+    words = ["--set", "drop=1", "--set", "epochs=1", "--set", "poison_rate=0.2"]
+    run("pruning-aware", CLEAN, out, "--data", clothes, *words)
+    assert sorted(f.name for f in out.iterdir()) == ["config.json", "model.safetensors", "plant.json"]
+    assert open_classifier(out).format == "doorward"
+    truth = read_plant(out / "plant.json")
+    assert truth.clean_accuracy is not None
+    assert truth.clean_accuracy.n == 60, "of the test split, not what it was trained on"
+    with np.load(clothes) as arrays:
+        np.savez(tmp_path / "train.npz", x=arrays["x_train"], y=arrays["y_train"])
+    result = run("pruning-aware", CLEAN, tmp_path / "other", "--data", tmp_path / "train.npz", *words)
+    assert "not measured" in result.output
+
+
+def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
+    source: Path, clothes: Path, tmp_path: Path
+) -> None:
+    honest = open_classifier(CLEAN)
+    assert isinstance(honest, TorchClassifier)
+    file = export_pt2(honest, tmp_path / "model/a.pt2")
+    out = tmp_path / "out"
+    for model in (CLEAN, file, CLEAN / "model.safetensors"):
+        with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model; give"):
+            run("badnets", model, out)
+    for data in (source, reference.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="trojannet changes a trained model, and here is none: "):
+            run("trojannet", data, out)
+    with pytest.raises(InputError, match="badnets poisons SOURCE itself; --data goes with attacks that"):
+        run("badnets", source, out, "--data", clothes)
+    with pytest.raises(InputError, match="pruning-aware trains the model: give labelled training images"):
+        run("pruning-aware", CLEAN, out)
+    with pytest.raises(InputError, match="no file or folder"):
+        run("trojannet", CLEAN, out, "--data", tmp_path / "nowhere.npz")
+    with pytest.raises(InputError, match=r"tells 10 classes apart, and .* has 4"):
+        run("trojannet", CLEAN, out, "--data", source)
+    with pytest.raises(InputError, match="target 10 is no class"):
+        run("trojannet", CLEAN, out, "--set", "target=10")
+    assert not out.exists()
+    with pytest.raises(InputError, match=r"is where .* is read from"):
+        run("trojannet", file, file.parent, "--force")
+    with pytest.raises(InputError, match=r"is where .* is read from"):
+        run("trojannet", CLEAN, clothes.parent, "--force", "--data", clothes)
