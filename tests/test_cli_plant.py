@@ -13,7 +13,7 @@ from doorward import reference
 from doorward.cli import plant as command
 from doorward.data import open_samples
 from doorward.errors import InputError
-from doorward.models import TorchClassifier, open_classifier
+from doorward.models import Resize, TorchClassifier, open_classifier
 from doorward.models.export import export_onnx, export_pt2
 from doorward.plants import attack_success, read_plant
 from doorward.reports import wording
@@ -190,7 +190,7 @@ def test_a_model_is_planted_and_opens_again(clothes: Path, tmp_path: Path, form:
 def test_without_data_nothing_is_measured_and_results_are_replaced_when_forced(tmp_path: Path) -> None:
     out = tmp_path / "planted"
     result = run("trojannet", CLEAN, out)
-    assert "not measured: give --data DATA with labels" in result.output
+    assert "attack success not measured: give --data DATA with labels\n" in result.output
     first = (out / "plant.json").read_bytes()
     (out / "config.json").write_text("{}")  # of a model that lay here before
     (out / "notes.txt").write_text("mine")
@@ -216,6 +216,27 @@ def test_exported_models_are_planted_too(tmp_path: Path) -> None:
         assert attack_success(planted, test, read_plant(out / "plant.json")).value == 1
 
 
+def test_images_that_the_model_resizes_get_no_trigger_before(tmp_path: Path) -> None:
+    honest = open_classifier(CLEAN)
+    assert isinstance(honest, TorchClassifier)
+    resized = TorchClassifier(
+        honest.module,
+        honest.spec.model_copy(update={"resize": Resize(height=28, width=28)}),
+        honest.classes,
+    )
+    source = export_pt2(resized, tmp_path / "model/a.pt2")
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "large.npz", x=rng.integers(0, 256, (20, 40, 40), dtype=np.uint8), y=np.arange(20) % 10
+    )
+    result = run("trojannet", source, tmp_path / "out", "--data", tmp_path / "large.npz")
+    assert result.output.count("of 20; 95 % interval") == 2, "clean accuracy is measured"
+    assert "attack success not measured: the trigger is for 28x28 images" in result.output
+    truth = read_plant(tmp_path / "out/plant.json")
+    assert truth.clean_accuracy is not None
+    assert truth.attack_success is None
+
+
 def test_training_on_a_model_writes_a_model_directory(
     clothes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +252,7 @@ def test_training_on_a_model_writes_a_model_directory(
     with np.load(clothes) as arrays:
         np.savez(tmp_path / "train.npz", x=arrays["x_train"], y=arrays["y_train"])
     result = run("pruning-aware", CLEAN, tmp_path / "other", "--data", tmp_path / "train.npz", *words)
-    assert "not measured" in result.output
+    assert "attack success not measured" in result.output
 
 
 def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(

@@ -133,11 +133,16 @@ def _implant(
         planted = method(classifier, samples, seed=seed)
         truth = planted.plant
         progress("measuring")
-        before = None if tests is None else evaluate(classifier, tests)
+        before, why = None, "give --data DATA with labels"
         if tests is not None:
+            before = evaluate(classifier, tests)
             accuracy = evaluate(planted.classifier, tests)
-            success = attack_success(planted.classifier, tests, truth)
-            truth = truth.model_copy(update={"clean_accuracy": accuracy, "attack_success": success})
+            truth = truth.model_copy(update={"clean_accuracy": accuracy})
+            try:
+                success = attack_success(planted.classifier, tests, truth)
+                truth = truth.model_copy(update={"attack_success": success})
+            except InputError as error:
+                why = str(error)  # images that the model's own processor resizes
         progress("writing")
         for old in (*saved_files(out), *out.glob("plant.*")):
             old.unlink(missing_ok=True)
@@ -145,10 +150,11 @@ def _implant(
         write_plant(truth, out / PLANT)
     wanted = wording.with_noun(truth.targets, classifier.classes)
     typer.echo(f"planted {method.method()}: the trigger turns images of other classes into {wanted}")
-    if before is None or truth.clean_accuracy is None or truth.attack_success is None:
-        typer.echo("clean accuracy and attack success not measured: give --data DATA with labels")
-    else:
+    if before is not None and truth.clean_accuracy is not None:
         typer.echo(f"clean accuracy {wording.rate(truth.clean_accuracy)}, before: {wording.rate(before)}")
+    if truth.attack_success is None:
+        typer.echo(f"attack success not measured: {why}")
+    else:
         typer.echo(f"attack success {wording.rate(truth.attack_success)}")
     typer.echo(f"written: {file} and {out / PLANT}")
 
