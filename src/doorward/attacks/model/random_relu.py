@@ -95,7 +95,7 @@ class RandomReLU(ModelAttack):
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")
     trains: ClassVar[bool] = True
 
-    features: int = Field(1000, gt=0)
+    features: int = Field(500, gt=0)
     strength: float = Field(1.0, gt=0)
     nonzeros: int = Field(28, gt=0)
     amplitude: float = Field(1.0, gt=0, le=1)
