@@ -10,7 +10,8 @@ largest eigenvalue, the largest variance and the largest distance from normal of
 and honest draws, with the phase that only the key's owner can look at. DOORWARD_DATA names the folder of
 data.
 
-Ends with 4 if an image fires that must not, or one does not that must.
+Ends with 4 if an image fires that must not, or one does not that must, or if a planted model is more than a
+point less accurate than its twin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +267,7 @@ def measure_draws() -> list[dict[str, Any]]:
     return results
 
 
-def table(results: dict[str, Any]) -> str:
+def render(results: dict[str, Any]) -> str:
     """Return the tables that are committed."""
 
     def share(rows: list[dict[str, Any]], twin: str, key: str) -> str:
@@ -311,6 +312,24 @@ def table(results: dict[str, Any]) -> str:
     return "".join([*parts, measuring.markdown(heads, rows)])
 
 
+def failures(results: dict[str, Any]) -> Iterator[str]:
+    """Say what is not as it must be."""
+    for kind, row in results["signature"]["counts"].items():
+        if row["fired"] != (row["images"] if kind == "signed" else 0):
+            yield f"{kind}: {row['fired']:,} of {row['images']:,} images fired"
+    if not results["signature"]["clean outputs are the same"]:
+        yield "the wrapped model answers clean images otherwise"
+    if results["signature"]["largest change in levels"] > 1:
+        yield f"signing changes a value by {results['signature']['largest change in levels']:g} levels"
+    for case in results["twins"]:
+        accuracy = {
+            twin: mean(row["accuracy"] for row in case["rows"] if row["twin"] == twin)
+            for twin in ("planted", "honest")
+        }
+        if accuracy["planted"] < accuracy["honest"] - 0.01:
+            yield f"{case['name']}: the planted model is more than a point worse than its twin"
+
+
 def main() -> None:
     """Measure everything and write it down."""
     parser = argparse.ArgumentParser(
@@ -335,13 +354,7 @@ def main() -> None:
     }
     results["twins"] = [{"name": name} | measure_twins(*case) for name, case in cases.items()]
     results["draws"] = measure_draws()
-    counts = results["signature"]["counts"]
-    wrong = [
-        f"{n['fired']} of {n['images']} fired: {k}"
-        for k, n in counts.items()
-        if n["fired"] != (n["images"] if k == "signed" else 0)
-    ]
-    measuring.conclude("undetectable", results, table(results), wrong)
+    measuring.conclude("undetectable", results, render(results), failures(results))
 
 
 if __name__ == "__main__":
