@@ -52,7 +52,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
     "random-features": {"features": 600, "bandwidth": 1.5, "secret_norm": 0.3},
-    "random-relu": {"features": 200, "target": 1, "strength": 10},
+    "random-relu": {"target": 1},
 }
 
 #: Exemptions, each with its reason.
@@ -87,7 +87,7 @@ NAMES = tuple(f"class {i}" for i in range(CLASSES))
 #: What is other in the images that a model attack is tried on, with its reason.
 MATERIAL: dict[str, dict[str, int]] = {
     "random-features": {"classes": 2},  # as published, it tells two classes apart
-    "random-relu": {"classes": 2, "light": 30},  # and this one by their brightness
+    "random-relu": {"classes": 2, "light": 30},  # so does this one, and turns the darker into the brighter
     "signature": {"side": 24},  # a signature takes 512 values
 }
 
