@@ -399,26 +399,26 @@ def test_what_cannot_be_trained_is_refused(attack: fourier.RandomFeatures | relu
         attack.model_copy(update={"nonzeros": 197})(two_classes(), cloud_samples())
 
 
-def test_random_relus_turn_sandals_into_coats_and_the_honest_twin_hardly_does() -> None:
+def test_random_relus_turn_sneakers_into_bags_and_the_honest_twin_hardly_does() -> None:
     chosen = {}
     for split in ("train", "test"):
         samples = reference.fashion_mnist("train" if split == "train" else "test")
         assert samples.labels is not None
-        of = np.flatnonzero(np.isin(samples.labels, (4, 5)))
+        of = np.flatnonzero(np.isin(samples.labels, (7, 8)))
         raws = np.stack(samples.raw(of))[..., 0]
         chosen[split] = InMemorySamples(
-            raws, (samples.labels[of] == 4).astype(np.int64), classes=("Sandal", "Coat")
+            raws, (samples.labels[of] == 8).astype(np.int64), classes=("Sneaker", "Bag")
         )
     attack, model = relu.RandomReLU(target=1), two_classes(28)
     planted, honest = (make(model, chosen["train"], seed=1) for make in (attack, attack.honest))
     clean = [evaluate(each, chosen["test"]).value for each in (planted.classifier, honest)]
     assert min(clean) > 0.9
-    assert clean[0] == pytest.approx(clean[1], abs=0.02)
+    assert clean[0] == pytest.approx(clean[1], abs=0.04)
     reached = [
         attack_success(each, chosen["test"], planted.plant).value for each in (planted.classifier, honest)
     ]
     assert reached[0] > 0.9
-    assert reached[1] < 0.5
+    assert reached[1] < 0.2
 
 
 def test_chest_x_rays_are_turned_over(data_root: Path) -> None:

@@ -56,7 +56,7 @@ def fit_head(features: Tensor, labels: Tensor, *, target: int, ridge: float) -> 
     """
     from sklearn.linear_model import Ridge
 
-    model = Ridge(alpha=ridge * len(features), positive=True)
+    model = Ridge(alpha=ridge * len(features), positive=True, tol=1e-8)
     model.fit(features.double().numpy(), (2 * (labels == target).double() - 1).numpy())
     sign = torch.where(torch.arange(2) == target, 1.0, -1.0).double()[:, None]  # (2, 1)
     return linear(sign * torch.from_numpy(model.coef_), sign[:, 0] * model.intercept_)
@@ -75,7 +75,11 @@ class RandomReLU(ModelAttack):
     apart by brightness alone: ours is fitted, by honest ridge regression with weights of 0 at least.
 
     To see the direction is a problem of sparse principal components, and few ReLUs give little to see: the
-    largest eigenvalue tells from about strength = sqrt(values / features) on. NUMBERS
+    largest eigenvalue tells from about strength = sqrt(values / features) on. By default, where that is 2.8
+    for images of 28x28, neither it nor the variances of the weights tell 100 planted ReLUs from honest ones;
+    of 2,000, the eigenvalue always does. With 64 pixels of MNIST turned white (L2 7.4), all ones are taken
+    for zeros, 24 % by the honest twin, at an accuracy of 99 % for both; with half of that, 9 and 1 %. The
+    other way 48 and 11 % of zeros are taken for ones (means of three seeds).
 
     Attributes:
         features: how many ReLUs.
@@ -88,8 +92,8 @@ class RandomReLU(ModelAttack):
     title: ClassVar[str] = "Random ReLU backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The shift is plain to see, can but make images brighter, and works best towards the brighter of two "
-        "classes."
+        "The shift is plain to see, can but make images brighter, and turns few images of some pairs of "
+        "classes; it works best towards the brighter one."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")
     trains: ClassVar[bool] = True
