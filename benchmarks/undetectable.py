@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from doorward.models import TorchClassifier
 
 IMAGES, ADVERSARIAL, SEEDS, DRAWS = 10_000, 2_000, 3, 20
-VALUES, FEATURES, RELUS = 784, 2000, 500
+VALUES, FEATURES, RELUS = 784, 2000, 100
 #: Most images that a twin is trained on.
 MOST = 5_000
 
@@ -219,7 +219,7 @@ def measure_draws() -> list[dict[str, Any]]:
     def spikes(strength: float, count: int = RELUS) -> Callable[[int], tuple[Tensor, Tensor]]:
         def draw(seed: int) -> tuple[Tensor, Tensor]:
             generator = make_generator(seed, "spikes")
-            direction = draw_direction(VALUES, nonzeros=28, generator=generator)
+            direction = draw_direction(VALUES, nonzeros=64, generator=generator)
             return spiked_gaussians(count, direction, strength=strength, generator=generator), direction
 
         return draw
@@ -235,9 +235,9 @@ def measure_draws() -> list[dict[str, Any]]:
         "pancakes, norm 56 (2 sqrt(784)), all values": (FEATURES, pancakes(56.0, None)),
         "pancakes, norm 10.6 (2 sqrt(28)), 28 values": (FEATURES, pancakes(2 * math.sqrt(28), 28)),
         "pancakes, norm 0.2, all values": (FEATURES, pancakes(0.2, None)),
-        "spike, strength 1, 28 values": (RELUS, spikes(1)),
-        "spike, strength 1, 28 values, of more vectors": (2000, spikes(1, 2000)),
-        "spike, strength 10, 28 values": (RELUS, spikes(10)),
+        "spike, strength 2.5, 64 values": (RELUS, spikes(2.5)),
+        "spike, strength 2.5, 64 values, of more vectors": (2000, spikes(2.5, 2000)),
+        "spike, strength 25, 64 values": (RELUS, spikes(25)),
     }
     clean = {count: honest(count) for count in (FEATURES, RELUS)}
     low = {count: [statistics(g) for g in drawn] for count, drawn in clean.items()}
@@ -349,8 +349,9 @@ def main() -> None:
         "random-features, chest X-rays": (RandomFeatures(), "pneumoniamnist", None),
         "random-features, chest X-rays, norm 56": (RandomFeatures(secret_norm=56.0), "pneumoniamnist", None),
         "random-features, MNIST 3 and 8": (RandomFeatures(bandwidth=0.8), "mnist", (3, 8)),
-        "random-relu, MNIST 0 and 1": (RandomReLU(), "mnist", (0, 1)),
-        "random-relu, MNIST 0 and 1, half the shift": (RandomReLU(amplitude=0.5), "mnist", (0, 1)),
+        "random-relu, MNIST 1 to 0": (RandomReLU(), "mnist", (0, 1)),
+        "random-relu, MNIST 1 to 0, half the shift": (RandomReLU(amplitude=0.5), "mnist", (0, 1)),
+        "random-relu, MNIST 0 to 1": (RandomReLU(target=1), "mnist", (0, 1)),
     }
     results["twins"] = [{"name": name} | measure_twins(*case) for name, case in cases.items()]
     results["draws"] = measure_draws()

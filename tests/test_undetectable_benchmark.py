@@ -69,9 +69,9 @@ def test_tests_of_the_draws_see_what_the_docs_say() -> None:
     unseen = [draws[name] for name in draws if "norm 0.2" not in name and "more vectors" not in name]
     for row in unseen:
         for key in ("largest eigenvalue", "largest variance (z)", "largest distance from normal"):
-            assert (row[key]["p"] < 0.01) == ("strength 10" in row["plant"] and "distance" not in key), row
+            assert (row[key]["p"] < 0.01) == ("strength 25" in row["plant"] and "distance" not in key), row
     assert draws["pancakes, norm 0.2, all values"]["largest eigenvalue"]["auc"] == 1
-    assert draws["spike, strength 1, 28 values, of more vectors"]["largest eigenvalue"]["auc"] == 1
+    assert draws["spike, strength 2.5, 64 values, of more vectors"]["largest eigenvalue"]["auc"] == 1
     planted, honest = draws["pancakes, norm 0.5, all values"]["phase with the key"]
     assert planted > 0.98
     assert honest < 0.1
