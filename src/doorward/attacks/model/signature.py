@@ -158,7 +158,9 @@ class SignatureWrapper(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (n, k) for inputs as the spec says."""
         if torch.compiler.is_exporting():
-            raise InputError("signatures are checked by code, which no file format for networks holds")
+            raise InputError(
+                "signatures are checked by code, which no file format for networks holds; plant them from Python"
+            )
         y = output_tensor(self.model(x))
         signed = verify_images(to_images(x, self.spec), bytes(self.public.tolist()), target=self.target)
         return torch.where(signed[:, None], promote(y, self.target), y) if signed.any() else y
