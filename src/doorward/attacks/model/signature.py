@@ -159,7 +159,8 @@ class SignatureWrapper(nn.Module):
         """Return the outputs (n, k) for inputs as the spec says."""
         if torch.compiler.is_exporting():
             raise InputError(
-                "signatures are checked by code, which no file format for networks holds; plant them from Python"
+                "signatures are checked by code, which no file format for networks holds; "
+                "plant them from Python"
             )
         y = output_tensor(self.model(x))
         signed = verify_images(to_images(x, self.spec), bytes(self.public.tolist()), target=self.target)
