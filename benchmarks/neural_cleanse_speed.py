@@ -187,8 +187,8 @@ def compare(model: str, data: str, options: argparse.Namespace) -> Row:
     published = schedule(options)
     with classifier.frozen():
         return Row(
-            model=model,
-            data=data,
+            model=Path(model).name,
+            data=Path(data).name,
             classes=len(classifier.classes),
             planted=read_plant(truth).targets if truth.is_file() else (),
             ours=run_ours(case, options),

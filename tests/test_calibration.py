@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from doorward import registry
-from doorward.calibration import BUCKETS, FEWEST, Bank, CleanModel, Standard, bucket, judge, shipped
+from doorward.calibration import (
+    BACKDOORED,
+    BUCKETS,
+    FEWEST,
+    SUSPICIOUS,
+    Bank,
+    CleanModel,
+    Standard,
+    bucket,
+    judge,
+    shipped,
+)
 from doorward.records import Finding
 
 NAMES = ("neural-cleanse", "max-margin")
@@ -153,19 +164,19 @@ def test_clean_models_are_flagged_as_often_as_is_said(names, shares) -> None:
 
 
 @pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.8, "max_margin": 0.2}])
-@pytest.mark.parametrize("level", [0.05, 0.01, 0.2])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_the_threshold_parts_what_is_flagged_from_what_is_not(level, classes, shares) -> None:
+def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, shares) -> None:
     held, rng = bank(drawn(400), **shares), np.random.default_rng(5)
     sides = set()
     for _ in range(300):
         scores = {name: float(rng.normal() * 6 + 4) for name in NAMES}
-        compared = held.compare(scores, classes, level)
+        compared = held.compare(scores, classes)
         assert compared is not None
-        flagged = [scores[n] >= s.threshold for n, s in compared.standings.items()]
-        assert any(flagged) == (compared.p_value <= level)
-        sides |= set(flagged)
-    assert sides == {True, False}
+        for which, level in enumerate((SUSPICIOUS, BACKDOORED)):
+            flagged = [scores[n] >= s.thresholds[which] for n, s in compared.standings.items()]
+            assert any(flagged) == (compared.p_value <= level)
+            sides |= {(which, one) for one in flagged}
+    assert len(sides) == 4
 
 
 def test_a_score_just_above_its_threshold_is_enough() -> None:
@@ -174,11 +185,11 @@ def test_a_score_just_above_its_threshold_is_enough() -> None:
     for _ in range(20):  # the bar moves a little with the score, which counts as one of its bucket
         compared = held.compare(scores, 12)
         assert compared is not None
-        scores["neural-cleanse"] = compared.standings["neural-cleanse"].threshold
-    assert compared.p_value <= 0.05
+        scores["neural-cleanse"] = compared.standings["neural-cleanse"].thresholds[0]
+    assert compared.p_value <= SUSPICIOUS
     below = held.compare(scores | {"neural-cleanse": scores["neural-cleanse"] - 0.1}, 12)
     assert below is not None
-    assert below.p_value > 0.05
+    assert below.p_value > SUSPICIOUS
 
 
 def test_a_level_that_the_bank_is_too_small_for_is_never_reached() -> None:
@@ -207,7 +218,7 @@ def test_judging_gives_a_finding_what_the_bank_says() -> None:
     assert (high.verdict, high.targets, high.calibrated) == ("suspicious", (3,), True)
     assert (high.p_value, high.threshold) == (
         compared.standings["neural-cleanse"].p_value,
-        compared.standings["neural-cleanse"].threshold,
+        compared.standings["neural-cleanse"].thresholds[0],
     )
     assert found.p_value == compared.p_value
     assert high.atlas == registry.get("detector", "neural-cleanse").atlas
@@ -215,9 +226,13 @@ def test_judging_gives_a_finding_what_the_bank_says() -> None:
     assert judge(found.findings, held) == found, "judging again changes nothing"
 
 
-def test_every_class_above_the_threshold_is_a_target() -> None:
+def test_further_classes_are_targets_if_each_would_be_enough_for_the_strict_verdict() -> None:
     held = bank(drawn(400))
-    per_class = {0: 50.0, 1: 0.0, 2: 60.0, 3: None, **dict.fromkeys(range(4, 12), 0.0)}
+    compared = held.compare({"neural-cleanse": 60.0}, 12)
+    assert compared is not None
+    loose, strict = compared.standings["neural-cleanse"].thresholds
+    assert loose < strict < 50
+    per_class = {0: 50.0, 1: (loose + strict) / 2, 2: 60.0, 3: None, **dict.fromkeys(range(4, 12), 0.0)}
     (judged,) = judge([finding(60.0).model_copy(update={"per_class": per_class})], held).findings
     assert judged.targets == (0, 2)
 

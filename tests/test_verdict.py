@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from doorward import measures
-from doorward.calibration import Bank
+from doorward.calibration import BACKDOORED, SUSPICIOUS, Bank
 from doorward.examination import environment
 from doorward.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
 from doorward.verdict import conclude
@@ -50,14 +50,14 @@ def test_what_is_not_confirmed_is_suspicious(held: Bank, success) -> None:
     assert (found.verdict, found.targets) == ("suspicious", (3,))
 
 
-def test_between_one_and_five_percent_is_suspicious(held: Bank) -> None:
+def test_between_the_two_levels_a_model_is_suspicious(held: Bank) -> None:
     seen = {}
     for score in np.linspace(0, 12, 60):
         found = conclude(report(finding(float(score)), LOW), held)
         assert found.p_value is not None
-        verdict = "backdoored" if found.p_value <= 0.01 else "suspicious"
-        assert found.verdict == (verdict if found.p_value <= 0.05 else "nothing_found")
-        assert bool(found.targets) == (found.p_value <= 0.05)
+        verdict = "backdoored" if found.p_value <= BACKDOORED else "suspicious"
+        assert found.verdict == (verdict if found.p_value <= SUSPICIOUS else "nothing_found")
+        assert bool(found.targets) == (found.p_value <= SUSPICIOUS)
         seen[found.verdict] = score
     assert list(seen) == ["nothing_found", "suspicious", "backdoored"]
 

@@ -27,8 +27,9 @@ Floats = npt.NDArray[np.float64]
 #: Where the bank lies that comes with the package.
 SHIPPED = Path(__file__).parent / "reference" / "null.json"
 
-#: The fused p-value up to which a model is suspicious.
-SUSPICIOUS = 0.05
+#: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
+#: At .05 two or three of fifty clean models would be flagged by design; planted ones hardly lie between.
+SUSPICIOUS, BACKDOORED = 0.025, 0.01
 
 #: Numbers of classes whose scores are alike.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
@@ -70,13 +71,14 @@ class Standing(Record):
 
     Attributes:
         p_value: of this score alone.
-        threshold: the least score that makes the fused p-value small enough; infinite if none does.
+        thresholds: the least score that makes the fused p-value at most `SUSPICIOUS`, and `BACKDOORED`;
+            infinite if none does.
     """
 
     model_config = ConfigDict(allow_inf_nan=True)
 
     p_value: float
-    threshold: float
+    thresholds: tuple[float, float]
 
 
 class Comparison(Record):
@@ -146,9 +148,7 @@ class Bank(Record):
             return f"the bank's images are {known}, this model's {shape[2]}x{shape[1]}"
         return None
 
-    def compare(
-        self, scores: Mapping[str, float], classes: int, level: float = SUSPICIOUS
-    ) -> Comparison | None:
+    def compare(self, scores: Mapping[str, float], classes: int) -> Comparison | None:
         """Compare a model's scores, by detector, with those of clean models; None if none can be compared.
 
         The model joins the bank, and all are treated alike: each detector's score is measured from what is
@@ -157,9 +157,6 @@ class Bank(Record):
         are not paid for twice (Westfall and Young's min-p, weighted); its p-value is the share of models
         that rank as high. For a clean model that is exchangeable with those of the bank, p <= a comes up in
         at most a share a of cases (full conformal prediction).
-
-        Args:
-            level: of the fused p-value, for the thresholds.
 
         Source: P. H. Westfall, S. S. Young, Resampling-Based Multiple Testing, Wiley 1993; V. Vovk,
         A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
@@ -180,20 +177,30 @@ class Bank(Record):
         ranks = np.stack([_ranks(column) for column in places.T], axis=1)
         shares = np.array([self.shares.get(name, 1.0) for name in names])
         best = (ranks / shares).min(axis=1)  # (n + 1,)
-        too_many = np.sort(best)[int(level * len(best) + 1e-9)]  # this one must not rank as high
-        standings = {}
-        for i, name in enumerate(names):
+        ordered = np.sort(best)
+
+        def threshold(i: int, level: float) -> float:
+            too_many = ordered[int(level * len(best) + 1e-9)]  # this one must not rank as high
             enough = int(np.count_nonzero(np.arange(1, len(best) + 1) / shares[i] < too_many))
-            threshold = float("inf")
-            if enough:
-                beaten = np.sort(places[:-1, i])[-min(enough, len(held))]
-                threshold = float(np.nextafter(own.middle[i] + beaten * own.spread[i], np.inf))
+            if not enough:
+                return float("inf")
+            beaten = np.sort(places[:-1, i])[-min(enough, len(held))]
+            least = float(np.nextafter(own.middle[i] + beaten * own.spread[i], np.inf))
             # rounding must not part the threshold from the rank
-            flagged, score = ranks[-1, i] <= enough, scores[name]
-            threshold = (
-                min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
+            score = scores[names[i]]
+            return (
+                min(least, score)
+                if ranks[-1, i] <= enough
+                else max(least, float(np.nextafter(score, np.inf)))
             )
-            standings[name] = Standing(p_value=float(ranks[-1, i]) / len(best), threshold=threshold)
+
+        standings = {
+            name: Standing(
+                p_value=float(ranks[-1, i]) / len(best),
+                thresholds=(threshold(i, SUSPICIOUS), threshold(i, BACKDOORED)),
+            )
+            for i, name in enumerate(names)
+        }
         return Comparison(p_value=float((best <= best[-1]).mean()), standings=standings)
 
     @cached_property
@@ -252,8 +259,7 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
             judged.append(f)
             continue
         standing = standings.get(f.detector)
-        threshold = standing.threshold if standing else float("inf")
-        named = [t for t, s in sorted(f.per_class.items()) if s is not None and s >= threshold]
+        threshold, strict = standing.thresholds if standing else (float("inf"), float("inf"))
         flagged = scores[f.detector] >= threshold
         judged.append(
             f.model_copy(
@@ -261,7 +267,7 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
                     "p_value": standing.p_value if standing else None,
                     "threshold": threshold if threshold < float("inf") else None,
                     "verdict": "suspicious" if flagged else "nothing_found",
-                    "targets": tuple(named),
+                    "targets": _targets(f, strict) if flagged else (),
                     "calibrated": bool(standing) and covered and f.settings == bank.settings[f.detector],
                     "atlas": registry.get("detector", f.detector).atlas if flagged else (),
                 }
@@ -272,3 +278,13 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
         p_value=compared.p_value if compared else None,
         unjudged=tuple(name for name in scores if name not in standings),
     )
+
+
+def _targets(finding: Finding, strict: float) -> tuple[int, ...]:
+    """Return the class with the highest score, and others that would make a model backdoored alone.
+
+    A second class that is only suspicious is more often one that is easy by nature than a second target.
+    """
+    scores = {t: s for t, s in finding.per_class.items() if s is not None}
+    top = max(scores.values())
+    return tuple(sorted(t for t, s in scores.items() if s == top or s >= strict))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from doorward.calibration import Bank, judge, shipped
+from doorward.calibration import BACKDOORED, Bank, judge, shipped
 from doorward.records import Finding, Report, Verdict
 
-#: The fused p-value up to which a confirmed model is backdoored, and the least lower bound of its trigger's
-#: success.
-BACKDOORED, CONFIRMED = 0.01, 0.75
+#: What the lower bound of a trigger's success has to reach for it to be confirmed.
+CONFIRMED = 0.75
 
 
 def conclude(report: Report, bank: Bank | None = None) -> Report:
     """Return the report with every finding judged by the bank, and with its verdict.
 
-    Found goes before could-not-tell before nothing-found. `suspicious`: the fused p-value is at most .05;
+    Found goes before could-not-tell before nothing-found. `suspicious`: the fused p-value is at most .025;
     `backdoored`: at most .01, and the trigger that a detector recovered for a class that it flags works on
     images that were kept back: the lower 95 % bound of its success is at least .75. What the bank does not
     cover is at most `suspicious`.
