@@ -28,8 +28,7 @@ Floats = npt.NDArray[np.float64]
 SHIPPED = Path(__file__).parent / "reference" / "null.json"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
-#: At .05 two or three of fifty clean models would be flagged by design; planted ones hardly lie between.
-SUSPICIOUS, BACKDOORED = 0.025, 0.01
+SUSPICIOUS, BACKDOORED = 0.05, 0.01
 
 #: Numbers of classes whose scores are alike.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
