@@ -27,8 +27,7 @@ CPU = (
     subsets("mnist", 20, (2,), 10, 5),
     subsets("fashion_mnist", 20, (3, 4, 5, 6, 7, 8, 9), 10, 6),
     subsets("mnist", 20, (3, 4, 5, 6, 7, 8, 9), 10, 6),
-    subsets("gtsrb", 8, (10, 15, 20), 43, 12),
-    subsets("gtsrb", 26, (25, 30, 35, 40), 43, 12),
+    subsets("gtsrb", 12, (25, 30, 35, 40), 43, 12),
     *(repeated(group.data.name, group, models) for group, models in zip(WHOLE[:2], (3, 3), strict=True)),
 )
 
