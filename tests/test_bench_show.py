@@ -483,9 +483,9 @@ def test_what_is_shown_is_concluded_by_the_bank_and_not_what_was_concluded_then(
     assert (flagged.verdict, flagged.targets) == ("suspicious", (3,))
     assert flagged.p_value is not None
     assert flagged.p_value <= 0.05
-    assert flagged.p_value == low.fuse(
-        {name: judgement.p_value or 1.0 for name, judgement in flagged.detectors.items()}
-    )
+    compared = low.compare({"neural-cleanse": 50.0, "max-margin": 0.0}, 12)
+    assert compared is not None
+    assert flagged.p_value == compared.p_value
     assert (usual.verdict, usual.targets) == ("nothing_found", ())
     assert usual.detectors["neural-cleanse"].verdict == "nothing_found"
     assert usual.detectors["neural-cleanse"].p_value == 1.0
@@ -523,8 +523,9 @@ def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> N
     }
     found = {one.data: one.p_value for one in held_.results}
     for name, rest in expected.items():
-        p = {d: rest.p_value(d, s, 12) or 0.0 for d, s in (("neural-cleanse", 3.0), ("max-margin", 0.0))}
-        assert found[name] == rest.fuse(p)
+        compared = rest.compare({"neural-cleanse": 3.0, "max-margin": 0.0}, 12)
+        assert compared is not None
+        assert found[name] == compared.p_value
     assert len(set(found.values())) == 3
     assert held_.left_out == ("glyphs", "shapes")
     said = "those are left out of the bank for it (glyphs, shapes)."
