@@ -25,7 +25,7 @@ def test_both_verdicts_are_right(shown: tuple[Path, Outcome]) -> None:
         from_json((folder / f"doorward-demo/report-{name}/report.json").read_text(encoding="utf-8"))
         for name in ("backdoored", "clean")
     )
-    assert (backdoored.verdict, backdoored.targets) == ("suspicious", (0,))
+    assert (backdoored.verdict, backdoored.targets) == ("backdoored", (0,))
     assert (clean.verdict, clean.targets) == ("nothing_found", ())
     for report in (backdoored, clean):
         assert report.request["seed"] == 3
@@ -37,7 +37,7 @@ def test_it_says_what_is_true_what_was_found_and_where_it_is(shown: tuple[Path, 
     planted, twin = (lines.index(f"=== The {name} model ===") for name in ("backdoored", "clean"))
     assert planted < twin
     assert any(line.startswith("The truth: accuracy ") for line in lines[planted:twin])
-    assert any(line.startswith("SUSPICIOUS  ") for line in lines[planted:twin])
+    assert any(line.startswith("BACKDOORED  ") for line in lines[planted:twin])
     assert any(line.startswith("NOTHING FOUND  ") for line in lines[twin:])
     pages = [line.rpartition(": ")[2] for line in lines if line.startswith("report on the ")]
     place = folder.resolve() / "doorward-demo"

@@ -47,6 +47,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 
 
 @pytest.fixture(scope="session")
+def doubted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Scan the planted model with fewer images than the bank was made with; return the lines printed."""
+    words = ("scan", BACKDOORED, "--clean", CLOTHES, "--images", 60)
+    return program(*words, folder=tmp_path_factory.mktemp("doubted")).out.splitlines()
+
+
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a quick scan's reports, made with relative paths, and what it read."""
     folder = tmp_path_factory.mktemp("place")
@@ -63,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_planted_model_is_found_and_ends_with_1(found: tuple[Path, Outcome]) -> None:
     reports, outcome = found
     assert outcome.code == 1, outcome.err
-    assert outcome.out.startswith("SUSPICIOUS  ")
+    assert outcome.out.startswith("BACKDOORED  ")
     assert "0 (T - shirt / top)" in outcome.out
     report = from_json((reports / "report.json").read_text(encoding="utf-8"))
     assert report.targets == (0,)
@@ -200,27 +207,30 @@ def test_reports_are_written_and_named_on_standard_error(found: tuple[Path, Outc
     assert sorted(path.name for path in reports.iterdir()) == sorted(NAMES)
     assert outcome.err == f"written: reports ({', '.join(NAMES)})\n"
     page = (reports / "report.html").read_text(encoding="utf-8")
-    assert "Suspicious" in page
+    assert "Backdoored" in page
     assert page.count("data:image/png") >= 3
-    assert (reports / "report.txt").read_text(encoding="utf-8").startswith("SUSPICIOUS  ")
+    assert (reports / "report.txt").read_text(encoding="utf-8").startswith("BACKDOORED  ")
 
 
-def test_text_fits_the_width_and_ends_lines_where_they_end(found: tuple[Path, Outcome]) -> None:
-    lines = found[1].out.splitlines()
+def test_text_fits_the_width_and_ends_lines_where_they_end(doubted: list[str]) -> None:
+    lines = doubted
     commands = [line for line in lines if line.startswith("      doorward ")]
     assert len(commands) == 3
     assert max(len(line) for line in lines if line not in commands) <= 80
     assert [line for line in lines if line != line.rstrip()] == []
 
 
-def test_the_advice_can_be_followed(found: tuple[Path, Outcome], place: Path) -> None:
+def test_fewer_images_than_usual_leave_a_doubt(doubted: list[str]) -> None:
+    assert doubted[0].startswith("SUSPICIOUS  ")
+    assert "60 images were given, and 100 with the bank's models" in " ".join(" ".join(doubted).split())
+
+
+def test_the_advice_can_be_followed(doubted: list[str]) -> None:
     """The advised commands name the model and data as they were given, and options that exist."""
-    more, again, check = (
-        line.split() for line in found[1].out.splitlines() if line.startswith("      doorward ")
-    )
+    more, again, check = (line.split() for line in doubted if line.startswith("      doorward "))
     scanned = ["doorward", "scan", str(BACKDOORED), "--clean", CLOTHES]
-    assert more == [*scanned, "--images", "400"]
-    assert again == [*scanned, "--images", "100", "--seed", "1"]
+    assert more == [*scanned, "--images", "240"]
+    assert again == [*scanned, "--images", "60", "--seed", "1"]
     assert check == ["doorward", "verify", "report.json"]
 
 
