@@ -362,7 +362,14 @@ def test_own_code_that_leaves_is_no_verdict(own: Path) -> None:
 def test_an_interruption_ends_with_130(own: Path) -> None:
     words = [PROGRAM, "scan", "weights.pt", "--factory", "own_network.py:wait", "--out", "reports"]
     with subprocess.Popen(
-        words, cwd=own, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words,
+        cwd=own,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests that run in a shell's background have it ignored, and programs inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as running:
         for _ in range(600):
             if (own / "started").exists() or running.poll() is not None:
