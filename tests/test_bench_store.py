@@ -11,7 +11,7 @@ import pytest
 
 from bench_examples import clean, trials
 from doorward.bench.store import Row, Store
-from doorward.bench.suite import Trial, work_of
+from doorward.bench.suite import Method, Trial, work_of
 from doorward.errors import InputError
 
 ONE, TWO = trials(clean())
@@ -115,6 +115,14 @@ def test_the_last_result_counts(store: Store) -> None:
         TWO.name: "two",
     }
     assert list(store.latest([TWO])) == [TWO.name]
+
+
+def test_settings_that_json_holds_in_another_form_are_the_same(store: Store) -> None:
+    attack = Method(name="badnets", settings={"source_classes": (1, 5)})
+    trial = ONE.model_copy(update={"attack": attack})
+    store.put(row(trial, "pair"))
+    assert list(store.latest([trial])) == [trial.name]
+    assert store.latest([ONE]) == {}
 
 
 def test_results_of_an_earlier_make_of_the_suite_do_not_count(store: Store) -> None:

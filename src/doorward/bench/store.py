@@ -196,7 +196,7 @@ class Store:
 def _declares(given: dict[str, Any], trial: Trial) -> bool:
     """Tell whether a row was declared as this trial is; what it does not name has its default."""
     try:
-        return Trial.model_validate(given) == trial
+        return Trial.model_validate(given).model_dump(mode="json") == trial.model_dump(mode="json")
     except ValidationError:  # by an older or newer make
         return False
 
