@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_planted_model_is_found_and_ends_with_1(found: tuple[Path, Outcome]) -> None:
     reports, outcome = found
     assert outcome.code == 1, outcome.err
-    assert outcome.out.startswith("BACKDOORED  ")
+    assert outcome.out.split()[0] == "BACKDOORED"
     assert "0 (T - shirt / top)" in outcome.out
     report = from_json((reports / "report.json").read_text(encoding="utf-8"))
     assert report.targets == (0,)
@@ -209,7 +209,7 @@ def test_reports_are_written_and_named_on_standard_error(found: tuple[Path, Outc
     page = (reports / "report.html").read_text(encoding="utf-8")
     assert "Backdoored" in page
     assert page.count("data:image/png") >= 3
-    assert (reports / "report.txt").read_text(encoding="utf-8").startswith("BACKDOORED  ")
+    assert (reports / "report.txt").read_text(encoding="utf-8").split()[0] == "BACKDOORED"
 
 
 def test_text_fits_the_width_and_ends_lines_where_they_end(doubted: list[str]) -> None:
@@ -221,7 +221,7 @@ def test_text_fits_the_width_and_ends_lines_where_they_end(doubted: list[str]) -
 
 
 def test_fewer_images_than_usual_leave_a_doubt(doubted: list[str]) -> None:
-    assert doubted[0].startswith("SUSPICIOUS  ")
+    assert doubted[0].split()[0] == "SUSPICIOUS"
     assert "60 images were given, and 100 with the bank's models" in " ".join(" ".join(doubted).split())
 
 
