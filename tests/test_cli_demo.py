@@ -37,8 +37,8 @@ def test_it_says_what_is_true_what_was_found_and_where_it_is(shown: tuple[Path, 
     planted, twin = (lines.index(f"=== The {name} model ===") for name in ("backdoored", "clean"))
     assert planted < twin
     assert any(line.startswith("The truth: accuracy ") for line in lines[planted:twin])
-    assert any(line.startswith("BACKDOORED  ") for line in lines[planted:twin])
-    assert any(line.startswith("NOTHING FOUND  ") for line in lines[twin:])
+    assert any(line.startswith("BACKDOORED") for line in lines[planted:twin])
+    assert any(line.startswith("NOTHING FOUND") for line in lines[twin:])
     pages = [line.rpartition(": ")[2] for line in lines if line.startswith("report on the ")]
     place = folder.resolve() / "doorward-demo"
     assert pages == [str(place / f"report-{name}/report.html") for name in ("backdoored", "clean")]

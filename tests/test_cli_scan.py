@@ -79,7 +79,7 @@ def test_a_planted_model_is_found_and_ends_with_1(found: tuple[Path, Outcome]) -
 def test_a_clean_twin_ends_with_0() -> None:
     outcome = call("scan", CLEAN, *QUICK)
     assert outcome.code == 0
-    assert outcome.out.startswith("NOTHING FOUND  ")
+    assert outcome.out.startswith("NOTHING FOUND")
     assert outcome.err == ""
 
 
