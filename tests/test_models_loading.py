@@ -887,3 +887,15 @@ def test_wrong_types_in_a_program_raise_nothing_but_our_errors(
         for member, content in members.items():
             archive.writestr(member, content)
     assert_ours(outcome(tmp_path / "bad.pt2"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_export_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((1, 2, 3))[:, None].expand(-1, 2) if float(x.sum()) > 0 else x.flatten(1)[:, :2]
+
+    classifier = TorchClassifier(Branching(), InputSpec(channels=1, height=4, width=4), ["a", "b"])
+    with pytest.raises(InputError, match="cannot be exported"):
+        export_pt2(classifier, tmp_path / "new" / "model.pt2")
+    assert list(tmp_path.iterdir()) == []

@@ -19,18 +19,25 @@ def started(now: list[float], *, budget: float | None, total: float) -> Pace:
     return Pace(Deadline(budget, started=now[0]), total, work="counting")
 
 
+def parts_done(clock: list[float], pace: Pace, *parts: tuple[float, float]) -> int:
+    """Let parts of (seconds, amount) pass; return how many of them went through."""
+    for done, (seconds, amount) in enumerate(parts):
+        clock[0] += seconds
+        try:
+            pace.advance(amount)
+        except CouldNotTell:
+            return done
+    return len(parts)
+
+
 def test_work_in_time_goes_through(clock: list[float]) -> None:
     pace = started(clock, budget=100, total=10)
-    for _ in range(10):
-        clock[0] += 9.9
-        pace.advance(1)
+    assert parts_done(clock, pace, *[(9.9, 1)] * 10) == 10
 
 
 def test_without_a_limit_nothing_ends(clock: list[float]) -> None:
     pace = Pace(Deadline(), 10, work="counting")
-    for _ in range(10):
-        clock[0] += 1e9
-        pace.advance(1)
+    assert parts_done(clock, pace, *[(1e9, 1)] * 10) == 10
 
 
 def test_hopeless_work_ends_after_its_first_part(clock: list[float]) -> None:
@@ -72,19 +79,14 @@ def test_the_end_of_the_budget_ends_the_work(clock: list[float]) -> None:
 
 def test_work_that_is_done_is_not_taken_back(clock: list[float]) -> None:
     pace = started(clock, budget=10, total=4)
-    for _ in range(3):
-        clock[0] += 2.4
-        pace.advance(1)
-    clock[0] += 60
-    pace.advance(1)
+    assert parts_done(clock, pace, *[(2.4, 1)] * 3, (60, 1)) == 4
 
 
 def test_unequal_parts_are_weighed(clock: list[float]) -> None:
     pace = started(clock, budget=100, total=100)
-    for amount in (50, 25, 20):  # 9 s for 95 of 100
-        clock[0] += 3
-        pace.advance(amount)
+    # 9 s for 95 of 100
+    assert parts_done(clock, pace, (3, 50), (3, 25), (3, 20)) == 3
 
 
 def test_no_work_at_all(clock: list[float]) -> None:
-    started(clock, budget=1, total=0).advance(0)
+    assert parts_done(clock, started(clock, budget=1, total=0), (0, 0)) == 1

@@ -19,8 +19,8 @@ from doorward.cli.bench import default_cache, open_store
 from doorward.records import Finding
 
 DIGITS = 4
-#: Of the false alarms that a scan may raise. Chosen on suites `bank` and `tuning`: with equal shares 6 of 19
-#: planted models are found at p <= .01, with these 12, since margins of clean models vary far more.
+#: Of the false alarms that a scan may raise; chosen on suites `bank` and `tuning`. Margins of clean models
+#: vary far more than masks do, so equal shares would spend most of the power on them.
 SHARES = {"neural-cleanse": 0.9, "max-margin": 0.1}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ def export_pt2(classifier: TorchClassifier, path: Path) -> Path:
 @contextmanager
 def _exporting(classifier: TorchClassifier, path: Path) -> Iterator[torch.Tensor]:
     """Give two images to trace with, quietly and in evaluation mode, and write the description afterwards."""
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -70,6 +72,8 @@ def _exporting(classifier: TorchClassifier, path: Path) -> Iterator[torch.Tensor
             warnings.simplefilter("ignore")
             yield classifier.spec.to_model(trial_inputs(classifier.spec, 2).to(classifier.device))
     except Exception as error:  # torch's exporters raise many kinds
+        if made:
+            shutil.rmtree(path.parent, ignore_errors=True)
         raise InputError(f"{path}: this network cannot be exported: {first_line(error)}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):

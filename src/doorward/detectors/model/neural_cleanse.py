@@ -54,7 +54,7 @@ class NeuralCleanse(Detector):
 
     The size is the L1 norm of the mask; the score is how far it lies below the median of the other classes
     on a log scale, and below the whole image: clean models have classes that are easy beside the others, but
-    these still need masks of twenty pixels and more. We depart from the paper in this score, in the decision,
+    few that need a few pixels alone. We depart from the paper in this score, in the decision,
     which comes from a bank of clean models (see `doorward.calibration`) and not from a MAD index above 2 (it
     flags 17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion`). The
     paper's index is in the evidence table.
