@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from doorward.data import InMemorySamples
+from doorward.detectors.base import Detector
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
+from doorward.detectors.model.patch_search import PatchSearch
 from doorward.methods import Deadline, make_generator
+from doorward.modalities.image import to_float, to_tensor
 from doorward.models import TorchClassifier
 from doorward.models.spec import InputSpec
 from doorward.outliers import gamma_order_p
@@ -80,7 +83,7 @@ def test_neural_cleanse_halves_the_batch_of_many_classes() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_are_compared_too(classes: int) -> None:
     target = 2 % classes
-    for detector in (NeuralCleanse(steps=100), MaxMargin()):
+    for detector in (NeuralCleanse(steps=100), MaxMargin(), PatchSearch()):
         found = detector(subject(classes, 40.0))
         assert found.score is not None
         assert max(found.per_class, key=lambda t: found.per_class[t] or 0.0) == target
@@ -88,14 +91,81 @@ def test_few_classes_are_compared_too(classes: int) -> None:
 
 
 def test_a_single_class_cannot_be_compared() -> None:
-    for detector in (NeuralCleanse(steps=10), MaxMargin(steps=5)):
+    for detector in (NeuralCleanse(steps=10), MaxMargin(steps=5), PatchSearch(steps=5)):
         assert detector(subject(1, 0.0)).verdict == "could_not_tell"
 
 
-def test_neural_cleanse_wants_enough_images() -> None:
-    found = NeuralCleanse()(subject(6, 12.0, images=12))
+@pytest.mark.parametrize("detector", [NeuralCleanse(), PatchSearch()])
+def test_what_uses_images_wants_enough_of_them(detector: Detector) -> None:
+    found = detector(subject(6, 12.0, images=12))
     assert found.verdict == "could_not_tell"
     assert found.reason == "12 clean images are too few; give at least 20"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_patch_search_finds_the_wired_pixel_and_its_class(labelled: bool) -> None:
+    found = PatchSearch(steps=40)(subject(6, 12.0, labelled=labelled))
+    scores = [found.per_class[t] or 0.0 for t in range(6)]
+    assert int(np.argmax(scores)) == 2
+    assert scores[2] > sorted(scores)[-2] + 5
+    trigger = Trigger.from_json(next(e.trigger for e in found.evidence if e.type == "trigger"))
+    mask, pattern = trigger.tensors()["mask"], trigger.tensors()["pattern"]
+    # .18 of 12 pixels are two; the wired one is in the last row and column
+    assert mask.sum() == 4
+    assert mask[0, -2:, -2:].all()
+    assert pattern[0, -1, -1] > 0.9
+    assert not pattern[0, :-2].any()
+
+
+def test_a_patch_of_one_size_says_how_firmly_each_class_obeys() -> None:
+    found = PatchSearch(steps=30, contrast=0.0)(subject(6, 12.0))
+    table = next(e for e in found.evidence if e.type == "table")
+    rows = {row[0]: row for row in table.rows}
+    assert table.rows[0][0] == "band 2"
+    for t in range(6):
+        assert rows[f"band {t}"][1] == pytest.approx(found.per_class[t], abs=0.01)
+    # the wire adds 12 to margins of about -8: the loss, and so the strength, can be told
+    one = subject(6, 12.0)
+    assert one.classifier is not None
+    assert one.clean is not None
+    trigger = Trigger.from_json(next(e.trigger for e in found.evidence if e.type == "trigger"))
+    images = to_float(to_tensor(one.clean, one.classifier.spec))[one.clean.labels != 2]
+    logits = one.classifier.logits(trigger.apply(images))
+    others = logits.clone()
+    others[:, 2] = -torch.inf
+    loss = torch.log1p(torch.exp(others.amax(1) - logits[:, 2])).mean()
+    assert found.per_class[2] == pytest.approx(-float(loss.log()), abs=1e-3)
+    assert rows["band 2"][2] == 1.0
+
+
+def test_patch_search_reaches_every_edge() -> None:
+    # a stride of half the side must not step over the last places, where many triggers are
+    found = PatchSearch(steps=1, side=0.4, places=200)
+    corners = {
+        (row[3], row[4])
+        for e in found(subject(3, 40.0)).evidence
+        if e.type == "table"
+        for row in e.rows
+        if row[0] == "band 2"
+    }
+    assert corners == {(SIDE - 5, SIDE - 5)}
+
+
+def test_patch_search_does_not_depend_on_the_chunks(monkeypatch) -> None:
+    def run() -> list[float]:
+        found = PatchSearch(steps=15, further_steps=10)(subject(5, 3.0))
+        return [found.per_class[t] or 0.0 for t in range(5)]
+
+    whole = run()
+    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 20)
+    np.testing.assert_allclose(run(), whole, atol=1e-3)
+
+
+def test_patch_search_halves_the_batch_of_many_classes() -> None:
+    many = PatchSearch(steps=10, further_steps=4, places=1, doubtful=2, batch_size=8, many_classes=5)
+    # the second steps are for few classes and have whole batches
+    assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10 + 2 * 8 * 4
+    assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10 + 2 * 8 * 4
 
 
 def test_max_margin_finds_the_class_with_the_wired_pixel() -> None:
@@ -148,7 +218,7 @@ def test_maximum_margins_do_not_depend_on_the_chunks(monkeypatch) -> None:
 
 
 def test_the_time_budget_is_kept() -> None:
-    for detector in (NeuralCleanse(), MaxMargin()):
+    for detector in (NeuralCleanse(), MaxMargin(), PatchSearch()):
         found = detector(subject(6, 12.0), deadline=Deadline(0.0))
         assert found.verdict == "could_not_tell"
         assert "time budget" in (found.reason or "")

@@ -207,7 +207,7 @@ class _Search:
         masks = torch.stack([torch.randn(1, h, w, generator=g) * 0.1 - 2.2 for g in generators])
         patterns = torch.stack([torch.randn(c, h, w, generator=g) * 0.5 for g in generators])
         self.mask_at, self.pattern_at = masks.to(device), patterns.to(device)
-        self._adams = [_Adam(at, learning_rate) for at in (self.mask_at, self.pattern_at)]
+        self._adams = [Adam(at, learning_rate) for at in (self.mask_at, self.pattern_at)]
         self._cost = torch.full((len(generators),), cost, device=device)  # its logarithm
         self._held = torch.zeros(len(generators), device=device)
         self.best_norm = torch.full_like(self._held, torch.inf)
@@ -234,7 +234,7 @@ class _Search:
         self._cost += 0.1 * torch.where(error > 0, error, 0.3 * error)
 
 
-class _Adam:
+class Adam:
     """Move a tensor in place by Adam's rule (D. Kingma, J. Ba, arXiv 1412.6980).
 
     `torch.optim` would load torch's compiler first, which takes as long as much of a scan.
@@ -246,6 +246,7 @@ class _Adam:
         self._steps = 0
 
     def step(self, gradient: Tensor) -> None:
+        """Take one step against a gradient of the tensor's shape."""
         b1, b2 = self.betas
         self._steps += 1
         self._mean.lerp_(gradient, 1 - b1)
