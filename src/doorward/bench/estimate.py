@@ -18,7 +18,7 @@ from doorward.subject import Subject
 from doorward.training import TrainingSettings, train_classifier
 
 #: Input gradients that a scan by all detectors takes for each class, and beside that, about; as measured.
-GRADIENTS_PER_CLASS, GRADIENTS_BESIDE = 3_000, 14_000
+GRADIENTS_PER_CLASS, GRADIENTS_BESIDE = 5_000, 19_000
 
 
 class Speed(Record):
