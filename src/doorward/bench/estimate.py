@@ -46,9 +46,11 @@ def estimate(
 ) -> Estimate:
     """Estimate what is left to do; a second or so is measured for each architecture and image shape.
 
+    An attack that changes a trained model is taken to be as long as training it, and measuring is left out.
     Threads of this process are set for the time of the calibration, and set back.
     """
-    models = {one.model_key: one for one in plan if one.missing is None}
+    twins = [one.twin for one in plan if one.twin is not None]
+    models = {one.model_key: one for one in (*plan, *twins) if one.missing is None}
     missing = {key: one for key, one in models.items() if cache.get(key) is None}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -66,7 +68,7 @@ def estimate(
             images *= 1 + model["adversarial"]["settings"]["steps"]
         training += images / speeds[one.trial.architecture, one.contents.shape].training
     for one in plan:
-        if one.contents is not None:
+        if one.contents is not None and one.trial.judging.detectors is not None:
             gradients = one.contents.classes * GRADIENTS_PER_CLASS + GRADIENTS_BESIDE
             judging += gradients / speeds[one.trial.architecture, one.contents.shape].gradients
     return Estimate(

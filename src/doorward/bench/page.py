@@ -122,6 +122,9 @@ def render(summary: Summary) -> str:
     """Write the page."""
     planted = show.has_plants(summary)
     header, cells = show.group_cells(planted)
+    rows = [cells(row) for row in summary.groups]
+    if summary.plants:
+        header, rows = list(show.PLANT_HEADS), [show.plant_cells(row) for row in summary.plants]
     done = {one.trial: one for one in summary.results if one.status == "done"}
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
     return _template().render(
@@ -129,7 +132,7 @@ def render(summary: Summary) -> str:
         show=show,
         words=wording,
         header=header,
-        rows=[cells(row) for row in summary.groups],
+        rows=rows,
         drawn=[(row, laid) for row, laid in drawn if laid],
         clean=[
             (name, [show.clean_cells(row) for row in rows])

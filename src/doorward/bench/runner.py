@@ -26,6 +26,7 @@ from doorward.bench.cache import ModelCache
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.trials import Outcome, Planned, Sources, Workbench
 from doorward.errors import DoorwardError
+from doorward.examination import environment
 
 #: A trial whose process is lost so often has failed.
 ATTEMPTS = 2
@@ -134,7 +135,7 @@ def run(
             error=error,
         )
         store.put(row)
-        note = error or (outcome.report.verdict if outcome else "")
+        note = error or (outcome.report.verdict if outcome and outcome.report else "")
         tell(Event(one, status, note, more.get("seconds", 0.0)))
         if status != "died":
             for other in same_work[one.work]:
@@ -325,7 +326,7 @@ def _try(bench: Workbench, planned: Planned, tell: Callable[[str], None], *, jud
         cached = bench.make(planned)
         outcome = None
         if judge:
-            tell("scanning")
+            tell("scanning" if planned.trial.judging.detectors is not None else "measuring")
             outcome = bench.judge(planned, cached=cached)
     except Exception as error:
         if _disk_is_full(error):
@@ -352,8 +353,8 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _versions(outcome: Outcome | None) -> dict[str, str]:
     if outcome is None:
         return {}
-    environment = outcome.report.environment
-    return {"doorward": environment.doorward, "python": environment.python, **environment.packages}
+    made = outcome.report.environment if outcome.report else environment("cpu")
+    return {"doorward": made.doorward, "python": made.python, **made.packages}
 
 
 def git_revision() -> str | None:

@@ -14,12 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from doorward.bench.crossfit import family, left_out
+from doorward.bench.planting import Planting, kept, pooled
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Claim, Group, Measure, Scale, Suite, content_key, expand
 from doorward.calibration import BUCKETS, Bank, shipped
@@ -53,6 +54,7 @@ class Result(Record):
         data: name of the data set.
         model: start of the model's key; repeated scans share it.
         plant: targets of what is planted; None for clean models.
+        planting: what that did, in suites that measure it and scan nothing.
         reason: why the scan could not tell.
     """
 
@@ -75,6 +77,7 @@ class Result(Record):
     detectors: dict[str, Judgement] = Field(default_factory=dict)
     seconds: float | None = None
     peak_memory: int | None = None
+    planting: Planting | None = None
     error: str | None = None
 
     @property
@@ -97,7 +100,7 @@ class Results(Record):
     """Hold a suite's results at one scale; what `bench run` exports.
 
     Attributes:
-        made_with: what the scans ran on, and the bank that their verdicts are by.
+        made_with: what the trials ran on, and the bank that verdicts are by.
         left_out: data sets of which the bank has clean models; those judged no model of the same data.
     """
 
@@ -140,6 +143,38 @@ class GroupRow(Record):
     peak_memory: float | None
 
 
+class PlantRow(Record):
+    """Hold one line of the table of a suite that scans nothing: models with the same attack on the same data.
+
+    Attributes:
+        about: what is special, in words.
+        accuracy, twin, change: means over the models; of planted ones, of clean twins, and between them.
+        poison_rate: mean; None where models themselves are changed.
+        success: over the images of all models; None without a trigger.
+        lowest: success of the model that it is lowest for.
+        robust_accuracy: over the images of all models; of adversarially trained ones.
+        planted, trained: median seconds of planting and training.
+        claims: those about this group alone.
+    """
+
+    group: str
+    attack: str
+    about: str
+    data: str
+    architecture: str
+    models: int
+    poison_rate: float | None
+    accuracy: float
+    twin: float
+    change: float
+    success: Rate | None
+    lowest: float | None
+    robust_accuracy: Rate | None
+    planted: float | None
+    trained: float
+    claims: tuple[ClaimRow, ...]
+
+
 class ClaimRow(Record):
     """Hold a claim and what we measure; `reached` is None where there is nothing to compare."""
 
@@ -179,6 +214,7 @@ class Summary(Record):
 
     Attributes:
         left_out: as in `Results`.
+        groups, plants: one of them, by whether the suite scans.
         clean: names of the trials of clean models that buckets, data sets and histogram are made of.
         histogram: how many of their p-values lie in each tenth of [0, 1]; empty if there are none.
     """
@@ -192,6 +228,7 @@ class Summary(Record):
     trials: dict[str, int]
     claims: tuple[ClaimRow, ...]
     groups: tuple[GroupRow, ...]
+    plants: tuple[PlantRow, ...] = ()
     stability: tuple[StableRow, ...]
     buckets: tuple[CleanRow, ...]
     data_sets: tuple[CleanRow, ...]
@@ -217,8 +254,9 @@ def collect(suite: Suite, scale: Scale, store: Store, bank: Bank | None = None) 
         for name, value in {**row.versions, "code": row.git_revision, "device": row.device}.items():
             made[name].add(str(value))
         made["threads"].add(str(row.threads))
-    made["bank"].add(bank_label(bank))
-    known = {family(model.data) for model in bank.models}
+    known = {family(model.data) for model in bank.models} if suite.scans else set()
+    if suite.scans:
+        made["bank"].add(bank_label(bank))
     judges = cache(lambda own: left_out(bank, own))
     return Results(
         suite=suite.name,
@@ -256,6 +294,18 @@ def _result(row: Row, bank: Bank) -> Result:
     if row.result is None:
         return Result(**base)
     truth = row.result["truth"]
+    success = truth["attack_success"]
+    base |= {
+        "model": content_key(row.resolved["model"])[:12],
+        "classes": truth["classes"],
+        "accuracy": truth["clean_accuracy"]["value"],
+        "attack_success": success and success["value"],
+        "plant": tuple(truth["targets"]) if truth["attack"] else None,
+        "seconds": row.seconds,
+        "peak_memory": row.peak_memory,
+    }
+    if row.result["report"] is None:
+        return Result(**base, planting=row.result["planting"])
     try:
         report = conclude(Report.model_validate(row.result["report"]), bank)
     except ValidationError as error:
@@ -263,21 +313,13 @@ def _result(row: Row, bank: Bank) -> Result:
             f"the results store holds a report of {row.trial} that this version does not understand; "
             "run the suite again with another --store"
         ) from error
-    success = truth["attack_success"]
     return Result(
         **base,
-        model=content_key(row.resolved["model"])[:12],
-        classes=truth["classes"],
-        accuracy=truth["clean_accuracy"]["value"],
-        attack_success=success and success["value"],
-        plant=tuple(truth["targets"]) if truth["attack"] else None,
         verdict=report.verdict,
         reason=report.reason,
         targets=report.targets,
         p_value=report.p_value,
         detectors={f.detector: Judgement(**f.model_dump(include=_JUDGEMENT)) for f in report.findings},
-        seconds=row.seconds,
-        peak_memory=row.peak_memory,
     )
 
 
@@ -357,8 +399,16 @@ def summarise(suite: Suite, held: Results) -> Summary:
         claims=tuple(
             _claim(claim, [r for g in claim.groups for r in by_group.get(g, [])] if claim.groups else pooled)
             for claim in suite.claims
+            if suite.scans or len(claim.groups) != 1
         ),
-        groups=tuple(_group_row(group, groups, by_group) for group in groups if _has_row(group, groups)),
+        groups=tuple(
+            _group_row(group, groups, by_group) for group in groups if suite.scans and _has_row(group, groups)
+        ),
+        plants=tuple(
+            _plant_row(group, by_group[group.name], suite.claims)
+            for group in groups
+            if any(one.planting is not None for one in by_group[group.name])
+        ),
         stability=tuple(_stable_row(group, by_group[group.name]) for group in groups if group.repeated),
         buckets=tuple(
             _clean_row(str(low) if low == high else f"{low} to {high}", inside)
@@ -400,12 +450,30 @@ MEASURES: dict[Measure, tuple[Callable[[Result], bool], Callable[[Result], bool]
 
 
 def measure(name: Measure, results: Sequence[Result]) -> Rate:
-    """Count what a claim is about; `stable` counts models of which several scans all said the same."""
+    """Count what a claim is about.
+
+    `stable` counts models of which several scans all said the same, `attack_success` triggered images, and
+    `accuracy_kept` groups whose planted models are on average at most a point less accurate than their twins.
+    """
     if name == "stable":
         repeated = _repeated(results)
         return rate(sum(len(set(map(_said, seen))) == 1 for seen in repeated), len(repeated))
+    if name == "attack_success":
+        return pooled(one.planting.success for one in results if one.planting) or rate(0, 0)
+    if name == "accuracy_kept":
+        groups = _plantings(results)
+        return rate(sum(map(kept, groups.values())), len(groups))
     among, counted = MEASURES[name]
     return _count([one for one in _once(results) if among(one)], counted)
+
+
+def _plantings(results: Iterable[Result]) -> dict[str, list[Planting]]:
+    """Return what planting did, by group."""
+    by_group: defaultdict[str, list[Planting]] = defaultdict(list)
+    for one in results:
+        if one.planting is not None:
+            by_group[one.group].append(one.planting)
+    return by_group
 
 
 def _repeated(results: Iterable[Result]) -> list[list[Result]]:
@@ -499,6 +567,32 @@ def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[R
     )
 
 
+def _plant_row(group: Group, results: Sequence[Result], claims: Sequence[Claim]) -> PlantRow:
+    """Return the line of a group of which at least one model is measured."""
+    (found,) = _plantings(results).values()
+    rates = [one.poison_rate for one in found if one.poison_rate is not None]
+    seconds = [one.planted for one in found if one.planted is not None]
+    assert group.attack is not None, "plantings are of attacks"
+    return PlantRow(
+        group=group.name,
+        attack=group.attack.name,
+        about=_about(group),
+        data=group.data.name.removeprefix("reference:"),
+        architecture=", ".join(group.architectures),
+        models=len(found),
+        poison_rate=fmean(rates) if rates else None,
+        accuracy=fmean(one.accuracy.value for one in found),
+        twin=fmean(one.twin.value for one in found),
+        change=fmean(one.change for one in found),
+        success=pooled(one.success for one in found),
+        lowest=min((one.success.value for one in found if one.success), default=None),
+        robust_accuracy=pooled(one.robust_accuracy for one in found),
+        planted=median(seconds) if seconds else None,
+        trained=median(one.trained for one in found),
+        claims=tuple(_claim(claim, results) for claim in claims if claim.groups == (group.name,)),
+    )
+
+
 def _about(group: Group) -> str:
     """Say in words what is special about a group's models."""
     said = [group.about] if group.about else []
@@ -578,6 +672,15 @@ def made_line(summary: Summary) -> str:
 
 def notes(summary: Summary) -> list[str]:
     """Say what is counted, and how."""
+    if summary.plants:
+        return [
+            "Accuracies are means over the models, on the whole test split; each planted model has a clean "
+            "twin of the same data, seed, architecture and training. Attack success is over the triggered "
+            "test images of all models together, with the 95 % interval of that count (Clopper and "
+            "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
+            "share of the training set. Planting is the median time of poisoning all samples, or of "
+            "changing the model."
+        ]
     said = [
         "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
         "Time and memory are medians."
@@ -610,6 +713,50 @@ def stable_cells(row: StableRow) -> list[str]:
     return [row.group, str(row.scans), counts(row.same), changes(row)]
 
 
+#: Head of the table of plants; the first cell of a line is the attack.
+PLANT_HEADS = (
+    "attack",
+    "data",
+    "network",
+    "models",
+    "poisoned",
+    "clean accuracy",
+    "clean twins",
+    "change in points",
+    "attack success",
+    "lowest",
+    "planting",
+    "published, or our bar",
+)
+
+
+def plant_cells(row: PlantRow) -> list[str]:
+    """Return a table's line of planted models."""
+
+    def share(value: float | None) -> str:
+        return "" if value is None else wording.percent(value)
+
+    robust, success = row.robust_accuracy, row.success
+    return [
+        f"{row.attack} ({row.about})" if row.about else row.attack,
+        row.data,
+        row.architecture,
+        str(row.models),
+        share(row.poison_rate),
+        share(row.accuracy) + (f" (under attack {share(robust.value)})" if robust else ""),
+        share(row.twin),
+        f"{100 * row.change:+.2f}",
+        f"{share(success.value)} ({share(success.low)} to {share(success.high)})" if success else "",
+        share(row.lowest),
+        "" if row.planted is None else f"{row.planted:.1f} s",
+        "; ".join(
+            f"{claim.text} ({claim.source}){said and f': {said}'}"
+            for claim in row.claims
+            for said in [mark(claim)]
+        ),
+    ]
+
+
 def clean_cells(row: CleanRow) -> list[str]:
     """Return a table's line of clean models."""
     return [row.name, str(row.models), *map(counts, (row.alarms_at_5, row.alarms_at_1, row.unknown))]
@@ -636,9 +783,12 @@ def to_markdown(summary: Summary) -> str:
     if summary.claims:
         lines = [[row.text, row.source, counts(row.ours), mark(row)] for row in summary.claims]
         blocks.append(_table(("claim", "source", "ours", ""), lines, rule="---"))
-    header, cells = group_cells(planted)
-    blocks.append(_table(header, [cells(row) for row in summary.groups]))
-    if not planted:
+    if summary.plants:
+        blocks.append(_table(PLANT_HEADS, map(plant_cells, summary.plants)))
+    else:
+        header, cells = group_cells(planted)
+        blocks.append(_table(header, [cells(row) for row in summary.groups]))
+    if not planted and not summary.plants:
         for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
             if rows:
                 blocks.append(_table((name, *CLEAN_HEADS), map(clean_cells, rows)))
@@ -694,6 +844,16 @@ def to_csv(summary: Summary) -> str:
     """Write the groups as comma-separated values, one number a cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    if summary.plants:
+        parts = ("successes", "n", "low", "high")
+        nested = ("success", "robust_accuracy", "claims")
+        fields = [name for name in PlantRow.model_fields if name not in nested]
+        writer.writerow(["suite", "scale", *fields, *(f"success_{name}" for name in parts)])
+        for plant in summary.plants:
+            found = [plant.success and getattr(plant.success, name) for name in parts]
+            own = [getattr(plant, name) for name in fields]
+            writer.writerow([summary.suite, summary.scale, *own, *found])
+        return out.getvalue()
     rates = ("exact_target", "flagged", "false_alarms", "planted_unknown", "clean_unknown")
     header = [
         "suite",

@@ -22,7 +22,15 @@ SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
 
 #: What a claim can be about; each is a rate, and `bench.summary` says how it is counted.
 Measure = Literal[
-    "exact_target", "flagged", "clean_wrong", "alarm_at_5", "alarm_at_1", "could_not_tell", "stable"
+    "exact_target",
+    "flagged",
+    "clean_wrong",
+    "alarm_at_5",
+    "alarm_at_1",
+    "could_not_tell",
+    "stable",
+    "attack_success",
+    "accuracy_kept",
 ]
 
 
@@ -87,13 +95,14 @@ class Judging(Record):
     """Say how a model is scanned.
 
     Attributes:
-        detectors: these alone; all that look at behaviour if empty.
+        detectors: these alone; all that look at behaviour if empty. None for no scan at all: what planting
+            did is measured instead, on the whole test split and beside a clean twin.
         images: clean images of the test split that are given.
         seed: the scan's.
         draw: which draw of the images is given.
     """
 
-    detectors: tuple[Method, ...] = ()
+    detectors: tuple[Method, ...] | None = ()
     images: int = Field(100, ge=1)
     seed: int = 0
     draw: int = 0
@@ -171,6 +180,11 @@ class Suite(Record):
     claims: tuple[Claim, ...] = ()
     judging: Judging = Judging()
 
+    @property
+    def scans(self) -> bool:
+        """Tell whether models are scanned; else what planting did is measured."""
+        return self.judging.detectors is not None
+
     def groups(self, scale: Scale) -> tuple[Group, ...]:
         """Return the groups of a scale.
 
@@ -183,7 +197,7 @@ class Suite(Record):
 
 
 class Trial(Record):
-    """Hold one model to be made and one scan of it, with every setting drawn."""
+    """Hold one model to be made and one judging of it, with every setting drawn."""
 
     suite: str
     scale: Scale

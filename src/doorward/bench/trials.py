@@ -1,7 +1,8 @@
-"""One trial at a time: find its data, name its contents, have its model made or cached, scan it."""
+"""One trial at a time: find its data, name its contents, have its model made or cached, judge it."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -12,8 +13,10 @@ import numpy as np
 
 from doorward import reference, registry
 from doorward.attacks.base import DataAttack
+from doorward.attacks.model.base import ModelAttack
 from doorward.bench import synthetic
 from doorward.bench.cache import ModelCache
+from doorward.bench.planting import Planting
 from doorward.bench.revisions import TRAINERS, judging_code
 from doorward.bench.suite import Data, Judging, Trial, content_key, work_of
 from doorward.data import InMemorySamples, Samples, open_samples
@@ -21,9 +24,9 @@ from doorward.detectors.base import Detector
 from doorward.errors import InputError
 from doorward.examination import examine
 from doorward.methods import Deadline, derive_seed
-from doorward.models import open_classifier
-from doorward.models.native import save_native
-from doorward.plants import Plant, triggered, write_plant
+from doorward.models import Classifier, TorchClassifier, open_classifier
+from doorward.models.saving import save_classifier
+from doorward.plants import attack_success, read_plant, triggered, write_plant
 from doorward.records import Rate, Record, Report
 from doorward.training import (
     AdversarialSettings,
@@ -43,6 +46,8 @@ ROBUST_IMAGES = 200
 #: Test images of generated data, and training images where none are asked for.
 GENERATED = 2000
 PLANT = "plant.json"
+#: Grows when what is measured of planting changes.
+PLANTING = 1
 
 
 class Truth(Record):
@@ -64,13 +69,16 @@ class Outcome(Record):
     """Hold what one trial gave.
 
     Attributes:
+        report: of the scan, if there is one.
+        planting: what planting did, where that is measured instead.
         trained: seconds that the training took, now or when the model was cached.
-        seconds: of the scan.
+        seconds: of the scan, or of measuring.
         peak_memory: bytes of the process at most during the scan; None where the system does not tell.
     """
 
     truth: Truth
-    report: Report
+    report: Report | None = None
+    planting: Planting | None = None
     cached: bool
     trained: float
     seconds: float
@@ -174,6 +182,7 @@ class Planned:
         resolved: what the keys are made of; all settings with defaults, all hashes.
         contents: of the data, unless they are missing.
         missing: why the trial cannot be run here, if so.
+        twin: the clean model that a planted one is made from or measured beside, where it is.
     """
 
     trial: Trial
@@ -183,6 +192,7 @@ class Planned:
     resolved: dict[str, Any]
     contents: Contents | None = None
     missing: str | None = None
+    twin: Planned | None = None
 
 
 def plan(trial: Trial, sources: Sources) -> Planned:
@@ -191,19 +201,23 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     Raises:
         InputError: if a method or a setting is unknown.
     """
-    detectors = [
-        {"name": d.method(), "settings": d.settings(), "revision": d.revision}
-        for d in _detectors(trial.judging)
-    ]
-    judging = {
-        **trial.judging.model_dump(mode="json", exclude={"detectors"}),
-        "detectors": detectors,
-        "code": judging_code(tuple(d["name"] for d in detectors)),
-    }
-    attack = None
+    judging: dict[str, Any] = {"planting": PLANTING}
+    if trial.judging.detectors is not None:
+        detectors = [
+            {"name": d.method(), "settings": d.settings(), "revision": d.revision}
+            for d in _detectors(trial.judging)
+        ]
+        judging = {
+            **trial.judging.model_dump(mode="json", exclude={"detectors"}),
+            "detectors": detectors,
+            "code": judging_code(tuple(d["name"] for d in detectors)),
+        }
+    attack = twin = None
     if trial.attack is not None:
         method = registry.build("attack", trial.attack.name, trial.attack.settings)
         attack = {"name": trial.attack.name, "settings": method.settings(), "revision": method.revision}
+        if isinstance(method, ModelAttack) or trial.judging.detectors is None:
+            twin = plan(trial.model_copy(update={"attack": None}), sources)
     try:
         contents = sources.contents(trial.data)
     except InputError as error:
@@ -230,11 +244,11 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     model_key = content_key(model)
     resolved = {"model": model, "judging": judging}
     key = content_key([trial.suite, trial.scale, trial.name, model_key, judging])
-    return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents)
+    return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents, twin=twin)
 
 
 def _detectors(judging: Judging) -> list[Detector]:
-    named = judging.detectors
+    named = judging.detectors or ()
     chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
         registry.build("detector", name, {}) for name in registry.modules("detector")
     ]
@@ -253,24 +267,29 @@ class Workbench:
         self.cache, self.sources, self.device = cache, sources, device
 
     def make(self, planned: Planned) -> bool:
-        """Have the trial's model in the cache; tell whether it was there.
+        """Have the trial's model in the cache, and its twin if it has one; tell whether both were there.
 
         Raises:
             InputError: if data, attack and architecture do not fit, or the cache cannot be written to.
             TrainingDiverged: if the loss is no longer finite.
         """
+        cached = planned.twin is None or self.make(planned.twin)
         if self.cache.get(planned.model_key) is not None:
-            return True
+            return cached
         self.cache.put(planned.model_key, lambda folder: self._train(planned, folder))
         return False
 
     def judge(self, planned: Planned, *, cached: bool) -> Outcome:
-        """Scan the trial's model, which is in the cache, with images of the test split."""
+        """Scan the trial's model, which is in the cache, with images of the test split.
+
+        Where no scan is wanted, what planting did is measured on all of them.
+        """
         trial = planned.trial
-        place = self.cache.place(planned.model_key)
+        if trial.judging.detectors is None:
+            return self._measure(planned, cached=cached)
         meta = self.cache.meta(planned.model_key)
         judging = trial.judging
-        classifier = open_classifier(str(place), device=self.device)
+        classifier = self._cached(planned)
         test = self.sources.part(trial.data, "test")
         given = test.draw(judging.images, np.random.default_rng(derive_seed(judging.draw, "given images")))
         given = _decoded(given)
@@ -294,30 +313,84 @@ class Workbench:
             peak_memory=_peak_memory(),
         )
 
-    def _train(self, planned: Planned, folder: Path) -> dict[str, Any]:
-        """Train the trial's model, write it, and return what there is to say of it."""
-        trial = planned.trial
-        train, test = self.sources.part(trial.data, "train"), self.sources.part(trial.data, "test")
+    def _measure(self, planned: Planned, *, cached: bool) -> Outcome:
+        """Measure what planting did, on the whole test split."""
+        started = time.monotonic()
+        meta = self.cache.meta(planned.model_key)
+        truth = Truth.model_validate(meta["truth"])
+        classifier = self._cached(planned)
+        test = self.sources.part(planned.trial.data, "test")
+        accuracy, planting = evaluate(classifier, test), None
+        if planned.twin is not None:
+            plant = read_plant(self.cache.place(planned.model_key) / PLANT)
+            planting = Planting(
+                accuracy=accuracy,
+                twin=evaluate(self._honest(planned), test),
+                success=attack_success(classifier, test, plant) if plant.trigger else None,
+                poison_rate=plant.poison_rate,
+                robust_accuracy=truth.robust_accuracy,
+                planted=meta.get("planted"),
+                trained=meta["training"]["seconds"],
+            )
+            truth = truth.model_copy(update={"attack_success": planting.success})
+        return Outcome(
+            truth=truth.model_copy(update={"clean_accuracy": accuracy}),
+            planting=planting,
+            cached=cached,
+            trained=meta["training"]["seconds"],
+            seconds=time.monotonic() - started,
+            peak_memory=None,
+        )
+
+    def _cached(self, planned: Planned) -> Classifier:
+        """Open the trial's model, which is in the cache."""
+        file = self.cache.meta(planned.model_key).get("file", "")
+        return open_classifier(str(self.cache.place(planned.model_key) / file), device=self.device)
+
+    def _honest(self, planned: Planned) -> Classifier:
+        """Return what a planted model is measured beside."""
+        trial, attack = planned.trial, _attack(planned.trial)
+        assert planned.twin is not None
+        twin = self._cached(planned.twin)
+        if not isinstance(attack, ModelAttack):
+            return twin
+        assert isinstance(twin, TorchClassifier)
+        return attack.honest(twin, self._training(trial), seed=trial.seed)
+
+    def _training(self, trial: Trial) -> Samples:
+        """Return the training images that a trial asks for, decoded."""
+        train = self.sources.part(trial.data, "train")
         if trial.data.rows is not None:
             train = train.draw(trial.data.rows, np.random.default_rng(derive_seed(trial.seed, "rows")))
-        train = _decoded(train)
-        plant: Plant | None = None
-        if trial.attack is not None:
-            attack = registry.build("attack", trial.attack.name, trial.attack.settings)
-            assert isinstance(attack, DataAttack)
-            poisoned = attack(train, seed=trial.seed)
-            train, plant = poisoned.samples, poisoned.plant
-        settings = TrainingSettings.model_validate(planned.resolved["model"]["training"])
+        return _decoded(train)
+
+    def _train(self, planned: Planned, folder: Path) -> dict[str, Any]:
+        """Make the trial's model, write it, and return what there is to say of it."""
+        trial = planned.trial
+        train, test = self._training(trial), self.sources.part(trial.data, "test")
+        attack, plant, planted = _attack(trial), None, None
         against = None if trial.robust is None else AdversarialSettings.model_validate(trial.robust)
-        trained = train_classifier(
-            trial.architecture,
-            train,
-            seed=trial.seed,
-            settings=settings,
-            device=self.device,
-            on_batch=None if against is None else adversarial_batches(against),
-        )
-        classifier = trained.classifier
+        started = time.monotonic()
+        if isinstance(attack, ModelAttack):
+            assert planned.twin is not None
+            implanted = attack(self._cached(planned.twin), train, seed=trial.seed)
+            classifier, plant = implanted.classifier, implanted.plant
+            planted = time.monotonic() - started
+            training = self.cache.meta(planned.twin.model_key)["training"]
+        else:
+            if attack is not None:
+                poisoned = attack(train, seed=trial.seed)
+                train, plant = poisoned.samples, poisoned.plant
+                planted = time.monotonic() - started
+            trained = train_classifier(
+                trial.architecture,
+                train,
+                seed=trial.seed,
+                settings=TrainingSettings.model_validate(planned.resolved["model"]["training"]),
+                device=self.device,
+                on_batch=None if against is None else adversarial_batches(against),
+            )
+            classifier, training = trained.classifier, trained.record.model_dump(mode="json")
         rng = np.random.default_rng(derive_seed(trial.seed, "measured"))
         accuracy = evaluate(classifier, test.draw(ACCURACY_IMAGES, rng))
         truth = Truth(classes=len(test.classes), clean_accuracy=accuracy)
@@ -335,18 +408,22 @@ class Workbench:
                 update={"attack": plant.attack, "targets": plant.targets, "attack_success": success}
             )
             write_plant(plant, folder / PLANT)
-        save_native(
-            classifier.module,
-            architecture=trial.architecture,
-            spec=classifier.spec,
-            classes=test.classes,
-            directory=folder,
-        )
+        saved = save_classifier(classifier, folder)
         return {
             "resolved": planned.resolved["model"],
             "truth": truth.model_dump(mode="json"),
-            "training": trained.record.model_dump(mode="json"),
+            "training": training,
+            "planted": planted,
+            "file": "" if saved == folder else saved.name,
         }
+
+
+def _attack(trial: Trial) -> DataAttack | ModelAttack | None:
+    if trial.attack is None:
+        return None
+    attack = registry.build("attack", trial.attack.name, trial.attack.settings)
+    assert isinstance(attack, DataAttack | ModelAttack)
+    return attack
 
 
 def _decoded(samples: Samples) -> Samples:

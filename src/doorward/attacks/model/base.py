@@ -130,6 +130,14 @@ class ModelAttack(Method):
             ),
         )
 
+    def honest(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
+        """Return what a planted model is to be measured beside: the one given, where the attack changes that.
+
+        Raises:
+            InputError: where another one is trained, and the samples do not fit.
+        """
+        return classifier
+
     def _check_samples(self, samples: Samples, classes: int) -> None:
         name, path = self.method(), samples.provenance.path
         if samples.modality not in self.modalities:
