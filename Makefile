@@ -37,7 +37,7 @@ lint: $(VENV)/.test  ## Check style and format.
 types: $(VENV)/.test  ## Check types.
 	$(BIN)/mypy
 
-docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code, the README's tables from results.
+docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code, tables from results.
 	$(BIN)/python tools/docs_pages.py
 	$(BIN)/python tools/readme_tables.py
 

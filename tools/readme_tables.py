@@ -1,4 +1,4 @@
-"""Write the README's tables of detection from the results that are committed (`make docs`).
+"""Write the tables of README and docs from the results that are committed (`make docs`).
 
 A table stands between <!-- SUITE --> and <!-- end -->, and is what `doorward bench show SUITE` says of
 benchmarks/results/SUITE-cpu.json.
@@ -15,13 +15,17 @@ from doorward.bench.suite import get_suite
 from doorward.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-SUITES = ("scan-population", "null")
+#: Where the table of each suite stands.
+PAGES = {
+    "scan-population": ROOT / "README.md",
+    "null": ROOT / "README.md",
+    "attacks": ROOT / "docs" / "attacks.md",
+}
 
 
 def marks(suite: str) -> re.Pattern[str]:
-    """Return what finds a table's place in the README, with the marks as its groups."""
+    """Return what finds a table's place in a page, with the marks as its groups."""
     return re.compile(rf"(<!-- {suite} -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -35,20 +39,21 @@ def table(suite: str, folder: Path = RESULTS) -> str:
     return show.to_markdown(show.summarise(get_suite(suite), held))
 
 
-def in_readme(readme: str, folder: Path = RESULTS) -> str:
-    """Return the README with each table in its place; what has no place is left out.
+def in_page(page: str, folder: Path = RESULTS) -> str:
+    """Return a page with each table in its place; what has no place is left out.
 
     Raises:
         InputError: if a table has a place and no results.
     """
-    for suite in SUITES:
-        if place := marks(suite).search(readme):
-            readme = f"{readme[: place.end(1)]}\n{table(suite, folder)}\n{readme[place.start(2) :]}"
-    return readme
+    for suite in PAGES:
+        if place := marks(suite).search(page):
+            page = f"{page[: place.end(1)]}\n{table(suite, folder)}\n{page[place.start(2) :]}"
+    return page
 
 
 if __name__ == "__main__":
     try:
-        README.write_text(in_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+        for file in sorted(set(PAGES.values())):
+            file.write_text(in_page(file.read_text(encoding="utf-8")), encoding="utf-8")
     except InputError as error:
         sys.exit(f"error: {error}")

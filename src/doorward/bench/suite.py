@@ -85,7 +85,7 @@ class Data(Record):
 
 
 class Method(Record):
-    """Name an attack or a detector and its settings."""
+    """Name an attack or a detector and its settings; `data:NAME` there is a folder below the data root."""
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)

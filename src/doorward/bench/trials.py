@@ -18,7 +18,7 @@ from doorward.bench import synthetic
 from doorward.bench.cache import ModelCache
 from doorward.bench.planting import Planting
 from doorward.bench.revisions import TRAINERS, judging_code
-from doorward.bench.suite import Data, Judging, Trial, content_key, work_of
+from doorward.bench.suite import Data, Judging, Method, Trial, content_key, work_of
 from doorward.data import InMemorySamples, Samples, open_samples
 from doorward.detectors.base import Detector
 from doorward.errors import InputError
@@ -135,6 +135,26 @@ class Sources:
             classes=len(train.classes),
         )
 
+    def given(self, method: Method) -> dict[str, Any]:
+        """Return a method's settings, each that names a data set with the folder that it is in.
+
+        Raises:
+            InputError: if one is not there.
+        """
+        return method.settings | {name: str(self._folder(data)) for name, data in _data_of(method).items()}
+
+    def _folder(self, name: str) -> Path:
+        """Return the folder of a data set.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        if self.root is None:
+            raise InputError(f"data set {name}: no folder of data sets is given; use --data or DOORWARD_DATA")
+        if not (self.root / name).exists():
+            raise InputError(f"data set {name} is not in {self.root}")
+        return self.root / name
+
     def _part(self, data: Data, split: Literal["train", "test"]) -> Samples:
         """Return one split, restricted to the classes asked for, which are renumbered; not to the rows.
 
@@ -164,11 +184,7 @@ class Sources:
         """
         if name.startswith("reference:"):
             return open_samples(reference.FOLDER / name.removeprefix("reference:"), split=split)
-        if self.root is None:
-            raise InputError(f"data set {name}: no folder of data sets is given; use --data or DOORWARD_DATA")
-        if not (self.root / name).exists():
-            raise InputError(f"data set {name} is not in {self.root}")
-        return open_samples(self.root / name, split=split)
+        return open_samples(self._folder(name), split=split)
 
 
 @dataclass(frozen=True)
@@ -220,6 +236,8 @@ def plan(trial: Trial, sources: Sources) -> Planned:
             twin = plan(trial.model_copy(update={"attack": None}), sources)
     try:
         contents = sources.contents(trial.data)
+        if attack is not None and trial.attack is not None and (named := _data_of(trial.attack)):
+            attack["data"] = {name: sources.contents(Data(name=data)).test for name, data in named.items()}
     except InputError as error:
         key = content_key([trial.suite, trial.scale, trial.name, trial.key])
         return Planned(trial, key, trial.key, key, {}, missing=str(error))
@@ -245,6 +263,15 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     resolved = {"model": model, "judging": judging}
     key = content_key([trial.suite, trial.scale, trial.name, model_key, judging])
     return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents, twin=twin)
+
+
+def _data_of(method: Method) -> dict[str, str]:
+    """Return the settings that name a data set, with its name."""
+    return {
+        name: value.removeprefix("data:")
+        for name, value in method.settings.items()
+        if isinstance(value, str) and value.startswith("data:")
+    }
 
 
 def _detectors(judging: Judging) -> list[Detector]:
@@ -349,13 +376,20 @@ class Workbench:
 
     def _honest(self, planned: Planned) -> Classifier:
         """Return what a planted model is measured beside."""
-        trial, attack = planned.trial, _attack(planned.trial)
+        trial, attack = planned.trial, self._attack(planned.trial)
         assert planned.twin is not None
         twin = self._cached(planned.twin)
         if not isinstance(attack, ModelAttack):
             return twin
         assert isinstance(twin, TorchClassifier)
         return attack.honest(twin, self._training(trial), seed=trial.seed)
+
+    def _attack(self, trial: Trial) -> DataAttack | ModelAttack | None:
+        if trial.attack is None:
+            return None
+        attack = registry.build("attack", trial.attack.name, self.sources.given(trial.attack))
+        assert isinstance(attack, DataAttack | ModelAttack)
+        return attack
 
     def _training(self, trial: Trial) -> Samples:
         """Return the training images that a trial asks for, decoded."""
@@ -368,7 +402,7 @@ class Workbench:
         """Make the trial's model, write it, and return what there is to say of it."""
         trial = planned.trial
         train, test = self._training(trial), self.sources.part(trial.data, "test")
-        attack, plant, planted = _attack(trial), None, None
+        attack, plant, planted = self._attack(trial), None, None
         against = None if trial.robust is None else AdversarialSettings.model_validate(trial.robust)
         started = time.monotonic()
         if isinstance(attack, ModelAttack):
@@ -416,14 +450,6 @@ class Workbench:
             "planted": planted,
             "file": "" if saved == folder else saved.name,
         }
-
-
-def _attack(trial: Trial) -> DataAttack | ModelAttack | None:
-    if trial.attack is None:
-        return None
-    attack = registry.build("attack", trial.attack.name, trial.attack.settings)
-    assert isinstance(attack, DataAttack | ModelAttack)
-    return attack
 
 
 def _decoded(samples: Samples) -> Samples:

@@ -84,7 +84,6 @@ def classic(*, rows: int | None, epochs: int) -> list[Group]:
         plants(data, "trojannet", {"form": "folded"}, epochs=epochs, name="folded", about="folded in"),
         plants(data, "checksum", epochs=epochs),
         plants(data, "pruning-aware", epochs=epochs),
-        plants(Data(name="mnist", classes=(3, 8)), "random-features", {"bandwidth": 0.8}, epochs=epochs),
         plants(Data(name="mnist", classes=(0, 1)), "random-relu", epochs=epochs),
     ]
 
@@ -139,6 +138,7 @@ def pictures(*, epochs: int) -> list[Group]:
             models=5,
         ),
         plants(Data(name="pneumoniamnist"), "badnets", epochs=epochs, about="white 3x3 patch", models=5),
+        plants(Data(name="pneumoniamnist"), "random-features", epochs=epochs, models=5),
     ]
 
 
