@@ -149,7 +149,7 @@ def test_a_change_of_what_a_scan_sees_is_noticed(
 ) -> None:
     def hashes() -> dict[str, str]:
         revisions.judging_code.cache_clear()
-        return {name: revisions.judging_code((name,)) for name in ("max-margin", "neural-cleanse")}
+        return {name: revisions.judging_code(name) for name in ("max-margin", "neural-cleanse")}
 
     monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
     before = hashes()

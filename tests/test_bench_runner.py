@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bench_examples import clean, planted, suite, trials
+from bench_examples import QUICK, clean, planted, suite, trials
 from doorward.bench import runner, show
 from doorward.bench.cache import ModelCache
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade, unscanned
@@ -150,6 +150,25 @@ def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) 
     assert all(row.result and row.result["cached"] for row in rows(folder, todo).values())
     assert models(folder) == made, "nothing was trained"
     assert number_of_rows(folder) == before + 3, "earlier results are kept"
+
+
+def test_a_further_detector_is_all_that_runs(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
+    shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
+    shutil.copytree(ran[0] / "cache", tmp_path / "cache")
+    further = Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
+    both = QUICK.model_copy(update={"detectors": (*QUICK.detectors, further)})
+    (trial,) = trials(clean(1))
+    todo = [plan(trial.model_copy(update={"judging": both}), SOURCES)]
+    go(tmp_path, todo)
+    (before,), (after,) = (
+        [row.result["report"] for row in rows(tmp_path, plan_).values() if row.result]
+        for plan_ in ([plan(trial, SOURCES)], todo)
+    )
+    margin, inversion = after["findings"]
+    assert inversion["detector"] == "neural-cleanse"
+    # to the microsecond: it was not run again
+    assert margin["seconds"] == before["findings"][0]["seconds"]
+    assert margin["score"] == before["findings"][0]["score"]
 
 
 def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:

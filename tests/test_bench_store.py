@@ -6,12 +6,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench_examples import clean, trials
 from doorward.bench.store import Row, Store
-from doorward.bench.suite import Method, Trial, work_of
+from doorward.bench.suite import Method, Trial, parts_of, work_of
 from doorward.errors import InputError
 
 ONE, TWO = trials(clean())
@@ -75,6 +76,25 @@ def test_work_is_found_whatever_the_trial(store: Store) -> None:
     assert store.done("nothing") is None
     for row_ in ({"model": {}}, {}):
         assert work_of(row_, "its key") == "its key"
+
+
+def test_what_a_detector_sees_is_found_whatever_others_are_asked(store: Store) -> None:
+    def judged(*names: str, images: int = 40) -> dict[str, Any]:
+        detectors = [{"name": name, "code": f"code of {name}"} for name in names]
+        return {"model": {"seed": 1}, "judging": {"images": images, "detectors": detectors}}
+
+    both, one = judged("a", "b"), judged("b")
+    assert parts_of(both)["b"] == parts_of(one)["b"]
+    assert parts_of(both)["b"] not in parts_of(judged("b", images=41)).values()
+    assert parts_of({**both, "model": {"seed": 2}})["b"] != parts_of(both)["b"]
+    assert parts_of({}) == parts_of({"model": {}, "judging": {"planting": 1}}) == {}
+    store.put(row(ONE, "failed", status="failed", resolved=both, finished="2026-01-01"))
+    assert store.holding(parts_of(both)["a"]) is None
+    store.put(row(ONE, "both", resolved=both, finished="2026-01-03"))
+    store.put(row(TWO, "one", resolved=one, finished="2026-01-02"))
+    assert store.holding(parts_of(both)["a"]) == row(ONE, "both", resolved=both, finished="2026-01-03")
+    assert store.holding(parts_of(both)["b"]) == row(TWO, "one", resolved=one, finished="2026-01-02")
+    assert store.holding("nothing") is None
 
 
 def test_a_store_of_an_earlier_make_is_read_and_its_work_is_named(store: Store, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,44 @@ def test_pictures_and_triggers_stay_out_of_the_store(bench: Workbench) -> None:
     assert {evidence.type for evidence in finding.evidence} <= {"table", "text"}
     assert any(evidence.type == "table" for evidence in finding.evidence)
     assert len(outcome.model_dump_json()) < 10_000
+
+
+def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: Workbench) -> None:
+    margin, inversion = (
+        QUICK.detectors[0],
+        Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0}),
+    )
+    (trial,) = trials(clean(1))
+
+    def asked(*detectors: Method) -> Planned:
+        return planned(
+            trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": detectors})})
+        )
+
+    bench.make(asked(margin))
+    both, alone = asked(margin, inversion), asked(inversion)
+    fresh, earlier = bench.judge(both, cached=True), bench.judge(alone, cached=True)
+    assert earlier.holds("neural-cleanse")
+    assert not earlier.holds("max-margin")
+    # a scan that had taken an hour and had seen something else: it is the one that counts
+    (finding,) = earlier.report.findings
+    marked = earlier.report.model_copy(
+        update={
+            "findings": (finding.model_copy(update={"score": 50.0, "seconds": 3600.0}),),
+            "confirmations": tuple(c.model_copy(update={"target": 7}) for c in earlier.report.confirmations),
+        }
+    )
+    earlier = earlier.model_copy(update={"report": marked, "peak_memory": 10**12})
+    joined = bench.judge(replace(both, seen={"neural-cleanse": earlier}), cached=True)
+    assert [f.detector for f in joined.report.findings] == [f.detector for f in fresh.report.findings]
+    by_name = {f.detector: f for f in joined.report.findings}
+    assert by_name["neural-cleanse"].score == 50.0
+    assert by_name["max-margin"].score == fresh.report.findings[0].score
+    assert {c.target for c in joined.report.confirmations} == {7}
+    assert joined.report.verdict == "suspicious", "it is concluded of all findings"
+    assert 3600 < joined.seconds < 3700
+    assert joined.peak_memory == 10**12
+    assert bench.judge(both, cached=True).report.findings[1].score == fresh.report.findings[1].score
 
 
 def test_a_model_is_made_once(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
@@ -206,11 +245,12 @@ def test_a_robust_model_is_trained_and_measured_under_attack(bench: Workbench) -
 def test_code_that_judges_is_part_of_the_result_and_not_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     (trial,) = trials(clean(1))
     before = planned(trial)
-    monkeypatch.setattr(module, "judging_code", lambda names: f"other {names}")
+    monkeypatch.setattr(module, "judging_code", lambda name: f"other {name}")
     after = planned(trial)
     assert before.model_key == after.model_key
     assert before.key != after.key
-    assert before.resolved["judging"]["code"] == revisions.judging_code(("max-margin",))
+    (detector,) = before.resolved["judging"]["detectors"]
+    assert detector["code"] == revisions.judging_code("max-margin")
 
 
 def test_names_of_suite_and_folder_make_no_other_model(tmp_path: Path) -> None:

@@ -182,10 +182,9 @@ def record(unchanged: Sequence[str], file: Path = RECORDED) -> None:
 
 
 @cache
-def judging_code(detectors: tuple[str, ...]) -> str:
-    """Return the hash of all code of ours that makes what these detectors see."""
-    modules = registry.modules("detector")
-    todo = ["doorward.examination", *(modules[name] for name in detectors)]
+def judging_code(detector: str) -> str:
+    """Return the hash of all code of ours that makes what a detector sees."""
+    todo = ["doorward.examination", registry.modules("detector")[detector]]
     files: dict[str, Path] = {}
     while todo:
         name = todo.pop()

@@ -17,13 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
 from doorward.bench.store import Row, Status, Store, now
+from doorward.bench.suite import parts_of
 from doorward.bench.trials import Outcome, Planned, Sources, Workbench
 from doorward.errors import DoorwardError
 from doorward.examination import environment
@@ -139,12 +140,19 @@ def run(
         tell(Event(one, status, note, more.get("seconds", 0.0)))
         if status != "died":
             for other in same_work[one.work]:
-                if other is not one:
+                if other.key != one.key:
                     copy(row, other)
 
     def copy(row: Row, to: Planned) -> None:
         store.put(row.model_copy(update=_identity(to) | {"attempts": 1, "finished": now()}))
         tell(Event(to, row.status, f"the same scan as {row.trial} of {row.suite}"))
+
+    def with_seen(one: Planned) -> Planned:
+        """Return a trial with what earlier scans of its model hold."""
+        rows = {name: store.holding(part) for name, part in parts_of(one.resolved).items()}
+        held = {name: Outcome.model_validate(row.result) for name, row in rows.items() if row is not None}
+        seen = {name: outcome for name, outcome in held.items() if outcome.holds(name)}
+        return replace(one, seen=seen)
 
     def scanned(one: Planned) -> bool:
         """Tell whether a job's trial was scanned meanwhile; if so, copy the result to all alike."""
@@ -168,7 +176,7 @@ def run(
             for worker in pool:
                 if not worker.job and waiting:
                     job = waiting.popleft()
-                    worker.give([one for one in job if not (settings.judge and scanned(one))])
+                    worker.give([with_seen(one) for one in job if not (settings.judge and scanned(one))])
             for worker in _ready([worker for worker in pool if worker.job]):
                 one, message = worker.job[0], worker.hear()
                 if message is None and not worker.begun:

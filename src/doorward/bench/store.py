@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sql
 from pydantic import Field, ValidationError
 
-from doorward.bench.suite import Trial, work_of
+from doorward.bench.suite import Trial, parts_of, work_of
 from doorward.errors import DoorwardError, InputError
 from doorward.records import Record
 
@@ -41,6 +41,14 @@ _trials = sql.Table(
     sql.Column("finished", sql.String(32), nullable=False),
 )
 
+
+#: Which rows hold what a detector sees in a model.
+_parts = sql.Table(
+    "parts",
+    _meta,
+    sql.Column("part", sql.String(64), primary_key=True),
+    sql.Column("key", sql.String(64), primary_key=True),
+)
 
 #: What a `Row` holds; the rest is made from it.
 _COLUMNS = [column for column in _trials.c if column is not _trials.c.work]
@@ -146,6 +154,10 @@ class Store:
                 connection.execute(sql.delete(_trials).where(where))
                 held = row.model_dump(mode="json") | {"work": work_of(row.resolved, row.key)}
                 connection.execute(sql.insert(_trials).values(held))
+                if row.status == "done":
+                    found = [{"part": part, "key": row.key} for part in parts_of(row.resolved).values()]
+                    if found:
+                        connection.execute(sql.insert(_parts), found)
         except sql.exc.IntegrityError:  # another run has written the same just now
             return False
         except sql.exc.SQLAlchemyError as error:
@@ -165,6 +177,14 @@ class Store:
         same = (_trials.c.work == work) & (_trials.c.status == "done")
         rows = self._select(
             sql.select(_trials).where(same).order_by(_trials.c.finished, _trials.c.key).limit(1)
+        )
+        return rows[0] if rows else None
+
+    def holding(self, part: str) -> Row | None:
+        """Return the first row that is done and holds what a detector sees in a model (`parts_of`)."""
+        where = _trials.c.key.in_(sql.select(_parts.c.key).where(_parts.c.part == part))
+        rows = self._select(
+            sql.select(_trials).where(where).order_by(_trials.c.finished, _trials.c.key).limit(1)
         )
         return rows[0] if rows else None
 

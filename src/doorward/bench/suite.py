@@ -229,6 +229,20 @@ def work_of(resolved: dict[str, Any], key: str) -> str:
     return content_key([content_key(resolved["model"]), resolved["judging"]])
 
 
+def parts_of(resolved: dict[str, Any]) -> dict[str, str]:
+    """Return, by detector, the sha256 of a model and of what that detector sees; whatever others are asked.
+
+    Args:
+        resolved: what a result's key is made of.
+    """
+    if not {"model", "judging"} <= resolved.keys():
+        return {}
+    detectors = resolved["judging"].get("detectors", ())
+    around = {name: value for name, value in resolved["judging"].items() if name != "detectors"}
+    model = content_key(resolved["model"])
+    return {one["name"]: content_key([model, around, one]) for one in detectors}
+
+
 def content_key(content: Any) -> str:
     """Return the sha256 of some JSON content, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

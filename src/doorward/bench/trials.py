@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,7 @@ from doorward.training import (
     robust_accuracy,
     train_classifier,
 )
+from doorward.verdict import conclude
 
 #: Test images that clean accuracy, and held-out triggered ones that attack success, are measured on.
 ACCURACY_IMAGES, SUCCESS_IMAGES = 2000, 500
@@ -83,6 +85,10 @@ class Outcome(Record):
     trained: float
     seconds: float
     peak_memory: int | None
+
+    def holds(self, detector: str) -> bool:
+        """Tell whether a detector was asked and answered."""
+        return self.report is not None and any(f.detector == detector for f in self.report.findings)
 
 
 class Contents(Record):
@@ -199,6 +205,7 @@ class Planned:
         contents: of the data, unless they are missing.
         missing: why the trial cannot be run here, if so.
         twin: the clean model that a planted one is made from or measured beside, where it is.
+        seen: by detector, an earlier scan that holds what this detector sees; it is not asked again.
     """
 
     trial: Trial
@@ -209,6 +216,7 @@ class Planned:
     contents: Contents | None = None
     missing: str | None = None
     twin: Planned | None = None
+    seen: Mapping[str, Outcome] = field(default_factory=dict)
 
 
 def plan(trial: Trial, sources: Sources) -> Planned:
@@ -220,13 +228,17 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     judging: dict[str, Any] = {"planting": PLANTING}
     if trial.judging.detectors is not None:
         detectors = [
-            {"name": d.method(), "settings": d.settings(), "revision": d.revision}
+            {
+                "name": d.method(),
+                "settings": d.settings(),
+                "revision": d.revision,
+                "code": judging_code(d.method()),
+            }
             for d in _detectors(trial.judging)
         ]
         judging = {
             **trial.judging.model_dump(mode="json", exclude={"detectors"}),
             "detectors": detectors,
-            "code": judging_code(tuple(d["name"] for d in detectors)),
         }
     attack = twin = None
     if trial.attack is not None:
@@ -325,13 +337,13 @@ class Workbench:
         report = examine(
             classifier,
             given,
-            detectors=_detectors(judging),
+            detectors=[d for d in _detectors(judging) if d.method() not in planned.seen],
             seed=judging.seed,
             device=self.device,
             deadline=clock,
             images=judging.images,
         )
-        return Outcome(
+        outcome = Outcome(
             truth=Truth.model_validate(meta["truth"]),
             report=_light(report),
             cached=cached,
@@ -339,6 +351,7 @@ class Workbench:
             seconds=clock.spent(),
             peak_memory=_peak_memory(),
         )
+        return _joined(outcome, planned)
 
     def _measure(self, planned: Planned, *, cached: bool) -> Outcome:
         """Measure what planting did, on the whole test split."""
@@ -450,6 +463,38 @@ class Workbench:
             "planted": planted,
             "file": "" if saved == folder else saved.name,
         }
+
+
+def _joined(outcome: Outcome, planned: Planned) -> Outcome:
+    """Add what earlier scans hold, as if all detectors had been asked now."""
+    report, seen = outcome.report, planned.seen
+    if report is None or report.reason is not None or not seen:
+        return outcome
+    earlier = {name: held.report for name, held in seen.items() if held.report is not None}
+    findings = [
+        *report.findings,
+        *(f for name, r in earlier.items() for f in r.findings if f.detector == name),
+    ]
+    tried = [c for name, r in earlier.items() for c in r.confirmations if c.detector == name]
+    order = [d.method() for d in _detectors(planned.trial.judging)]
+    seconds = sum(f.seconds for f in findings if f.detector in seen)
+    memory = [one.peak_memory for one in (outcome, *seen.values()) if one.peak_memory is not None]
+    joined = report.model_copy(
+        update={
+            "findings": tuple(sorted(findings, key=lambda f: order.index(f.detector))),
+            "confirmations": tuple(
+                sorted((*report.confirmations, *tried), key=lambda c: order.index(c.detector))
+            ),
+            "seconds": report.seconds + seconds,
+        }
+    )
+    return outcome.model_copy(
+        update={
+            "report": conclude(joined),
+            "seconds": outcome.seconds + seconds,
+            "peak_memory": max(memory, default=None),
+        }
+    )
 
 
 def _decoded(samples: Samples) -> Samples:
