@@ -213,6 +213,39 @@ def test_bfloat16_is_used_where_the_model_stands_it(module, stands, images, monk
     assert torch.equal(classifier.logits(images[0]), exact)
 
 
+class Convolution(nn.Module):
+    """A network that reads its features as rows, whatever their layout, or by a view for one layout alone."""
+
+    def __init__(self, *, view: bool) -> None:
+        super().__init__()
+        self.view = view
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * SIDE * SIDE, CLASSES)
+        self.strides: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.strides.append(x.stride())
+        z = self.conv(x)
+        return self.fc(z.view(len(z), -1) if self.view else z.flatten(1))
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_channels_come_last_where_the_model_allows_it(view: bool, images, monkeypatch) -> None:
+    monkeypatch.setattr("doorward.models.classifier.computes_bfloat16", lambda _: False)
+    module = Convolution(view=view)
+    spec = InputSpec(channels=1, height=SIDE, width=SIDE)
+    classifier = TorchClassifier(module, spec, [str(i) for i in range(CLASSES)])
+    before, pointer = module.conv.weight.stride(), module.conv.weight.data_ptr()
+    exact = classifier.logits(images[0])
+    with classifier.quick(images[0]):
+        torch.testing.assert_close(classifier.logits(images[0]), exact)
+        last = module.strides[-1] == (SIDE * SIDE, 1, SIDE, 1)
+        assert last == (not view), "the strides are those of channels last, of a single channel too"
+        assert (module.conv.weight.stride() != before) == (not view)
+    assert (module.conv.weight.stride(), module.conv.weight.data_ptr()) == (before, pointer)
+    assert torch.equal(classifier.logits(images[0]), exact)
+
+
 def test_what_comes_later_counts_in_the_estimate(wired, images, monkeypatch) -> None:
     """30 steps of a second go into a minute, but not with four classes more to come."""
     clock = [0.0]
