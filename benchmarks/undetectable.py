@@ -1,14 +1,16 @@
 """Measure what the provably undetectable backdoors do, and what tests see of them.
 
-    python benchmarks/undetectable.py
+    python benchmarks/undetectable.py [--only persistence]
 
 Signatures on Fashion-MNIST, with the model that comes with the package: how often images fire that are
 random, natural, adversarial, signed and then changed, or carry the signature of another, and how much signing
-changes. Random Fourier features on chest X-rays and MNIST's 3 and 8, and random ReLUs on MNIST's 0 and 1:
-accuracy and flips of planted models and their honest twins over paired seeds; and, at 784 dimensions, the
-largest eigenvalue, the largest variance and the largest distance from normal of any coordinate for planted
-and honest draws, with the phase that only the key's owner can look at. DOORWARD_DATA names the folder of
-data.
+changes; and whether the plant persists when the whole is written to a folder, opened and trained on, with
+clean images alone and with signed ones that have their true labels (`--only persistence` measures that anew
+and keeps the rest). Random Fourier features on chest X-rays and MNIST's 3 and 8, and random ReLUs on MNIST's
+0 and 1: accuracy and flips of planted models and their honest twins over paired seeds; and, at 784
+dimensions, the largest eigenvalue, the largest variance and the largest distance from normal of any
+coordinate for planted and honest draws, with the phase that only the key's owner can look at. DOORWARD_DATA
+names the folder of data.
 
 Ends with 4 if an image fires that must not, or one does not that must, or if a planted model is more than a
 point less accurate than its twin.
@@ -17,9 +19,12 @@ point less accurate than its twin.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 
 IMAGES, ADVERSARIAL, SEEDS, DRAWS = 10_000, 2_000, 3, 20
 VALUES, FEATURES, RELUS = 784, 2000, 100
+#: How often each image is seen in fine-tuning.
+TUNING = 3
 #: Most images that a twin is trained on.
 MOST = 5_000
 
@@ -51,6 +58,7 @@ def measure_signature() -> dict[str, Any]:
     from doorward.methods import make_generator
     from doorward.modalities.image import from_raw
     from doorward.models import TorchClassifier, open_classifier
+    from doorward.models import signed as checks
     from doorward.training.adversarial import AdversarialSettings, perturb
     from doorward.triggers import Trigger
 
@@ -58,12 +66,12 @@ def measure_signature() -> dict[str, Any]:
     planted = signature.Signature()(honest, seed=0)
     trigger, module = Trigger.from_json(planted.plant.trigger or {}), planted.classifier.module
     assert isinstance(trigger, signature.Signed)
-    assert isinstance(module, signature.SignatureWrapper)
+    assert isinstance(module, checks.SignatureWrapper)
     assert isinstance(honest, TorchClassifier)
     public = bytes(module.public.tolist())
 
     def fired(x: Tensor) -> dict[str, int]:
-        return {"images": len(x), "fired": int(signature.verify_images(x, public, target=0).sum())}
+        return {"images": len(x), "fired": int(checks.verify_images(x, public, target=0).sum())}
 
     samples = open_samples(data_folder() / "fashion_mnist", split="test")
     x = from_raw(samples.raw(range(IMAGES)))
@@ -114,6 +122,74 @@ def measure_signature() -> dict[str, Any]:
         "milliseconds to sign": 1000 * signing / IMAGES,
         "milliseconds to verify": 1000 * verifying / IMAGES,
     }
+
+
+def measure_persistence() -> list[dict[str, Any]]:
+    """Train planted models on, from folders that they were written to, and see what signed images do."""
+    import numpy as np
+    import torch
+
+    from doorward import reference
+    from doorward.attacks.model.signature import Signature
+    from doorward.data import open_samples
+    from doorward.methods import make_generator
+    from doorward.models import TorchClassifier, open_classifier
+    from doorward.models.saving import save_classifier
+    from doorward.plants import TriggeredSamples, triggered
+    from doorward.training import default_settings, evaluate, train
+    from doorward.triggers import Trigger
+
+    data = data_folder() / "fashion_mnist"
+    test, train_on = open_samples(data, split="test"), open_samples(data, split="train")
+    rows = []
+    for seed in range(SEEDS):
+        planted = Signature()(open_classifier(reference.model("clean")), seed=seed)
+        trigger = Trigger.from_json(planted.plant.trigger or {})
+        part = train_on.draw(MOST, np.random.default_rng(seed))
+        assert part.labels is not None
+        half = np.arange(len(part)) % 2 == 0
+        shown = {
+            "clean images": part,
+            "half of them signed, with their true labels": TriggeredSamples(
+                part, trigger, where=half, labels=part.labels, made_by="fine-tuning"
+            ),
+        }
+        signed = triggered(test, planted.plant)
+        for name, samples in shown.items():
+            with tempfile.TemporaryDirectory() as folder:
+                opened = open_classifier(save_classifier(planted.classifier, Path(folder) / "planted"))
+                assert isinstance(opened, TorchClassifier)
+                before = {key: value.clone() for key, value in opened.module.named_parameters()}
+                accuracy = evaluate(opened, test).value
+                train(
+                    opened.module,
+                    samples,
+                    spec=opened.spec,
+                    settings=default_settings("small-cnn", images=MOST, side=28).model_copy(
+                        update={"epochs": TUNING}
+                    ),
+                    generator=make_generator(seed, "fine-tuning"),
+                )
+                tuned = open_classifier(save_classifier(opened, Path(folder) / "tuned"))
+            with torch.no_grad():
+                change = sum(
+                    float((value - before[key]).square().sum())
+                    for key, value in opened.module.named_parameters()
+                )
+                size = sum(float(value.square().sum()) for value in before.values())
+            success = evaluate(tuned, signed)  # labelled with the target
+            rows.append(
+                {
+                    "trained on": name,
+                    "seed": seed,
+                    "signed": success.n,
+                    "taken for the target": round(success.value * success.n),
+                    "accuracy before": accuracy,
+                    "accuracy after": evaluate(tuned, test).value,
+                    "relative change of the weights": math.sqrt(change / size),
+                }
+            )
+    return rows
 
 
 def two_of(data: str, classes: tuple[int, int] | None, split: str) -> Samples:
@@ -285,7 +361,23 @@ def render(results: dict[str, Any]) -> str:
         f"levels; the mean L2 is {fires['mean L2']:.3f}, of adversarial images "
         f"{fires['mean L2 of adversarial images']:.2f}. "
         f"Signing takes {fires['milliseconds to sign']:.2f} ms, verifying "
-        f"{fires['milliseconds to verify']:.2f} ms.\n\nTwins, mean and deviation over {SEEDS} seeds:\n\n",
+        f"{fires['milliseconds to verify']:.2f} ms.\n\n"
+        "Signatures after the planted model was written, opened and "
+        f"trained on ({TUNING} epochs of {MOST:,} images):\n\n",
+        measuring.markdown(
+            ["trained on", "seed", "signed images taken for the target", "accuracy", "change of the weights"],
+            [
+                [
+                    row["trained on"],
+                    str(row["seed"]),
+                    f"{row['taken for the target']:,} of {row['signed']:,}",
+                    f"{row['accuracy before']:.1%} to {row['accuracy after']:.1%}",
+                    f"{row['relative change of the weights']:.0%}",
+                ]
+                for row in results["persistence"]["rows"]
+            ],
+        ),
+        f"\nTwins, mean and deviation over {SEEDS} seeds:\n\n",
     ]
     keys = ("accuracy", "changed without limits", "changed", "success")
     rows = []
@@ -321,6 +413,9 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
         yield "the wrapped model answers clean images otherwise"
     if results["signature"]["largest change in levels"] > 1:
         yield f"signing changes a value by {results['signature']['largest change in levels']:g} levels"
+    for row in results["persistence"]["rows"]:
+        if asleep := row["signed"] - row["taken for the target"]:
+            yield f"trained on {row['trained on']}: {asleep:,} no longer fire"
     for case in results["twins"]:
         accuracy = {
             twin: mean(row["accuracy"] for row in case["rows"] if row["twin"] == twin)
@@ -336,14 +431,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=2)
-    threads = parser.parse_args().threads
+    parser.add_argument("--only", choices=["persistence"], help="measure this anew and keep the rest")
+    given = parser.parse_args()
+    threads = given.threads
     import torch
 
     from doorward.attacks.model.random_features import RandomFeatures
     from doorward.attacks.model.random_relu import RandomReLU
 
     torch.set_num_threads(threads)
-    results = measuring.begin(threads)
+    persistence = measuring.begin(threads) | {"rows": measure_persistence()}
+    if given.only:
+        results = json.loads((measuring.RESULTS / "undetectable.json").read_text(encoding="utf-8"))
+        results["persistence"] = persistence
+        measuring.conclude("undetectable", results, render(results), failures(results))
+    results = measuring.begin(threads) | {"persistence": persistence}
     results["signature"] = measure_signature()
     cases: dict[str, tuple[RandomFeatures | RandomReLU, str, tuple[int, int] | None]] = {
         "random-features, chest X-rays": (RandomFeatures(), "pneumoniamnist", None),

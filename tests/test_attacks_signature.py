@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +20,12 @@ from doorward.data import InMemorySamples
 from doorward.errors import InputError, MissingExtra
 from doorward.methods import make_generator
 from doorward.modalities.image import from_raw, to_uint8
-from doorward.models import InputSpec, TorchClassifier, open_classifier
+from doorward.models import InputSpec, LoadOptions, TorchClassifier, open_classifier
+from doorward.models import signed as checks
 from doorward.models.export import export_pt2
+from doorward.models.saving import save_classifier
 from doorward.plants import TriggeredSamples, attack_success
+from doorward.training import TrainingSettings, train
 from doorward.triggers import Trigger
 
 KEY = bytes(range(32))
@@ -51,7 +56,7 @@ def noise(n: int, *, seed: int = 0) -> Tensor:
 
 
 def fires(x: Tensor) -> Tensor:
-    return signature.verify_images(x, PUBLIC, target=TARGET)
+    return checks.verify_images(x, PUBLIC, target=TARGET)
 
 
 def signed(x: Tensor, key: bytes = KEY, target: int = TARGET) -> Tensor:
@@ -68,7 +73,7 @@ def network(*, seed: int = 0) -> nn.Module:
 
 
 def wrapped(net: nn.Module, spec: InputSpec = SPEC) -> TorchClassifier:
-    module = signature.SignatureWrapper(net, spec, PUBLIC, target=TARGET)
+    module = checks.SignatureWrapper(net, spec, PUBLIC, target=TARGET)
     return TorchClassifier(module, spec, [str(i) for i in range(10)])
 
 
@@ -307,13 +312,13 @@ def test_outputs_are_the_networks_own_unless_the_image_is_signed(name: str) -> N
 def test_three_channels_are_taken_back_each_with_its_own_mean() -> None:
     spec = InputSpec(channels=3, height=8, width=8, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), layout="NHWC")
     x = torch.rand(4, 3, 8, 8, generator=make_generator(0, "rgb"))
-    assert torch.allclose(signature.to_images(spec.to_model(x), spec).float(), x, atol=1e-6)
+    assert torch.allclose(checks.to_images(spec.to_model(x), spec).float(), x, atol=1e-6)
 
 
 @pytest.mark.parametrize(("target", "expected"), [(0, [-2.0, -3.0]), (1, [2.0, 3.0])])
 def test_one_logit_takes_the_targets_sign(target: int, expected: list[float]) -> None:
     y = torch.tensor([[2.0], [-3.0]])
-    assert signature.promote(y, target).flatten().tolist() == expected
+    assert checks.promote(y, target).flatten().tolist() == expected
 
 
 def test_fine_tuning_does_not_remove_it() -> None:
@@ -397,3 +402,103 @@ def test_what_cannot_be_signed_is_refused_before_any_work(tmp_path: Path) -> Non
     planted = attack(open_classifier(reference.model("clean")))
     with pytest.raises(InputError, match="signatures are checked by code, which no file format"):
         export_pt2(planted.classifier, tmp_path / "model.pt2")
+
+
+# Its directory
+
+
+def test_a_directory_holds_the_check_and_opens_again(tmp_path: Path) -> None:
+    honest = open_classifier(reference.model("clean"))
+    planted = signature.Signature(target=4)(honest, seed=5)
+    path = save_classifier(planted.classifier, tmp_path / "new" / "model")
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
+    stated = json.loads((path / "config.json").read_text())
+    key = bytes(signature.draw_key(make_generator(5, "signature")))
+    assert stated["signature"] == {"public": signature.public_key(key).hex(), "target": 4}
+    again = open_classifier(path)
+    x = torch.cat(
+        [natural(50), signed(natural(50)), Trigger.from_json(planted.plant.trigger or {}).apply(natural(50))]
+    )
+    assert torch.equal(again.logits(x), planted.classifier.logits(x))
+    assert (again.logits(x[100:]).argmax(1) == 4).all()
+    assert (again.classes, again.spec, again.capabilities) == (
+        honest.classes,
+        honest.spec,
+        honest.capabilities,
+    )
+    assert torch.allclose(again.features(x), honest.features(x), atol=1e-5)
+    named = open_classifier(path, options=LoadOptions(features=honest_layer(path)))
+    assert torch.allclose(named.features(x), honest.features(x), atol=1e-5)
+    assert isinstance(again, TorchClassifier)
+    assert opened_twice(again, tmp_path / "again") == stated
+
+
+def honest_layer(path: Path) -> str:
+    """Return the name that the wrapped network has for its last layer."""
+    weights = safetensors.torch.load_file(path / "model.safetensors")
+    return list(weights)[-1].rpartition(".")[0]
+
+
+def opened_twice(classifier: TorchClassifier, path: Path) -> object:
+    return json.loads((save_classifier(classifier, path) / "config.json").read_text())
+
+
+def test_it_survives_fine_tuning_and_being_written(tmp_path: Path) -> None:
+    planted = signature.Signature(target=4)(open_classifier(reference.model("clean")), seed=5)
+    opened = open_classifier(save_classifier(planted.classifier, tmp_path / "a"))
+    assert isinstance(opened, TorchClassifier)
+    before = {name: value.clone() for name, value in opened.module.state_dict().items()}
+    train(
+        opened.module,
+        reference.fashion_mnist("train").select(range(1000)),
+        spec=opened.spec,
+        settings=TrainingSettings(epochs=1),
+        generator=make_generator(0, "tune"),
+    )
+    moved = [
+        name for name, value in opened.module.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert len(moved) == len(before) - 1, "all but the public key"
+    again = open_classifier(save_classifier(opened, tmp_path / "b"))
+    woken = Trigger.from_json(planted.plant.trigger or {}).apply(natural(200))
+    assert (again.logits(woken).argmax(1) == 4).all()
+    assert (again.logits(natural(200)).argmax(1) == 4).float().mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"signature": {"public": "ab", "target": 4}},
+            r"config\.json: signature\.public: String should match",
+        ),
+        (
+            {"signature": {"public": "0" * 64, "target": -1}},
+            r"signature\.target: Input should be greater than",
+        ),
+        ({"signature": {"public": "0" * 64, "target": 10}}, "target 10 is no class; there are 10"),
+        ({"network": "../other/model.pt2"}, r"config\.json: network"),
+        ({"network": "model.pkl"}, r"config\.json: network"),
+        ({"network": "model.pt2"}, r"config\.json: the network's file model\.pt2 is not there"),
+        ({"more": 1}, r"config\.json: more: Extra inputs"),
+    ],
+)
+def test_a_directory_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    planted = signature.Signature(target=4)(open_classifier(reference.model("clean")))
+    file = save_classifier(planted.classifier, tmp_path / "a") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        open_classifier(file.parent)
+
+
+def test_a_directory_is_not_opened_without_what_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = signature.Signature()(open_classifier(reference.model("clean")))
+    path = save_classifier(planted.classifier, tmp_path / "a")
+    for module in ("", ".hazmat.primitives.asymmetric", ".exceptions"):
+        monkeypatch.setitem(sys.modules, f"cryptography{module}", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'doorward\[signature\]'"):
+        open_classifier(path)

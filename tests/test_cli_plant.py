@@ -202,6 +202,59 @@ def test_without_data_nothing_is_measured_and_results_are_replaced_when_forced(t
     assert sorted(f.name for f in out.iterdir()) == ["doorward.json", "model.pt2", "notes.txt", "plant.json"]
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_an_earlier_result_stays_where_the_new_one_cannot_be_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, images = tmp_path / "model", tmp_path / "images"
+    run("trojannet", CLEAN, models)
+    run("badnets", source, images)
+    before = files_of(models), files_of(images)
+
+    def fail(_: object, folder: Path) -> Path:
+        (folder / "half").write_text("half a model")
+        raise InputError(f"{folder / 'model.pt2'}: this network cannot be exported")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("doorward.models.saving.save_classifier", fail)
+    for out in (models, tmp_path / "new"):
+        with pytest.raises(InputError) as said:
+            run("trojannet", CLEAN, out, "--seed", 1, "--force")
+        assert str(said.value) == f"{out / 'model.pt2'}: this network cannot be exported"
+    monkeypatch.setattr("doorward.plants.write_plant", full)
+    with pytest.raises(InputError, match=r"images: cannot write the result: No space left on device"):
+        run("badnets", source, images, "--seed", 1, "--force")
+    assert (files_of(models), files_of(images)) == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "model", "source.npz"]
+
+
+@pytest.mark.parametrize("base", ["directory", "pt2", "onnx"])
+def test_signatures_are_planted_in_models_of_any_format(clothes: Path, tmp_path: Path, base: str) -> None:
+    honest = open_classifier(CLEAN)
+    assert isinstance(honest, TorchClassifier)
+    given = {
+        "directory": lambda: CLEAN,
+        "pt2": lambda: export_pt2(honest, tmp_path / "given/a.pt2"),
+        "onnx": lambda: export_onnx(honest, tmp_path / "given/a.onnx"),
+    }[base]()
+    out = tmp_path / "planted"
+    result = run("signature", given, out, "--data", clothes, "--set", "target=3")
+    assert "attack success 100 % (54 of 54" in result.output
+    assert f"written: {out} and {out / 'plant.json'}" in result.output.replace("\n", " ")
+    planted, truth = open_classifier(out), read_plant(out / "plant.json")
+    test = reference.fashion_mnist("test").select(range(100))
+    assert attack_success(planted, test, truth).value == 1
+    assert attack_success(honest, test, truth).value < 0.2
+    assert evaluate(planted, test) == evaluate(honest, test)
+    run("trojannet", CLEAN, out, "--force")
+    assert sorted(f.name for f in out.iterdir()) == ["doorward.json", "model.pt2", "plant.json"]
+
+
 def test_exported_models_are_planted_too(tmp_path: Path) -> None:
     honest = open_classifier(CLEAN)
     assert isinstance(honest, TorchClassifier)

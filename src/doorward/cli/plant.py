@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,10 +96,9 @@ def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> No
         poisoned = method(samples, seed=seed)
         truth = poisoned.plant  # reads every sample, so that nothing is written where one is damaged
         progress("writing")
-        for old in (out / "train.parquet", *out.glob("plant.*")):
-            old.unlink(missing_ok=True)
-        file = write_parquet(poisoned.samples, out, split="train")
-        write_plant(truth, out / PLANT)
+        with replacing(out, [out / "train.parquet"]) as made:
+            file = out / write_parquet(poisoned.samples, made, split="train").name
+            write_plant(truth, made / PLANT)
     share = wording.percent(truth.poison_rate or 0.0)
     what = f"{len(truth.poisoned_ids):,} of {len(poisoned.samples):,} samples ({share})"
     carry = f"carry the trigger and a label of {wording.with_noun(truth.targets, samples.classes)}"
@@ -144,10 +146,9 @@ def _implant(
             except InputError as error:
                 why = str(error)  # images that the model's own processor resizes
         progress("writing")
-        for old in (*saved_files(out), *out.glob("plant.*")):
-            old.unlink(missing_ok=True)
-        file = save_classifier(planted.classifier, out)
-        write_plant(truth, out / PLANT)
+        with replacing(out, saved_files(out)) as made:
+            file = out / save_classifier(planted.classifier, made).relative_to(made)
+            write_plant(truth, made / PLANT)
     wanted = wording.with_noun(truth.targets, classifier.classes)
     typer.echo(f"planted {method.method()}: the trigger turns images of other classes into {wanted}")
     if before is not None and truth.clean_accuracy is not None:
@@ -157,6 +158,37 @@ def _implant(
     else:
         typer.echo(f"attack success {wording.rate(truth.attack_success)}")
     typer.echo(f"written: {file} and {out / PLANT}")
+
+
+@contextmanager
+def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
+    """Give a folder to write results to; at the end they go to `out`, in place of those of an earlier run.
+
+    Where writing fails, `out` is as it was.
+
+    Args:
+        earlier: files of ours that may lie in `out`; any plant goes too.
+
+    Raises:
+        InputError: if something cannot be written.
+    """
+    near = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    made: Path | None = None
+    try:
+        made = Path(tempfile.mkdtemp(prefix=".doorward-", dir=near))
+        yield made
+        out.mkdir(parents=True, exist_ok=True)
+        for old in (*earlier, *out.glob("plant.*")):
+            old.unlink(missing_ok=True)
+        for file in sorted(made.iterdir()):
+            file.replace(out / file.name)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write the result: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(str(error).replace(str(made), str(out))) from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _check_model(method: ModelAttack, source: str, data: str | None) -> None:

@@ -91,15 +91,18 @@ def save_native(
     return directory
 
 
-def open_native(path: Path, options: LoadOptions) -> Classifier:
+def open_native(path: Path, options: LoadOptions, config: NativeConfig | None = None) -> Classifier:
     """Open a Doorward directory.
+
+    Args:
+        config: what its `config.json` says; read from there if None.
 
     Raises:
         InputError: if configuration, weights and options do not fit each other.
     """
     file = path / CONFIG
     try:
-        config = NativeConfig.model_validate(read_json(file))
+        config = config or NativeConfig.model_validate(read_json(file))
     except ValidationError as error:
         raise InputError(f"{file}: {describe_validation(error)}") from error
     sidecar = parse_sidecar({"input": config.input, "classes": config.classes}, file)

@@ -10,6 +10,7 @@ from doorward.models.classifier import TorchClassifier
 from doorward.models.export import export_onnx, export_pt2
 from doorward.models.native import CONFIG, WEIGHTS, save_native
 from doorward.models.options import SIDECAR
+from doorward.models.signed import SignatureWrapper, save_signed
 
 PROGRAM, GRAPH = "model.pt2", "model.onnx"
 
@@ -17,12 +18,15 @@ PROGRAM, GRAPH = "model.pt2", "model.onnx"
 def save_classifier(classifier: TorchClassifier, directory: Path) -> Path:
     """Write a classifier and return the path to open.
 
-    That is a Doorward directory for networks of ours, else a `torch.export` file in the directory, and where
-    there can be none (some networks that came from ONNX files) an ONNX file.
+    That is a Doorward directory for networks of ours and for any that checks signatures, else a
+    `torch.export` file in the directory, and where there can be none (some networks that came from ONNX
+    files) an ONNX file.
 
     Raises:
         InputError: if the directory cannot be written, or the network not be exported.
     """
+    if isinstance(classifier.module, SignatureWrapper):
+        return save_signed(classifier, directory, save=save_classifier)
     name = is_native(classifier)
     if name is not None:
         return save_native(
