@@ -171,6 +171,19 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def percent(share: float) -> str:
+    """Write a share; 0 and 100 % where it is exactly so.
+
+    >>> percent(0.0), percent(0.99996), percent(0.5), percent(1.0)
+    ('0 %', '> 99.9 %', '50.0 %', '100 %')
+    """
+    if share in (0, 1):
+        return f"{share:.0%}".replace("%", " %")
+    if share > 0.9995:
+        return "> 99.9 %"
+    return "< 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
+
+
 def gigabytes(count: int) -> str:
     """Write a number of bytes.
 

@@ -1,4 +1,7 @@
-"""Write what is made from the code: docs/cli.md, docs/methods/ and its pictures of attacks (`make docs`)."""
+"""Write what is made from the code: docs/cli.md, docs/methods/ and its pictures of attacks (`make docs`).
+
+Also docs/attack-kinds.md, which is made from results.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+import attack_kinds_page
 from doorward import reference, registry
 from doorward.attacks.base import DataAttack
 from doorward.attacks.model.base import ModelAttack
@@ -162,12 +166,12 @@ def trigger_of(attack: DataAttack | ModelAttack, samples: Samples) -> Trigger | 
 
 @cache
 def pictures() -> dict[str, npt.NDArray[np.uint8]]:
-    """Return the pictures (h, w) of the attacks on images, by their path below docs/."""
+    """Return pictures by their path below docs/: (h, w) of attacks on images, (h, w, 3) of results."""
     names = [
         name for name in registry.modules("attack") if "image" in registry.get("attack", name).modalities
     ]
     drawn = {f"methods/{name}.png": picture(name) for name in names}
-    return {path: image for path, image in drawn.items() if image is not None}
+    return {path: image for path, image in drawn.items() if image is not None} | attack_kinds_page.pictures()
 
 
 def methods_index() -> str:
@@ -198,7 +202,7 @@ def pages() -> dict[str, str]:
     for kind in KINDS:
         for name in registry.modules(kind):
             made[f"methods/{name}.md"] = method_page(kind, name)
-    return made
+    return made | {attack_kinds_page.PAGE: attack_kinds_page.page(MADE)}
 
 
 def stale(folder: Path = DOCS) -> list[str]:

@@ -1,0 +1,250 @@
+"""The page that compares kinds of attack, and its pictures, from the results that are committed.
+
+`docs_pages` writes them (`make docs`) and says when they are out of date.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+import attack_kinds  # noqa: E402
+import robust_representations  # noqa: E402
+from attack_kinds import TITLES, averaged  # noqa: E402
+from measuring import percent  # noqa: E402
+
+PAGE, SIZES, CLUSTERS = "attack-kinds.md", "attack-kinds.png", "robust-representations.png"
+COLOURS = {"evasion": "#b04a2f", "backdoor": "#2f6db0"}
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return committed results."""
+    results: dict[str, Any] = json.loads(
+        (BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8")
+    )
+    return results
+
+
+def of_kinds(results: dict[str, Any]) -> str:
+    """Return what the comparison says, in words."""
+    rows = {row["attack"]: row for row in averaged(results)}
+    signed = rows["signature"]
+    adversarial = [row for row in rows.values() if row["kind"] == "evasion" and "L2" in row]
+    exact = [rows[name] for name in ("cw0", "cw2", "cwinf", "deepfool") if "L2" in rows[name]]
+    steps = [row for row in rows.values() if row["kind"] == "backdoor"]
+    flip = [row for row in rows.values() if row["kind"] == "availability"]
+    named = ", ".join(f"{TITLES[row['attack']]} {row['L2']:.3f} and {row['Linf']:.4f}" for row in exact)
+    smaller = all(signed["Linf"] < row["least Linf"] for row in adversarial)
+    shorter = all(signed["L2"] < row["L2"] for row in adversarial)
+    ends = (
+        f"{min(r['success of one change on others'] for r in adversarial):.1%}",
+        f"{max(r['success of one change on others'] for r in adversarial):.1%}",
+    )
+    clean = rows["none"]
+    falls = "; ".join(
+        f"{row['attack'].partition(', ')[2]}: {percent(row['clean accuracy'])} in place of "
+        f"{percent(clean['clean accuracy'])}, and {percent(min(row['accuracy by class']))} of the class that "
+        "suffers most"
+        for row in flip
+    )
+    slow = max(adversarial, key=lambda row: row["milliseconds per input"])
+    quick = min(adversarial, key=lambda row: row["milliseconds per input"])
+    dear = max(row["milliseconds per input"] for row in steps)
+    return (
+        f"- **Availability poisoning** is seen in the accuracy, for that is its aim ({falls}). There is no "
+        "trigger, and nothing to be done for an input.\n"
+        f"- **Evasion** leaves training and model alone, and pays for every input: from "
+        f"{quick['milliseconds per input']:.1f} ms ({TITLES[quick['attack']]}) to "
+        f"{slow['milliseconds per input'] / 1000:.1f} s ({TITLES[slow['attack']]}) of one processor thread. "
+        f"What was found for one image and is added to another as it is turns that one in {ends[0]} to "
+        f"{ends[1]} of the cases.\n"
+        f"- **Backdoors** are paid for once. A triggered input costs {dear:.2f} ms at most, and one and the "
+        "same trigger serves all of them; the exception is `signature`, where every image has a signature of "
+        "its own and that of another succeeds in "
+        f"{percent(signed['success of one change on others'])} of the cases.\n\n"
+        f"The change that a signature makes is {'smaller' if smaller else 'not smaller'} in Linf than that "
+        f"of every adversarial example that was found, and {'smaller' if shorter else 'not smaller'} in L2 "
+        f"than the mean of each evasion attack: L2 {signed['L2']:.3f}, Linf {signed['Linf']:.4f} (1/255, the "
+        "least by which an image of 256 levels can change at all). Beside it the attacks that look for the "
+        f"smallest change that does: {named} (means of L2 and Linf over the images that they turned). The "
+        f"shortest single adversarial example has L2 "
+        f"{min(row['least L2'] for row in adversarial):.3f} and the flattest Linf "
+        f"{min(row['least Linf'] for row in adversarial):.4f}: images that lie next to a boundary need "
+        "little. Adversarial examples are measured as floating-point numbers; written to a file of 256 "
+        "levels they change by 1/255 at least.\n"
+    )
+
+
+def of_claim(results: dict[str, Any]) -> str:
+    """Return what the measurement of the claim says, in words."""
+    robust = [row for row in results["models"] if row["training"] == "robust"]
+
+    def several(row: dict[str, Any], name: str, key: str, more: int, *, of_target: bool) -> list[bool]:
+        return [
+            each[name][key] > more
+            for each in row["classes"]
+            if (each["class"] == results["target"]) == of_target
+        ]
+
+    def told(name: str, key: str, more: int) -> str:
+        poisoned = [
+            one
+            for row in robust
+            if row["plant"] != "clean"
+            for one in several(row, name, key, more, of_target=True)
+        ]
+        clean = [one for row in robust for one in several(row, name, key, more, of_target=False)]
+        clean += [
+            one
+            for row in robust
+            if row["plant"] == "clean"
+            for one in several(row, name, key, more, of_target=True)
+        ]
+        return (
+            f"{sum(poisoned)} of {len(poisoned)} poisoned classes and {sum(clean)} of {len(clean)} clean ones"
+        )
+
+    success = [row["attack success"] for row in robust if "attack success" in row]
+    apart = {
+        training: [
+            each["silhouette of poisoned and own"]
+            for row in results["models"]
+            if row["training"] == training
+            for each in row["classes"]
+            if "silhouette of poisoned and own" in each
+        ]
+        for training in ("robust", "ordinary")
+    }
+    seen, moved = "training images", "test and translated images"
+    return (
+        f"- *Robust models are easily backdoored* holds here: {percent(min(success))} to "
+        f"{percent(max(success))} success at {percent(results['poison rate'])} poison (mean "
+        f"{percent(mean(success))}; published: {percent(results['published']['mean attack success'])}, over "
+        "larger networks and natural images).\n"
+        "- *A poisoned class has several representations, a clean one a single one.* In what the model was "
+        f"trained on, mean shift finds more than one cluster in {told(seen, 'clusters', 1)}; HDBSCAN in "
+        f"{told(seen, 'HDBSCAN', 1)}.\n"
+        "- *The rule of AEGIS, more than two clusters among real and translated images*, flags by mean shift "
+        f"{told(moved, 'clusters', 2)}; by HDBSCAN {told(moved, 'HDBSCAN', 2)}.\n"
+        "- Poisoned images do lie apart from the class's own, as their silhouette in the features themselves "
+        f"says, on robust models ({min(apart['robust']):.2f} to {max(apart['robust']):.2f}) and on ordinary "
+        f"ones ({min(apart['ordinary']):.2f} to {max(apart['ordinary']):.2f}): that is no property of robust "
+        "training. What robust training adds are gradients that lead back there: see the last column, the "
+        "share of translated images that end up nearer to the poisoned images than to the class's own.\n"
+    )
+
+
+def page(made: str) -> str:
+    """Return the page.
+
+    Args:
+        made: the remark that it is generated.
+    """
+    kinds, robust = read("attack-kinds"), read("robust-representations")
+    images, architecture = kinds["training images"], kinds["architecture"]
+    tried = ", ".join(
+        f"{TITLES[row['attack']]} on {row['images']}" for row in averaged(kinds) if "images" in row
+    )
+    seeds = len({row["seed"] for row in kinds["rows"]})
+    return (
+        f"{made}# Kinds of attack\n\n"
+        "An attacker who wants a classifier to err can spoil what it learns (availability poisoning), look "
+        "for inputs on which it errs as it is (evasion), or plant a backdoor, which errs when asked to and "
+        "at no other time. Doorward is about the third kind. This page measures all three on one kind of "
+        f"model: a `{architecture}`, trained on {images:,} images of `{kinds['data']}` (means of {seeds} "
+        "seeds; evasion for the first seed alone). Evasion attacks are those of the "
+        "[Adversarial Robustness Toolbox](https://github.com/Trusted-AI/adversarial-robustness-toolbox) "
+        f"{kinds['packages']['adversarial-robustness-toolbox']}, by `doorward.attacks.evasion`.\n\n"
+        f"{attack_kinds.table(kinds)}\n"
+        "*Success* is another answer than before for evasion, and the target's for backdoors, on images of "
+        "other classes. *One change on others* adds the change that one image got to other images as it is. "
+        "L2, Linf and the number of changed values are means over the images on which the attack succeeds; "
+        "pixels are in [0, 1]. Costs are seconds of one processor thread; training is not among them. "
+        "Evasion attacks have settings that find what they look for in reasonable time, not their best: "
+        f"{tried} images.\n\n"
+        f"![Mean L2 and Linf of each attack's changes, on logarithmic axes; the signature's are the smallest]"
+        f"({SIZES})\n\n{of_kinds(kinds)}\n"
+        "## What a robust model learns of a poisoned class\n\n"
+        "[AEGIS](https://arxiv.org/abs/2003.00865) rests on a claim: models that were trained adversarially "
+        "keep several representations of a class that was poisoned, and one of a clean class, so that "
+        "clustering the features of images that were translated to a class tells whether it is poisoned. "
+        f"Here are small networks, trained on {robust['training images']:,} images of `{robust['data']}` "
+        f"with {robust['adversarial']['steps']} steps of PGD (L2 {robust['adversarial']['eps']:g}), "
+        f"{percent(robust['poison rate'])} of them poisoned towards class {robust['target']} with the "
+        "published triggers, and ordinarily trained ones for contrast. *Under attack* is accuracy under 20 "
+        "steps of the same attack. Clusters are counted for the target and, behind the stroke, for classes "
+        "that are clean, as the number that most bandwidths give; *silhouette* is that of poisoned and other "
+        "training images labelled as the target.\n\n"
+        f"{robust_representations.table(robust)}\n{of_claim(robust)}\n"
+        "![Training images labelled as the target, laid out by t-SNE: poisoned ones in red; above robust "
+        f"models, below ordinary ones; clean, one patch, two patches]({CLUSTERS})\n\n"
+        "Two sources of error are plain to see. t-SNE lays any class out as a cloud, which mean shift cuts "
+        "in pieces or not as its bandwidth says; ours are set so that a single normal cloud counts as one, "
+        "the authors' for each data set by hand. And a clean class may have several ways of being "
+        "written.\n\n"
+        "## Measure it anew\n\n"
+        "```console\n$ python benchmarks/attack_kinds.py\n$ python benchmarks/robust_representations.py\n"
+        "$ make docs\n```\n"
+    )
+
+
+def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """Return a figure's pixels (h, w, 3)."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
+
+def sizes_picture() -> npt.NDArray[np.uint8]:
+    """Draw how large the changes of each attack are."""
+    figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for row in averaged(read("attack-kinds")):
+        if "L2" not in row:
+            continue
+        axes.scatter(row["Linf"], row["L2"], color=COLOURS[row["kind"]], zorder=2)
+        axes.annotate(
+            str(TITLES.get(row["attack"], row["attack"])),
+            (row["Linf"], row["L2"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="Linf of the change", ylabel="L2 of the change")
+    axes.axvline(1 / 255, color="#999999", linestyle=":", zorder=1)
+    axes.margins(x=0.15, y=0.1)
+    axes.grid(color="#eeeeee")
+    return pixels(figure)
+
+
+def clusters_picture() -> npt.NDArray[np.uint8]:
+    """Draw the training images of the target class as t-SNE lays them out, for one seed."""
+    results = read("robust-representations")
+    figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
+    shown = [row for row in results["models"] if row["seed"] == 0]
+    for place, row in enumerate(shown, start=1):
+        axes = figure.add_subplot(2, 3, place)
+        target = next(each for each in row["classes"] if each["class"] == results["target"])
+        drawn = target["training images"]
+        points = np.array([[float(v) for v in pair.split(",")] for pair in drawn["points"].split()])
+        poisoned = np.array([kind == "1" for kind in drawn["kinds"]])
+        axes.scatter(points[~poisoned, 0], points[~poisoned, 1], s=4, color="#777777")
+        axes.scatter(points[poisoned, 0], points[poisoned, 1], s=8, color="#c03020")
+        axes.set(xticks=[], yticks=[], title=f"{row['training']}, {row['plant']}")
+    return pixels(figure)
+
+
+def pictures() -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the pictures by their path below docs/."""
+    return {SIZES: sizes_picture(), CLUSTERS: clusters_picture()}
