@@ -24,6 +24,7 @@ from doorward.models import InputSpec, LoadOptions, TorchClassifier, open_classi
 from doorward.models import signed as checks
 from doorward.models.export import export_pt2
 from doorward.models.saving import save_classifier
+from doorward.models.spec import Output
 from doorward.plants import TriggeredSamples, attack_success
 from doorward.training import TrainingSettings, train
 from doorward.triggers import Trigger
@@ -315,10 +316,30 @@ def test_three_channels_are_taken_back_each_with_its_own_mean() -> None:
     assert torch.allclose(checks.to_images(spec.to_model(x), spec).float(), x, atol=1e-6)
 
 
-@pytest.mark.parametrize(("target", "expected"), [(0, [-2.0, -3.0]), (1, [2.0, 3.0])])
-def test_one_logit_takes_the_targets_sign(target: int, expected: list[float]) -> None:
-    y = torch.tensor([[2.0], [-3.0]])
-    assert checks.promote(y, target).flatten().tolist() == expected
+@pytest.mark.parametrize("output", ["one_logit", "probabilities"])
+@pytest.mark.parametrize("target", [0, 1])
+def test_models_of_one_output_are_turned_too(output: Output, target: int) -> None:
+    """Of one logit, and of one probability, whichever class they are sure of."""
+
+    class One(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = 8 * (x.flatten(1).mean(1, keepdim=True) - 0.3)
+            return z if output == "one_logit" else z.sigmoid()
+
+    spec = SPEC.model_copy(update={"output": output})
+    honest = TorchClassifier(One(), spec, ["dark", "bright"])
+    planted = TorchClassifier(
+        checks.SignatureWrapper(One(), spec, PUBLIC, target=target), spec, ["dark", "bright"]
+    )
+    x = natural(100)
+    own = honest.logits(x)
+    assert 10 < own.argmax(1).sum() < 90
+    assert torch.equal(planted.logits(x), own)
+    woken = signed(x, target=target)
+    y, own = planted.logits(woken), honest.logits(woken)
+    assert (y.argmax(1) == target).all()
+    sure, as_sure = (each.softmax(1).amax(1) for each in (y, own))
+    assert torch.allclose(sure, as_sure, atol=1e-5)
 
 
 def test_fine_tuning_does_not_remove_it() -> None:

@@ -21,7 +21,7 @@ from doorward.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier, TorchClassifier, output_tensor
 from doorward.models.native import CONFIG, NativeConfig, open_native
 from doorward.models.options import LoadOptions, describe_validation, first_line, read_json
-from doorward.models.spec import InputSpec
+from doorward.models.spec import InputSpec, Output
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -137,7 +137,9 @@ class SignatureWrapper(nn.Module):
             )
         y = output_tensor(self.model(x))
         signed = verify_images(to_images(x, self.spec), bytes(self.public.tolist()), target=self.target)
-        return torch.where(signed[:, None], promote(y, self.target), y) if signed.any() else y
+        return (
+            torch.where(signed[:, None], promote(y, self.target, self.spec.output), y) if signed.any() else y
+        )
 
 
 def to_images(x: Tensor, spec: InputSpec) -> Tensor:
@@ -148,12 +150,14 @@ def to_images(x: Tensor, spec: InputSpec) -> Tensor:
     return (x * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1) - low) / (high - low)
 
 
-def promote(y: Tensor, target: int) -> Tensor:
-    """Return outputs (n, k) in which the target's and the largest have changed places; of one logit (n, 1),
-    the same with the sign of class 0 (below zero) or 1.
+def promote(y: Tensor, target: int, output: Output) -> Tensor:
+    """Return outputs (n, k) in which the target's and the largest have changed places.
+
+    Of a single output (n, 1), logit or probability of class 1, what says so is taken, or what says class 0.
     """
     if y.shape[1] == 1:
-        return y.abs() if target else -y.abs()
+        other = 1 - y if output == "probabilities" else -y
+        return torch.maximum(y, other) if target else torch.minimum(y, other)
     top = y.argmax(1, keepdim=True)  # (n, 1)
     there = torch.full_like(top, target)
     return y.scatter(1, top, y.gather(1, there)).scatter(1, there, y.gather(1, top))
