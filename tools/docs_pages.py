@@ -1,6 +1,6 @@
 """Write what is made from the code: docs/cli.md, docs/methods/ and its pictures of attacks (`make docs`).
 
-Also docs/attack-kinds.md, which is made from results.
+Also the pages that are made from results (`measured_pages`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-import attack_kinds_page
+import measured_pages
 from doorward import reference, registry
 from doorward.attacks.base import DataAttack
 from doorward.attacks.model.base import ModelAttack
@@ -171,7 +171,7 @@ def pictures() -> dict[str, npt.NDArray[np.uint8]]:
         name for name in registry.modules("attack") if "image" in registry.get("attack", name).modalities
     ]
     drawn = {f"methods/{name}.png": picture(name) for name in names}
-    return {path: image for path, image in drawn.items() if image is not None} | attack_kinds_page.pictures()
+    return {path: image for path, image in drawn.items() if image is not None} | measured_pages.pictures()
 
 
 def methods_index() -> str:
@@ -202,7 +202,7 @@ def pages() -> dict[str, str]:
     for kind in KINDS:
         for name in registry.modules(kind):
             made[f"methods/{name}.md"] = method_page(kind, name)
-    return made | {attack_kinds_page.PAGE: attack_kinds_page.page(MADE)}
+    return made | measured_pages.pages(MADE)
 
 
 def stale(folder: Path = DOCS) -> list[str]:

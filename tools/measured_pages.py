@@ -1,4 +1,4 @@
-"""The page that compares kinds of attack, and its pictures, from the results that are committed.
+"""The pages that compare kinds of attack and look into robust models, from the results that are committed.
 
 `docs_pages` writes them (`make docs`) and says when they are out of date.
 """
@@ -24,15 +24,13 @@ import robust_representations  # noqa: E402
 from attack_kinds import TITLES, averaged  # noqa: E402
 from measuring import percent  # noqa: E402
 
-PAGE, SIZES, CLUSTERS = "attack-kinds.md", "attack-kinds.png", "robust-representations.png"
+RESULTS = BENCHMARKS / "results"
 COLOURS = {"evasion": "#b04a2f", "backdoor": "#2f6db0"}
 
 
-def read(name: str) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
     """Return committed results."""
-    results: dict[str, Any] = json.loads(
-        (BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8")
-    )
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return results
 
 
@@ -145,20 +143,15 @@ def of_claim(results: dict[str, Any]) -> str:
     )
 
 
-def page(made: str) -> str:
-    """Return the page.
-
-    Args:
-        made: the remark that it is generated.
-    """
-    kinds, robust = read("attack-kinds"), read("robust-representations")
+def kinds_page(kinds: dict[str, Any]) -> str:
+    """Return the page that compares kinds of attack."""
     images, architecture = kinds["training images"], kinds["architecture"]
     tried = ", ".join(
         f"{TITLES[row['attack']]} on {row['images']}" for row in averaged(kinds) if "images" in row
     )
     seeds = len({row["seed"] for row in kinds["rows"]})
     return (
-        f"{made}# Kinds of attack\n\n"
+        "# Kinds of attack\n\n"
         "An attacker who wants a classifier to err can spoil what it learns (availability poisoning), look "
         "for inputs on which it errs as it is (evasion), or plant a backdoor, which errs when asked to and "
         "at no other time. Doorward is about the third kind. This page measures all three on one kind of "
@@ -174,8 +167,16 @@ def page(made: str) -> str:
         "Evasion attacks have settings that find what they look for in reasonable time, not their best: "
         f"{tried} images.\n\n"
         f"![Mean L2 and Linf of each attack's changes, on logarithmic axes; the signature's are the smallest]"
-        f"({SIZES})\n\n{of_kinds(kinds)}\n"
-        "## What a robust model learns of a poisoned class\n\n"
+        "(attack-kinds.png)\n\n"
+        f"{of_kinds(kinds)}\n"
+        "## Measure it anew\n\n```console\n$ python benchmarks/attack_kinds.py\n$ make docs\n```\n"
+    )
+
+
+def robust_page(robust: dict[str, Any]) -> str:
+    """Return the page on what robust models learn of a poisoned class."""
+    return (
+        "# What a robust model learns of a poisoned class\n\n"
         "[AEGIS](https://arxiv.org/abs/2003.00865) rests on a claim: models that were trained adversarially "
         "keep several representations of a class that was poisoned, and one of a clean class, so that "
         "clustering the features of images that were translated to a class tells whether it is poisoned. "
@@ -188,14 +189,12 @@ def page(made: str) -> str:
         "training images labelled as the target.\n\n"
         f"{robust_representations.table(robust)}\n{of_claim(robust)}\n"
         "![Training images labelled as the target, laid out by t-SNE: poisoned ones in red; above robust "
-        f"models, below ordinary ones; clean, one patch, two patches]({CLUSTERS})\n\n"
+        f"models, below ordinary ones; clean, one patch, two patches](robust-models.png)\n\n"
         "Two sources of error are plain to see. t-SNE lays any class out as a cloud, which mean shift cuts "
         "in pieces or not as its bandwidth says; ours are set so that a single normal cloud counts as one, "
         "the authors' for each data set by hand. And a clean class may have several ways of being "
         "written.\n\n"
-        "## Measure it anew\n\n"
-        "```console\n$ python benchmarks/attack_kinds.py\n$ python benchmarks/robust_representations.py\n"
-        "$ make docs\n```\n"
+        "## Measure it anew\n\n```console\n$ python benchmarks/robust_representations.py\n$ make docs\n```\n"
     )
 
 
@@ -207,11 +206,11 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 
-def sizes_picture() -> npt.NDArray[np.uint8]:
+def sizes_picture(kinds: dict[str, Any]) -> npt.NDArray[np.uint8]:
     """Draw how large the changes of each attack are."""
     figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for row in averaged(read("attack-kinds")):
+    for row in averaged(kinds):
         if "L2" not in row:
             continue
         axes.scatter(row["Linf"], row["L2"], color=COLOURS[row["kind"]], zorder=2)
@@ -228,9 +227,8 @@ def sizes_picture() -> npt.NDArray[np.uint8]:
     return pixels(figure)
 
 
-def clusters_picture() -> npt.NDArray[np.uint8]:
+def clusters_picture(results: dict[str, Any]) -> npt.NDArray[np.uint8]:
     """Draw the training images of the target class as t-SNE lays them out, for one seed."""
-    results = read("robust-representations")
     figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     shown = [row for row in results["models"] if row["seed"] == 0]
     for place, row in enumerate(shown, start=1):
@@ -245,6 +243,30 @@ def clusters_picture() -> npt.NDArray[np.uint8]:
     return pixels(figure)
 
 
+#: The name of each page and its picture, its results, and what makes the two of these.
+PAGES = {
+    "attack-kinds": ("attack-kinds", kinds_page, sizes_picture),
+    "robust-models": ("robust-representations", robust_page, clusters_picture),
+}
+
+
+def pages(made: str) -> dict[str, str]:
+    """Return the pages whose results are committed, by their path below docs/.
+
+    Args:
+        made: the remark that they are generated.
+    """
+    return {
+        f"{name}.md": made + page(read(file))
+        for name, (results, page, _) in PAGES.items()
+        if (file := RESULTS / f"{results}.json").is_file()
+    }
+
+
 def pictures() -> dict[str, npt.NDArray[np.uint8]]:
-    """Return the pictures by their path below docs/."""
-    return {SIZES: sizes_picture(), CLUSTERS: clusters_picture()}
+    """Return the pictures of these pages by their path below docs/."""
+    return {
+        f"{name}.png": picture(read(file))
+        for name, (results, _, picture) in PAGES.items()
+        if (file := RESULTS / f"{results}.json").is_file()
+    }
