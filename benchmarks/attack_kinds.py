@@ -63,13 +63,13 @@ EVASIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "bim": (200, {"eps": 8 / 255, "eps_step": 2 / 255, "max_iter": 10}),
     "deepfool": (30, {"epsilon": 0.02}),
     "cw2": (15, {"max_iter": 20, "binary_search_steps": 6, "initial_const": 1.0, "learning_rate": 0.1}),
-    "cwinf": (8, {"max_iter": 40, "initial_const": 0.01, "const_factor": 10.0, "learning_rate": 0.02}),
+    "cwinf": (8, {"max_iter": 60, "initial_const": 0.1, "const_factor": 10.0, "learning_rate": 0.01}),
     "cw0": (
-        2,
+        3,
         {
-            "max_iter": 3,
+            "max_iter": 4,
             "binary_search_steps": 1,
-            "initial_const": 10.0,
+            "initial_const": 100.0,
             "max_doubling": 2,
             "max_halving": 3,
             "warm_start": False,
