@@ -192,7 +192,7 @@ def robust_page(robust: dict[str, Any]) -> str:
         "![Training images labelled as the target, laid out by t-SNE: poisoned ones in red; above robust "
         f"models, below ordinary ones; clean, one patch, two patches](robust-models.png)\n\n"
         "Two sources of error are plain to see. t-SNE lays any class out as a cloud, which mean shift cuts "
-        "in pieces or not as its bandwidth says; ours are set so that a single normal cloud counts as one, "
+        "in pieces or not as its bandwidth says; ours are set so that a single round cloud counts as one, "
         "the authors' for each data set by hand. And a clean class may have several ways of being "
         "written.\n\n"
         "## Measure it anew\n\n```console\n$ python benchmarks/robust_representations.py\n$ make docs\n```\n"
