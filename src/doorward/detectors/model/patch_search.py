@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,7 +37,7 @@ class Patches:
         targets: (n,) class numbers.
         corner: (n, 2) row and column of the upper left corner.
         pattern: (n, c, h, w) in [0, 1]; it counts inside the window alone.
-        strength: (n,) minus the logarithm of the mean loss on the target's sources.
+        strength: (n,) minus the logarithm of the mean loss on the target's sources, the worst few spared.
         success: (n,) share of these that go to the target.
     """
 
@@ -58,8 +59,8 @@ class PatchSearch(Detector):
     Every class gets a canvas of the image's size; each step shows a window of it at a random place on each
     image and moves the pixels shown towards the class (margin loss). The windows are then tried on a grid of
     places; those that work best, of the classes that obey most, are moved on where they are. How firmly a
-    class obeys is minus the logarithm of its mean loss under its best patch; the score adds how far that lies
-    above the median of the other classes. A mask that is small in the L1 norm (`neural-cleanse`) may be faint
+    class obeys is minus the logarithm of its mean loss under its best patch, the images that resist most left
+    out; the score adds how far that lies above the median of the other classes. A mask that is small in the L1 norm (`neural-cleanse`) may be faint
     and all over the image, and a fine texture is hard to reach from there; here size and shape are given and
     obedience is measured.
 
@@ -87,6 +88,7 @@ class PatchSearch(Detector):
     tried: int = Field(8, ge=1, description="Images on which each place is tried")
     places: int = Field(2, ge=1, description="Places per class that are kept")
     doubtful: int = Field(3, ge=1, description="How many of the most obedient classes are worked on further")
+    spared: float = Field(0.05, ge=0, lt=0.5, description="Share of the images on which a patch may fail")
     contrast: float = Field(1.0, ge=0, description="What standing out from the other classes counts")
     min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
 
@@ -109,6 +111,7 @@ class PatchSearch(Detector):
             images.to(classifier.device),
             pools,
             side=side,
+            spared=self.spared,
             learning_rate=self.learning_rate,
             base=int(torch.randint(2**62, (), generator=generator)),
         )
@@ -206,11 +209,12 @@ class _Search:
         pools: SourcePools,
         *,
         side: int,
+        spared: float,
         learning_rate: float,
         base: int,
     ) -> None:
         self.classifier, self.images, self.pools, self.side = classifier, images, pools, side
-        self.learning_rate, self.base = learning_rate, base
+        self.spared, self.learning_rate, self.base = spared, learning_rate, base
         self.most = [length - side + 1 for length in images.shape[2:]]  # corners: rows, columns
         self.chunk = chunk_images(classifier)
 
@@ -298,7 +302,9 @@ class _Search:
             sources = self.images[self.pools.outside[:, t].to(self.images.device)]
             parts = torch.split(sources, self.chunk)
             losses = torch.cat([self._losses(torch.where(where, shown, part), t) for part in parts])
-            strength.append(-losses.mean().clamp_min(LEAST_LOSS).log())
+            # a few images that resist would hide how firmly all others obey
+            obedient = losses.sort().values[: math.ceil((1 - self.spared) * len(losses))]
+            strength.append(-obedient.mean().clamp_min(LEAST_LOSS).log())
             success.append((losses < F.softplus(losses.new_zeros(()))).float().mean())
         return Patches(targets, corner, pattern, torch.stack(strength).cpu(), torch.stack(success).cpu())
 
