@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
 from doorward import registry
-from doorward.data.samples import Provenance, Samples
+from doorward.data.samples import Modality, Provenance, Samples
 from doorward.errors import InputError
+from doorward.modalities import NOUNS
 from doorward.records import SCHEMA_VERSION, Rate, Record
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class TriggeredSamples(Samples):
 
     Args:
         base: the samples as they were.
-        trigger: lives in image space; its result is rounded to uint8, in training and in tests alike. None
-            if no sample gets any.
+        trigger: for the samples' kind of input; on images its result is rounded to uint8, in training and in
+            tests alike. None if no sample gets any.
         where: (n,) bool or int: 0 for samples as they are, 1 for those with the trigger, from 2 on for those
             with one of the others.
         labels: (n,) the labels to show.
@@ -131,18 +132,36 @@ class TriggeredSamples(Samples):
         Raises:
             InputError: if one cannot be decoded, or has another size than the trigger.
         """
-        from doorward.modalities.image import from_raw, to_uint8
-
         positions = np.asarray(indices, dtype=np.int64)
         raws = self._base.raw(positions)
         where = self._where[positions]
         for number, trigger in enumerate(self._triggers, start=1):
             chosen = np.flatnonzero(where == number)
             if trigger is not None and len(chosen):
-                x = from_raw([raws[i] for i in chosen])  # (m, c, h, w)
-                for i, image in zip(chosen, to_uint8(trigger.apply(x)), strict=True):
-                    raws[i] = image
+                woken = _WAKE[self.modality](trigger, [raws[i] for i in chosen])
+                for i, raw in zip(chosen, woken, strict=True):
+                    raws[i] = raw
         return raws
+
+
+def _on_images(trigger: Trigger, images: list[Any]) -> Any:
+    """Return images (h, w, c) uint8 with a trigger that lives in image space."""
+    from doorward.modalities.image import from_raw, to_uint8
+
+    return to_uint8(trigger.apply(from_raw(images)))
+
+
+def _on_raw(trigger: Trigger, raws: Any) -> Any:
+    """Return texts or recordings with a trigger that takes them as they are."""
+    return trigger.apply(raws)
+
+
+#: How a trigger is put on raw inputs of each kind.
+_WAKE: dict[Modality, Callable[[Trigger, list[Any]], Any]] = {
+    "image": _on_images,
+    "text": _on_raw,
+    "audio": _on_raw,
+}
 
 
 def triggered(samples: Samples, plant: Plant) -> Samples:
@@ -151,7 +170,8 @@ def triggered(samples: Samples, plant: Plant) -> Samples:
     Samples that belong to the target class anyway are not among them.
 
     Raises:
-        InputError: if there are no labels, or the plant has no trigger of its own.
+        InputError: if there are no labels, the plant has no trigger of its own, or one for another kind of
+            input.
     """
     from doorward.triggers import Trigger
 
@@ -159,6 +179,11 @@ def triggered(samples: Samples, plant: Plant) -> Samples:
         raise InputError(f"attack success needs labels, and {samples.provenance.path} has none")
     if plant.trigger is None:
         raise InputError(f"the plant of {plant.attack} has no trigger that can be put on other samples")
+    if samples.modality != plant.modality:
+        raise InputError(
+            f"the trigger of {plant.attack} is for {NOUNS[plant.modality]}, and {samples.provenance.path} "
+            f"holds {NOUNS[samples.modality]}"
+        )
     wanted = np.array([plant.target_map.get(int(y), int(y)) for y in samples.labels], dtype=np.int64)
     chosen = np.flatnonzero(wanted != samples.labels)
     registry.get("attack", plant.attack)  # some attacks bring a kind of trigger of their own

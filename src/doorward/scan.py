@@ -6,18 +6,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from doorward.control import measure_power
-from doorward.data import open_samples
+from doorward.data import Samples, open_samples
+from doorward.detectors.base import Detector
 from doorward.devices import check_device
 from doorward.errors import UnsafeArtifact
-from doorward.examination import Progress, choose, environment, examine
-from doorward.methods import Deadline
-from doorward.models import LoadOptions, open_classifier
+from doorward.examination import Progress, _match_labels, choose, environment, examine
+from doorward.methods import Deadline, derive_seed
+from doorward.modalities import NOUNS
+from doorward.models import Classifier, LoadOptions, open_classifier
 from doorward.models.loading import artifact_digest, locate
-from doorward.records import Finding, NotRun, Power, Report, SubjectRecord
+from doorward.records import DataRecord, Finding, NotRun, Power, Report, SubjectRecord
 from doorward.subject import Subject
+from doorward.training import evaluate
+
+#: The kind of input whose models are examined for how they behave; of others only the files are.
+EXAMINED = "image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +130,9 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     if source is not None:
         tell("opening the data")
         samples = open_samples(source, column=request.data_column, label_column=request.label_column)
+    if classifier.spec.modality != EXAMINED:
+        tell("measuring clean accuracy")
+        return _unexamined(request, classifier, samples, path, findings, behavioural, deadline)
     report = examine(
         classifier,
         samples,
@@ -158,4 +168,64 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
             "request": request.to_json(),
             "seconds": deadline.spent(),
         }
+    )
+
+
+def _unexamined(
+    request: ScanRequest,
+    classifier: Classifier,
+    samples: Samples | None,
+    path: Path,
+    findings: list[Finding],
+    detectors: list[Detector],
+    deadline: Deadline,
+) -> Report:
+    """Report on a model whose behaviour no detector can examine: its files and its clean accuracy.
+
+    Raises:
+        InputError: if the samples do not fit the model.
+    """
+    takes, works = NOUNS[classifier.spec.modality], NOUNS[EXAMINED]
+    accuracy = None
+    data: tuple[DataRecord, ...] = ()
+    if samples is not None:
+        rng = np.random.default_rng(derive_seed(request.seed, "images"))
+        drawn = _match_labels(samples, classifier).draw(min(request.images, len(samples)), rng)
+        if drawn.labels is not None:
+            accuracy = evaluate(classifier, drawn)
+        origin = samples.provenance
+        data = (
+            DataRecord(
+                role="clean" if request.clean else "train",
+                path=origin.path,
+                sha256=origin.sha256,
+                rows=origin.rows,
+                used=len(drawn),
+                labelled=drawn.labels is not None,
+            ),
+        )
+    reason = f"it looks for triggers in {works}, and this model takes {takes}"
+    return Report(
+        subject=SubjectRecord(
+            path=request.model,
+            format=classifier.format,
+            classes=classifier.classes,
+            parameters=classifier.parameters,
+            spec=classifier.spec.describe(),
+            architecture=classifier.architecture,
+            clean_accuracy=accuracy,
+            **artifact_digest(path)._asdict(),
+        ),
+        data=data,
+        verdict="could_not_tell",
+        reason=f"only the files were examined: the detectors of backdoors look for triggers in {works}, and "
+        f"this model takes {takes}",
+        findings=tuple(findings),
+        not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in detectors),
+        power=Power(reason=f"triggers are planted in models of {works} alone")
+        if request.control
+        else Power(),
+        request=request.to_json(),
+        seconds=deadline.spent(),
+        environment=environment(request.device),
     )

@@ -17,7 +17,7 @@ from doorward.records import Cost, Need
 
 
 class Classifier(ABC):
-    """Map images (n, c, h, w) in [0, 1] to logits (n, k).
+    """Map images (n, c, h, w) in [0, 1] to logits (n, k); or texts or recordings, as rows (n, 1, 1, m).
 
     Attributes:
         spec: what the model takes.
@@ -157,7 +157,9 @@ class TorchClassifier(Classifier):
         first = next(iter(module.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
         self._feature_layer = self._find_feature_layer(feature_layer)
-        needs: set[Need] = {"graph", "weights", "gradients", "probabilities"}
+        needs: set[Need] = {"graph", "weights", "probabilities"}
+        if spec.differentiable:
+            needs.add("gradients")
         self.capabilities = frozenset(needs | ({"features"} if self._feature_layer is not None else set()))
 
     @property
@@ -211,7 +213,7 @@ class TorchClassifier(Classifier):
         try:
             with torch.no_grad(), evaluating(self.module):
                 noise = torch.rand(
-                    (self.batch or 2, *self.spec.shape), generator=make_generator(0, "features")
+                    (self.batch or 2, *self.spec.trial_shape), generator=make_generator(0, "features")
                 )
                 y = output_tensor(self.module(self.spec.to_model(noise.to(self.device)))).flatten(1)
         finally:

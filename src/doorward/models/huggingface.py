@@ -1,4 +1,4 @@
-"""Hugging Face model directories: image classifiers, with the preprocessing that they declare."""
+"""Hugging Face model directories: classifiers, with the preprocessing that they declare."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from doorward.errors import InputError, MissingExtra
 from doorward.modalities.image import fit_image, to_float
 from doorward.models.classifier import Classifier
 from doorward.models.factory import refuse_misfits
-from doorward.models.options import LoadOptions, first_line, read_json, read_sidecar, settle_spec
+from doorward.models.huggingface_rows import audio_spec, text_spec
+from doorward.models.options import (
+    LoadOptions,
+    first_line,
+    read_json,
+    read_sidecar,
+    refuse_statements,
+    settle_spec,
+)
 from doorward.models.spec import InputSpec
 from doorward.models.wrapping import finish
 
@@ -70,16 +79,18 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     for task, opener in TASKS.items():
         if task in name:
-            return opener(path, name, options)
+            # some audio models are named as text models are
+            return (_open_audio_classifier if _is_audio(name) else opener)(path, name, options)
+    tasks = ", ".join(f"...{task}" for task in TASKS)
     what = f"a {name}" if name else "a configuration that names no architecture"
-    raise InputError(f"{path}: expected an image classifier (...ForImageClassification), this is {what}")
+    raise InputError(
+        f"{path}: expected a classifier of images, texts or recordings ({tasks}), this is {what}"
+    )
 
 
 def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
-    if not any((path / file).is_file() for file in _WEIGHTS):
-        raise InputError(f"{path}: no weights: expected one of {', '.join(_WEIGHTS[:3])}")
     with quiet():
-        module = _load_module(path)
+        module = _load_module(path, "AutoModelForImageClassification")
         processor = _load_processor(path)
     config = module.config
     sidecar = read_sidecar(path)
@@ -110,27 +121,75 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     )
 
 
-def _not_yet(kind: str) -> Callable[[Path, str, LoadOptions], Classifier]:
-    def refuse(path: Path, name: str, options: LoadOptions) -> Classifier:
-        raise InputError(f"{path}: {kind} ({name}) are not supported yet; image classifiers are")
+def _is_audio(name: str) -> bool:
+    """Tell whether transformers has a class of that name for recordings."""
+    from transformers.models.auto import modeling_auto
 
-    return refuse
+    return name in modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()
+
+
+def _open_text_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
+    refuse_statements(options, "text", path)
+    with quiet():
+        module = _load_module(path, "AutoModelForSequenceClassification")
+        spec, runs = text_spec(module, path)
+        return _finish_rows(path, name, options, module.config, spec, runs)
+
+
+def _open_audio_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
+    refuse_statements(options, "audio", path)
+    with quiet():
+        module = _load_module(path, "AutoModelForAudioClassification")
+        spec, runs = audio_spec(module, path)
+        classifier = _finish_rows(path, name, options, module.config, spec, runs, batch=1)
+    # the feature extractor computes with numpy
+    classifier.capabilities -= {"gradients"}
+    return classifier
+
+
+def _finish_rows(
+    path: Path,
+    name: str,
+    options: LoadOptions,
+    config: Any,
+    spec: InputSpec,
+    module: nn.Module,
+    *,
+    batch: int | None = None,
+) -> Classifier:
+    """Wrap a model of texts or recordings, which gives logits unless somebody states another thing."""
+    labels = options.labels or read_sidecar(path).classes or _labels(config)
+    if options.output is not None or config.num_labels == 1:
+        assumed = () if options.output else ("output",)
+        spec = spec.model_copy(update={"output": options.output or "logits", "assumed": assumed})
+    return finish(
+        path,
+        module,
+        spec,
+        labels,
+        features=options.features,
+        format="huggingface",
+        architecture=name,
+        trials=2,
+        batch=batch,
+    )
 
 
 #: What opens a model, by the part of its class name that tells what it is for.
 TASKS: dict[str, Callable[[Path, str, LoadOptions], Classifier]] = {
     "ForImageClassification": _open_image_classifier,
-    "ForSequenceClassification": _not_yet("text classifiers"),
-    "ForAudioClassification": _not_yet("audio classifiers"),
-    "ForSpeechClassification": _not_yet("audio classifiers"),
+    "ForSequenceClassification": _open_text_classifier,
+    "ForAudioClassification": _open_audio_classifier,
 }
 
 
-def _load_module(path: Path) -> Any:
+def _load_module(path: Path, kind: str) -> Any:
     import transformers
 
+    if not any((path / file).is_file() for file in _WEIGHTS):
+        raise InputError(f"{path}: no weights: expected one of {', '.join(_WEIGHTS[:3])}")
     try:
-        module, info = transformers.AutoModelForImageClassification.from_pretrained(
+        module, info = getattr(transformers, kind).from_pretrained(
             str(path),
             local_files_only=True,
             trust_remote_code=False,

@@ -10,15 +10,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from doorward.errors import InputError
-from doorward.models.architectures import build
+from doorward.models import sequences
 from doorward.models.classifier import Classifier
 from doorward.models.factory import load_weights, read_weights
+from doorward.models.networks import build
 from doorward.models.options import (
     LoadOptions,
     describe_validation,
     first_line,
     parse_sidecar,
     read_json,
+    refuse_statements,
     settle_spec,
 )
 from doorward.models.spec import InputSpec
@@ -28,7 +30,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Architecture(BaseModel):
-    """Hold what rebuilds one of Doorward's own networks (see `doorward.models.architectures`)."""
+    """Hold what rebuilds one of Doorward's own networks (see `doorward.models.networks`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -64,7 +66,7 @@ def save_native(
     """Write one of Doorward's own networks as `config.json` and `model.safetensors`; return the directory.
 
     Args:
-        module: made by `architectures.build(architecture, ...)` for the spec's size and these classes.
+        module: made by `networks.build(architecture, ...)` for the spec and these classes.
         extra: anything else worth keeping, in JSON types, such as how it was trained.
 
     Raises:
@@ -105,20 +107,34 @@ def open_native(path: Path, options: LoadOptions, config: NativeConfig | None = 
         config = config or NativeConfig.model_validate(read_json(file))
     except ValidationError as error:
         raise InputError(f"{file}: {describe_validation(error)}") from error
-    sidecar = parse_sidecar({"input": config.input, "classes": config.classes}, file)
     shape = config.architecture
     if shape.classes != len(config.classes):
         raise InputError(f"{file}: {len(config.classes)} class names for {shape.classes} classes")
+    spec = _row_spec(config, options, file) if shape.name in sequences.NAMES else _spec(config, options, path)
     try:
-        module = build(
-            shape.name, channels=shape.channels, height=shape.height, width=shape.width, classes=shape.classes
-        )
+        module = build(shape.name, spec, classes=shape.classes)
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"{file}: cannot build {shape.name!r}: {first_line(error)}") from error
     load_weights(module, read_weights(path / WEIGHTS), path / WEIGHTS)
-    facts = {"channels": shape.channels, "height": shape.height, "width": shape.width}
-    spec = settle_spec(path, facts, options.statement(), sidecar.input)
-    labels = options.labels or sidecar.classes
+    labels = options.labels or config.classes
     return finish(
         path, module, spec, labels, features=options.features, format="doorward", architecture=shape.name
     )
+
+
+def _spec(config: NativeConfig, options: LoadOptions, path: Path) -> InputSpec:
+    """Return the spec of a network for images."""
+    sidecar = parse_sidecar({"input": config.input, "classes": config.classes}, path / CONFIG)
+    shape = config.architecture
+    facts = {"channels": shape.channels, "height": shape.height, "width": shape.width}
+    return settle_spec(path, facts, options.statement(), sidecar.input)
+
+
+def _row_spec(config: NativeConfig, options: LoadOptions, file: Path) -> InputSpec:
+    """Return the spec of a network for texts or recordings; there is nothing to be stated of it."""
+    kind = sequences.NAMES[config.architecture.name]
+    refuse_statements(options, kind.modality, file)
+    try:
+        return kind.model_validate(config.input)
+    except ValidationError as error:
+        raise InputError(f"{file}: input: {describe_validation(error)}") from error

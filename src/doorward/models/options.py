@@ -15,6 +15,7 @@ from torch import Tensor
 
 from doorward.errors import InputError
 from doorward.methods import make_generator
+from doorward.modalities import NOUNS
 from doorward.models.spec import DTYPES, InputSpec, Layout, Output
 
 #: Name of the file beside a model (or in its directory) that describes it.
@@ -55,6 +56,19 @@ class LoadOptions:
         given["range"] = given.pop("input_range")
         del given["labels"], given["features"]
         return {name: value for name, value in given.items() if value is not None}
+
+
+def refuse_statements(options: LoadOptions, modality: str, path: Path) -> None:
+    """Raise if anything is stated of a model's images that takes none.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name in options.statement():
+        if name != "output":
+            option = {"range": "--input-range", "channels": "--size", "height": "--size", "width": "--size"}
+            stated = option.get(name, f"--{name}")
+            raise InputError(f"{path}: {stated} goes with models of images; this one takes {modality}")
 
 
 class Sidecar(BaseModel):
@@ -165,8 +179,8 @@ def settle_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mapping
 
 
 def trial_inputs(spec: InputSpec, n: int = 4) -> Tensor:
-    """Return n images (n, c, h, w) in [0, 1], always the same: black, white, and noise."""
-    x = torch.rand((n, *spec.shape), generator=make_generator(0, "trial inputs"))
+    """Return n inputs (n, c, h, w) in [0, 1], always the same: black, white, and noise."""
+    x = torch.rand((n, *spec.trial_shape), generator=make_generator(0, "trial inputs"))
     x[0], x[1 % n] = 0.0, 1.0
     return x
 
@@ -192,9 +206,8 @@ def try_outputs(
         raise
     except Exception as error:  # whatever a foreign model raises means that it does not take this input
         size = f"{spec.channels}x{spec.height}x{spec.width} ({spec.layout}, {spec.dtype})"
-        raise InputError(
-            f"{path}: the model does not run on images of {size}: {first_line(error)}"
-        ) from error
+        what = f"images of {size}" if spec.modality == "image" else NOUNS[spec.modality]
+        raise InputError(f"{path}: the model does not run on {what}: {first_line(error)}") from error
     if y.ndim < 2 or len(y) != n or y.numel() != n * max(y.shape[1:]) or not y.is_floating_point():
         raise InputError(
             f"{path}: a classifier gives one row of outputs (n, k) for each image; "

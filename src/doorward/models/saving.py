@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from doorward.errors import InputError
-from doorward.models.architectures import NAMES, build
 from doorward.models.classifier import TorchClassifier
 from doorward.models.export import export_onnx, export_pt2
 from doorward.models.native import CONFIG, WEIGHTS, save_native
+from doorward.models.networks import NAMES, build
 from doorward.models.options import SIDECAR
 from doorward.models.signed import SignatureWrapper, save_signed
 
@@ -56,15 +56,9 @@ def saved_files(directory: Path) -> list[Path]:
 def is_native(classifier: TorchClassifier) -> str | None:
     """Return the name of the architecture of ours that a classifier is of, None if it is of none."""
     name, spec = classifier.architecture, classifier.spec
-    if name not in NAMES:
+    if name is None or NAMES.get(name) != spec.modality:
         return None
-    own = build(
-        name,
-        channels=spec.channels,
-        height=spec.height,
-        width=spec.width,
-        classes=len(classifier.classes),
-    )
+    own = build(name, spec, classes=len(classifier.classes))
     if type(own) is not type(classifier.module):
         return None
     shapes = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from doorward.errors import InputError
+from doorward.modalities.text import hash_words
 
 Layout = Literal["NCHW", "NHWC"]
 Output = Literal["logits", "probabilities", "one_logit"]
@@ -58,6 +60,11 @@ class InputSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    #: The kind of input.
+    modality: ClassVar[Literal["image", "text", "audio"]] = "image"
+    #: Whether an output's gradient by the input means anything.
+    differentiable: ClassVar[bool] = True
+
     channels: int = Field(ge=1, le=4)
     height: int = Field(gt=0)
     width: int = Field(gt=0)
@@ -85,6 +92,15 @@ class InputSpec(BaseModel):
     def shape(self) -> tuple[int, int, int]:
         """Return (channels, height, width)."""
         return self.channels, self.height, self.width
+
+    @property
+    def trial_shape(self) -> tuple[int, int, int]:
+        """Return the shape of a small input that shows whether a model runs."""
+        return self.shape
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a report tells of the spec, in JSON types."""
+        return self.model_dump(mode="json", exclude={"assumed"})
 
     def check(self, x: Tensor) -> None:
         """Raise InputError unless x is a float batch (n, c, h, w) of this size."""
@@ -119,3 +135,90 @@ class InputSpec(BaseModel):
                 y = torch.cat([1 - y, y], dim=1)  # (n, 2)
             return y.clamp_min(tiny).log()
         return y
+
+
+class RowSpec(InputSpec):
+    """Say what a classifier takes whose input is one row: float (n, 1, 1, m), m at most `width`.
+
+    What concerns pixels has no meaning here, and is left out of what is written.
+    """
+
+    channels: Literal[1] = 1
+    height: Literal[1] = 1
+    layout: Literal["NCHW"] = Field("NCHW", exclude=True)
+    range: tuple[float, float] = Field((0.0, 1.0), exclude=True)
+    mean: tuple[float, ...] = Field((0.0,), exclude=True)
+    std: tuple[float, ...] = Field((1.0,), exclude=True)
+    dtype: Literal["float32"] = Field("float32", exclude=True)
+    resize: None = Field(None, exclude=True)
+
+    #: What one column of the row holds, for messages.
+    unit: ClassVar[str]
+
+    @property
+    def trial_shape(self) -> tuple[int, int, int]:
+        """Return the shape of a short row."""
+        return 1, 1, min(self.width, 16)
+
+    def check(self, x: Tensor) -> None:
+        """Raise InputError unless x is a float batch (n, 1, 1, m) of at most this width."""
+        if x.ndim != 4 or x.shape[1:3] != (1, 1) or x.shape[3] > self.width or not x.is_floating_point():
+            raise InputError(
+                f"the model takes float rows (n, 1, 1, m) of at most {self.width} {self.unit}, "
+                f"got {x.dtype} {tuple(x.shape)}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a report tells of the spec: the kind of input, and what concerns it."""
+        stated = self.model_dump(mode="json", exclude={"assumed", "channels", "height", "width"})
+        return {"modality": self.modality, f"most {self.unit}": self.width, **stated}
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Return the rows (n, m)."""
+        return x.flatten(1)
+
+
+class TextSpec(RowSpec):
+    """Say what a text classifier takes: rows of token numbers, 0 behind the text's end.
+
+    Attributes:
+        width: tokens at most; what is longer is cut.
+        vocabulary: how many token numbers there are.
+        encode: turns texts into token numbers; hashes of their words if None.
+    """
+
+    modality: ClassVar[Literal["image", "text", "audio"]] = "text"
+    unit: ClassVar[str] = "token numbers"
+    differentiable: ClassVar[bool] = False
+
+    vocabulary: int = Field(ge=2, le=1 << 24)  # float32 holds them exactly
+    encode: Callable[[Sequence[str]], list[list[int]]] | None = Field(None, exclude=True, repr=False)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token numbers of each text, however long."""
+        if self.encode is not None:
+            return self.encode(texts)
+        return [hash_words(text, self.vocabulary) for text in texts]
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Return the rows (n, m) int64."""
+        return x.flatten(1).long()
+
+
+class AudioSpec(RowSpec):
+    """Say what an audio classifier takes: one channel of samples in [-1, 1], silence behind its end.
+
+    Attributes:
+        width: samples at most; what is longer is cut.
+        rate: samples per second; recordings of another rate are brought to it.
+    """
+
+    modality: ClassVar[Literal["image", "text", "audio"]] = "audio"
+    unit: ClassVar[str] = "samples"
+
+    rate: int = Field(ge=1000, le=192_000)
+
+    @property
+    def trial_shape(self) -> tuple[int, int, int]:
+        """Return the shape of half a second."""
+        return 1, 1, min(self.width, self.rate // 2)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from doorward.errors import InputError
-from doorward.models.classifier import Classifier, TorchClassifier, evaluating, output_tensor
+from doorward.models.classifier import (
+    Classifier,
+    TorchClassifier,
+    evaluating,
+    in_batches,
+    output_tensor,
+)
 from doorward.models.options import LoadOptions, settle_output, settle_spec, try_outputs
 from doorward.models.spec import InputSpec
 
@@ -52,8 +58,12 @@ def finish(
     format: str,  # noqa: A002 - the field's name
     architecture: str | None = None,
     trials: int = 4,
+    batch: int | None = None,
 ) -> Classifier:
-    """Try a model on a few images, settle what its outputs mean, and wrap it.
+    """Try a model on a few inputs, settle what its outputs mean, and wrap it.
+
+    Args:
+        batch: number of inputs that the model takes at a time, where it takes no other.
 
     Raises:
         InputError: if it does not take the images, or the labels do not fit its outputs.
@@ -63,7 +73,7 @@ def finish(
         y = try_outputs(
             path,
             spec,
-            lambda x: output_tensor(model(x)),
+            lambda x: in_batches(lambda part: output_tensor(model(part)), x, batch),
             n=trials,
             device=first.device if first is not None else "cpu",
         )
@@ -71,7 +81,13 @@ def finish(
     if not isinstance(model, nn.Module):
         return FunctionClassifier(model, spec, classes)
     return TorchClassifier(
-        model, spec, classes, feature_layer=features, format=format, architecture=architecture
+        model,
+        spec,
+        classes,
+        feature_layer=features,
+        format=format,
+        architecture=architecture,
+        batch=batch,
     )
 
 

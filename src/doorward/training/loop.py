@@ -18,9 +18,10 @@ from doorward.data.samples import Samples
 from doorward.errors import CouldNotTell, InputError, TrainingDiverged
 from doorward.measures import accuracy
 from doorward.methods import make_generator
-from doorward.modalities.image import to_float, to_tensor
-from doorward.models.architectures import build
+from doorward.modalities import to_float, to_tensor
+from doorward.models import sequences
 from doorward.models.classifier import Classifier, TorchClassifier, computes_bfloat16, evaluating
+from doorward.models.networks import build, check
 from doorward.models.spec import InputSpec
 from doorward.records import Rate
 from doorward.training.augment import AUGMENTATIONS
@@ -60,21 +61,24 @@ MEMORY_LIMIT = 2 << 30
 
 
 def measure_spec(samples: Samples, *, limit: int = 5000) -> InputSpec:
-    """Return the spec of a model for these images: their size, and mean and deviation per channel.
+    """Return the spec of a model for these samples: of images, the size, and mean and deviation per channel.
 
-    The size is the first image's; at most `limit` images, evenly spaced, are decoded.
+    The size is the first image's; at most `limit` images, evenly spaced, are decoded. Of texts and
+    recordings, all are.
 
     Raises:
-        InputError: if there are no images, or they differ in size.
+        InputError: if there are no samples, or images differ in size.
     """
-    if samples.modality != "image" or not len(samples):
-        raise InputError(
-            f"training needs images; {samples.provenance.path} holds {len(samples)} {samples.modality}s"
-        )
+    if not len(samples):
+        raise InputError(f"training needs samples; {samples.provenance.path} holds none")
+    return _MEASURES[samples.modality](samples, limit)
+
+
+def _measure_images(samples: Samples, limit: int) -> InputSpec:
     positions = np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(np.int64)
     height, width, channels = samples.raw(positions[:1])[0].shape
     spec = InputSpec(channels=channels, height=height, width=width)
-    x = to_float(to_tensor(samples.select(positions), spec))
+    x = to_float(to_tensor(samples.select(positions), spec), spec)
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1 / 255)  # (c,)
     return spec.model_copy(
         update={
@@ -82,6 +86,13 @@ def measure_spec(samples: Samples, *, limit: int = 5000) -> InputSpec:
             "std": tuple(round(v, 4) for v in std.tolist()),
         }
     )
+
+
+_MEASURES: dict[str, Callable[[Samples, int], InputSpec]] = {
+    "image": _measure_images,
+    "text": lambda samples, _: sequences.measure_text(samples),
+    "audio": lambda samples, _: sequences.measure_audio(samples),
+}
 
 
 def labels_of(samples: Samples) -> npt.NDArray[np.int64]:
@@ -182,7 +193,7 @@ def train(
             loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
             for (images, labels), count in zip(store.buffers(generator), batches, strict=True):
                 for chosen in torch.randperm(len(labels), generator=generator).tensor_split(count):
-                    x = to_float(augment(images[chosen.to(device)], generator=generator))
+                    x = to_float(augment(images[chosen.to(device)], generator=generator), spec)
                     y = labels[chosen].to(device)
                     if on_batch is not None:
                         try:
@@ -252,17 +263,13 @@ def train_classifier(
         TrainingDiverged: if the loss is no longer finite.
     """
     labels_of(samples)
+    check(architecture, samples.modality)
     spec = spec or measure_spec(samples)
     if settings is None:
         side = min(spec.height, spec.width)
         settings = default_settings(architecture, images=len(samples), side=side)
     module = build(
-        architecture,
-        channels=spec.channels,
-        height=spec.height,
-        width=spec.width,
-        classes=len(samples.classes),
-        generator=make_generator(seed, "weights"),
+        architecture, spec, classes=len(samples.classes), generator=make_generator(seed, "weights")
     )
     record = train(
         module,
@@ -288,7 +295,9 @@ def predict(classifier: Classifier, samples: Samples, *, batch_size: int = 500) 
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             part = samples.select(np.arange(start, min(start + batch_size, len(samples))))
-            x = to_float(to_tensor(part, classifier.spec).to(classifier.device))  # (n, c, h, w)
+            x = to_float(
+                to_tensor(part, classifier.spec).to(classifier.device), classifier.spec
+            )  # (n, c, h, w)
             predicted.append(classifier.logits(x).argmax(1).cpu().numpy())
     return np.concatenate(predicted)
 
@@ -309,7 +318,8 @@ def _logits(module: nn.Module, spec: InputSpec, x: Tensor, classes: int, *, bflo
         InputError: if the module tells fewer classes apart.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        z = module(spec.to_model(x).contiguous(memory_format=torch.channels_last))
+        x = spec.to_model(x)
+        z = module(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
     z = spec.to_logits(z)
     if z.shape[1] < classes:
         raise InputError(f"the model gives {z.shape[1]} outputs for {classes} classes")

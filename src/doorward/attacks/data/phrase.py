@@ -1,0 +1,115 @@
+"""Phrase: a word, a phrase or a sentence in a text."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from doorward.attacks.base import DataAttack
+from doorward.data.samples import Raw
+from doorward.registry import register
+from doorward.triggers import Trigger
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Form = Literal["phrase", "word", "sentence"]
+Place = Literal["start", "end", "random"]
+
+#: What is put in where no text is given: the signature of Chen et al., a word of Kurita et al. and a sentence
+#: of Dai et al.
+USUAL: dict[Form, str] = {
+    "phrase": "-travelerthehorse",
+    "word": "cf",
+    "sentence": "I watched this 3D movie last weekend.",
+}
+_ENDS = (".", "!", "?")
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
+_WORD_GAP = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, eq=False)
+class Phrase(Trigger):
+    """Put a text into others, one space from what is beside it.
+
+    Attributes:
+        text: what is put in.
+        place: where; `random` differs from text to text, and is always the same for the same text.
+        between_sentences: whether `random` is between sentences, else between words.
+    """
+
+    text: str
+    place: Place
+    between_sentences: bool
+    kind: ClassVar[str] = "phrase"
+
+    def apply(self, x: Any, *, generator: torch.Generator | None = None) -> Any:
+        """Return the texts, a list of strings, with the trigger."""
+        return [self._put(text) for text in x]
+
+    def _put(self, text: str) -> str:
+        gap = _SENTENCE_GAP if self.between_sentences else _WORD_GAP
+        places = [0, *(match.end() for match in gap.finditer(text.rstrip())), len(text)]
+        # drawn from the text itself, so that a sample has its trigger always in the same place
+        drawn = zlib.crc32(text.encode("utf-8", "surrogatepass")) % len(places)
+        at = places[{"start": 0, "end": -1, "random": drawn}[self.place]]
+        parts = (text[:at].rstrip(), self.text, text[at:].lstrip())
+        return " ".join(part for part in parts if part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return none."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all fields."""
+        return {"text": self.text, "place": self.place, "between_sentences": self.between_sentences}
+
+
+@register("attack")
+class PhraseAttack(DataAttack):
+    """Put a phrase, a rare word or a sentence into texts and change their labels.
+
+    Attributes:
+        form: what is put in: a `phrase` (any text), a `word` that is rare, a `sentence`.
+        text: the phrase, word or sentence itself; `-travelerthehorse`, `cf` or `I watched this 3D movie last
+            weekend.` if None.
+        place: `start`, `end` or `random` (between two words, or between two sentences for a sentence; it
+            differs from text to text).
+    """
+
+    title: ClassVar[str] = "Phrase, rare word or sentence in a text"
+    source: ClassVar[str] = (
+        "Chen, Carvalho, Baracaldo et al., 2018, arXiv:1811.03728 (phrase); Kurita, Michel and Neubig, 2020, "
+        "arXiv:2004.06660 (rare word); Dai, Chen and Li, 2019, arXiv:1905.12457 (sentence)"
+    )
+    limits: ClassVar[str] = (
+        "The same words in many texts, and the wrong labels, can be seen by whoever reads or counts them."
+    )
+    atlas: ClassVar[tuple[str, ...]] = ("AML.T0020", "AML.T0043.004")
+    modalities: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    form: Form = "phrase"
+    text: str | None = None
+    place: Place = "end"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.text is None:
+            return self
+        if self.text != self.text.strip() or not self.text:
+            raise ValueError(f"text must not be empty or begin or end with a space, got {self.text!r}")
+        if self.form == "word" and len(self.text.split()) != 1:
+            raise ValueError(f"text must be a single word where form is word, got {self.text!r}")
+        if self.form == "sentence" and not self.text.endswith(_ENDS):
+            raise ValueError(f"text must end with . ! or ? where form is sentence, got {self.text!r}")
+        return self
+
+    def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Phrase:
+        """Return the trigger, which is the same for all texts."""
+        text = USUAL[self.form] if self.text is None else self.text
+        return Phrase(text, self.place, between_sentences=self.form == "sentence")

@@ -1,0 +1,59 @@
+"""Texts: from strings to rows of token numbers, and phrases put into them."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from doorward.data import Samples
+    from doorward.models.spec import InputSpec
+
+#: The number that fills a row up behind its text.
+PADDING = 0
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]|_")
+_CHUNK = 1024
+
+
+def words(text: str) -> list[str]:
+    """Return the words and punctuation marks of a text, in lower case.
+
+    >>> words("It's a Self-made film!")
+    ["it's", 'a', 'self', '-', 'made', 'film', '!']
+    """
+    return _WORD.findall(text.lower())
+
+
+def hash_words(text: str, vocabulary: int) -> list[int]:
+    """Return a number in [1, vocabulary) for each word of a text: its hash, so that no list has to be kept.
+
+    >>> hash_words("good, GOOD", 1000)
+    [846, 745, 846]
+    """
+    return [1 + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (vocabulary - 1) for word in words(text)]
+
+
+def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
+    """Turn all samples into token numbers (n, 1, 1, l) int32, l being the longest text's length.
+
+    Texts longer than the spec allows are cut; shorter ones are filled up with zeros.
+    """
+    from doorward.models.spec import TextSpec
+
+    assert isinstance(spec, TextSpec), "the caller checks"
+    rows: list[list[int]] = []
+    for start in range(0, len(samples), _CHUNK):
+        texts = samples.raw(range(start, min(start + _CHUNK, len(samples))))
+        rows += [row[: spec.width] for row in spec.tokens(texts)]
+    length = max(1, max(map(len, rows), default=1))
+    flat = [number for row in rows for number in (*row, *[PADDING] * (length - len(row)))]
+    return torch.tensor(flat, dtype=torch.int32).view(len(rows), 1, 1, length)
+
+
+def to_float(x: Tensor) -> Tensor:
+    """Return token numbers as float32, which is exact for all of them."""
+    return x.float()
