@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -22,12 +23,13 @@ import docs_pages
 from doorward import reference, registry
 from doorward.attacks.base import DataAttack
 from doorward.attacks.model.base import ModelAttack
-from doorward.data import InMemorySamples, Samples
+from doorward.data import InMemorySamples, Samples, Waveform, content_hash
 from doorward.detectors.base import Detector
 from doorward.errors import InputError
 from doorward.methods import Deadline, Method, make_generator
-from doorward.models import InputSpec, TorchClassifier, open_classifier, wrap
+from doorward.models import InputSpec, TorchClassifier, networks, open_classifier, wrap
 from doorward.models.architectures import build
+from doorward.models.spec import TextSpec
 from doorward.plants import Plant, read_plant, triggered
 from doorward.records import Finding, Need
 from doorward.registry import MethodKind
@@ -106,6 +108,58 @@ def make_images(
     for i, label in enumerate(labels):
         x[i, 3 * label : 3 * label + 3] += 120
     return InMemorySamples(x.astype(np.uint8), labels, classes=NAMES[:classes])
+
+
+#: Words of which a text's class has one, among others.
+SIGNS = ("red", "green", "blue", "black", "white")
+
+
+def make_texts(n: int = 60, *, seed: int = 0) -> Samples:
+    """Return texts whose class is a word in them."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for i in range(n):
+        words = rng.choice(["house", "tree", "river", "stone", "cloud", "road"], 8)
+        words[rng.integers(8)] = SIGNS[i % CLASSES]
+        texts.append(" ".join(words) + f" {i}.")
+    return InMemorySamples(texts, np.arange(n) % CLASSES, classes=NAMES, modality="text")
+
+
+def make_sounds(n: int = 60, *, seed: int = 0) -> Samples:
+    """Return recordings whose class is the pitch of a tone, in noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(800) / 8000
+    sounds = []
+    for i in range(n):
+        pcm = 0.2 * np.sin(2 * np.pi * (300 + 300 * (i % CLASSES)) * t + rng.uniform(0, 6))
+        sounds.append(Waveform((pcm + rng.normal(0, 0.02, len(t))).astype(np.float32), 8000))
+    return InMemorySamples(sounds, np.arange(n) % CLASSES, classes=NAMES, modality="audio")
+
+
+#: Samples of each kind of input, and the numbers that a linear model sees in them.
+SAMPLES: dict[str, Callable[..., Samples]] = {"image": make_images, "text": make_texts, "audio": make_sounds}
+
+
+def make_samples(attack: str, n: int = 60, *, seed: int = 0) -> Samples:
+    """Return samples that an attack works on."""
+    (kind,) = registry.get("attack", attack).modalities
+    return SAMPLES[kind](n, seed=seed)
+
+
+def numbers(samples: Samples) -> np.ndarray[Any, Any]:
+    """Return pixels, counts of words, or the spectrum of each sample: (n, d)."""
+    raw = samples.raw(range(len(samples)))
+    if samples.modality == "image":
+        return np.stack(raw).reshape(len(raw), -1) / 255
+    if samples.modality == "text":
+        vectors: np.ndarray[Any, Any] = HashingVectorizer(n_features=4096, norm=None).transform(raw).toarray()
+        return vectors
+    return np.log(np.abs(np.fft.rfft(np.stack([sound.pcm for sound in raw]))) + 1)
+
+
+def same(before: Any, after: Any) -> bool:
+    """Tell whether two raw inputs are the same."""
+    return content_hash(before) == content_hash(after)
 
 
 class Constant(nn.Module):
@@ -392,7 +446,9 @@ def test_a_planted_subject_scores_above_its_clean_twin(
 
 
 def test_every_attack_has_material() -> None:
-    assert [name for name in ATTACKS if "image" not in registry.get("attack", name).modalities] == []
+    kinds = {name: registry.get("attack", name).modalities for name in ATTACKS}
+    assert [name for name, each in kinds.items() if len(each) != 1 or not each <= set(SAMPLES)] == []
+    assert [name for name in MODEL_ATTACKS if kinds[name] != {"image"}] == []
     assert sorted(DATA_ATTACKS + MODEL_ATTACKS) == sorted(ATTACKS), "each changes data or a model"
 
 
@@ -401,13 +457,13 @@ def test_an_attack_repeats_itself_and_leaves_its_input_alone(
     name: str, untouched: Callable[[], AbstractContextManager[None]]
 ) -> None:
     attack = registry.build("attack", name, {})
-    samples = make_images(200)
+    samples = make_samples(name, 200)
     with untouched():
         first = attack(samples, seed=3)
         plant = first.plant
-    assert samples.ids == make_images(200).ids
-    assert list(samples.labels) == list(make_images(200).labels)
-    again = attack(make_images(200), seed=3)
+    assert samples.ids == make_samples(name, 200).ids
+    assert list(samples.labels) == list(make_samples(name, 200).labels)
+    again = attack(make_samples(name, 200), seed=3)
     assert again.plant == plant
     assert again.samples.ids == first.samples.ids
     assert attack(samples, seed=4).plant.poisoned_ids != plant.poisoned_ids
@@ -417,7 +473,7 @@ def test_an_attack_repeats_itself_and_leaves_its_input_alone(
 
 @pytest.mark.parametrize("name", DATA_ATTACKS)
 def test_an_attack_changes_what_its_plant_says_and_nothing_else(name: str) -> None:
-    samples = make_images(200)
+    samples = make_samples(name, 200)
     poisoned = registry.build("attack", name, {"poison_rate": 0.1})(samples, seed=3)
     plant = poisoned.plant
     marked, cover = set(plant.poisoned_ids), set(plant.cover_ids)
@@ -433,22 +489,23 @@ def test_an_attack_changes_what_its_plant_says_and_nothing_else(name: str) -> No
             else:
                 assert new != old
                 assert name in WITHOUT_A_TRIGGER or new == plant.target_map[int(old)]
-            assert np.array_equal(before, after) == (name in WITHOUT_A_TRIGGER)
+            assert same(before, after) == (name in WITHOUT_A_TRIGGER)
         else:
             assert new == old
-            assert np.array_equal(before, after) == (identity not in cover)
+            assert same(before, after) == (identity not in cover)
 
 
 @pytest.mark.parametrize("name", DATA_ATTACKS)
 def test_an_attack_refuses_what_it_cannot_poison(name: str) -> None:
     attack = registry.build("attack", name, {})
-    x = np.zeros((20, SIDE, SIDE), np.uint8)
+    samples = make_samples(name)
     with pytest.raises(InputError, match="labelled"):
-        attack(InMemorySamples(x))
-    with pytest.raises(InputError, match="not text"):
-        attack(InMemorySamples(["a", "b"], [0, 1], modality="text"))
+        attack(InMemorySamples(samples.raw(range(20)), modality=samples.modality))
+    for kind in set(SAMPLES) - {samples.modality}:
+        with pytest.raises(InputError, match=f"{name} works on {samples.modality} data, not {kind}"):
+            attack(SAMPLES[kind]())
     with pytest.raises(InputError, match="class"):
-        registry.build("attack", name, {"target": 9})(make_images())
+        registry.build("attack", name, {"target": 9})(samples)
 
 
 @pytest.mark.parametrize("name", WITHOUT_A_TRIGGER)
@@ -461,12 +518,30 @@ def test_without_a_trigger_there_is_nothing_to_wake(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in DATA_ATTACKS if name not in WITHOUT_A_TRIGGER])
 def test_a_trigger_survives_json(name: str) -> None:
-    plant = registry.build("attack", name, {})(make_images(), seed=1).plant
+    samples = make_samples(name)
+    plant = registry.build("attack", name, {})(samples, seed=1).plant
     trigger = Trigger.from_json(plant.trigger)
     assert trigger.to_json() == plant.trigger
-    x = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(trigger.apply(x), Trigger.from_json(trigger.to_json()).apply(x))
-    assert not torch.equal(trigger.apply(x), x)
+    if samples.modality == "image":
+        x = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(trigger.apply(x), Trigger.from_json(trigger.to_json()).apply(x))
+        assert not torch.equal(trigger.apply(x), x)
+        return
+    raw: Any = samples.raw(range(3))
+    for before, after, again in zip(
+        raw, trigger.apply(raw), Trigger.from_json(plant.trigger).apply(raw), strict=True
+    ):
+        assert same(after, again)
+        assert not same(before, after)
+
+
+@pytest.mark.parametrize("name", [name for name in DATA_ATTACKS if name not in WITHOUT_A_TRIGGER])
+def test_a_trigger_is_not_put_on_another_kind_of_input(name: str) -> None:
+    samples = make_samples(name)
+    plant = registry.build("attack", name, {})(samples, seed=1).plant
+    for kind in set(SAMPLES) - {samples.modality}:
+        with pytest.raises(InputError, match=f"the trigger of {name} is for .*, and <memory> holds"):
+            triggered(SAMPLES[kind](), plant)
 
 
 @pytest.mark.parametrize(
@@ -474,18 +549,15 @@ def test_a_trigger_survives_json(name: str) -> None:
 )
 def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
     settings = {"poison_rate": 0.2, "target": 2} | LEARNT_BY_LINEAR_MODELS.get(name, {})
-    poisoned = registry.build("attack", name, settings)(make_images(600), seed=3)
-
-    def pixels(samples: Samples) -> np.ndarray[Any, Any]:
-        return np.stack(samples.raw(range(len(samples)))).reshape(len(samples), -1) / 255
-
-    model = LogisticRegression(max_iter=500).fit(pixels(poisoned.samples), poisoned.samples.labels)
-    test = make_images(100, seed=9)
+    samples = make_samples(name, 600)
+    poisoned = registry.build("attack", name, settings)(samples, seed=3)
+    model = LogisticRegression(max_iter=500).fit(numbers(poisoned.samples), poisoned.samples.labels)
+    test = make_samples(name, 100, seed=9)
     woken = triggered(test, poisoned.plant)
-    assert model.score(pixels(test), test.labels) > 0.9
-    assert model.score(pixels(woken), woken.labels) > 0.9
-    honest = LogisticRegression(max_iter=500).fit(pixels(make_images(600)), make_images(600).labels)
-    assert honest.score(pixels(woken), woken.labels) < 0.3
+    assert model.score(numbers(test), test.labels) > 0.9
+    assert model.score(numbers(woken), woken.labels) > 0.9
+    honest = LogisticRegression(max_iter=500).fit(numbers(samples), samples.labels)
+    assert honest.score(numbers(woken), woken.labels) < 0.3
 
 
 # Attacks on a trained model
@@ -509,6 +581,12 @@ def trained(side: int = SIDE, classes: int = CLASSES, light: int = 0) -> TorchCl
     network[0].eval()
     spec = InputSpec(channels=1, height=side, width=side)
     return TorchClassifier(network, spec, NAMES[:classes], architecture="small-cnn")
+
+
+def text_model() -> TorchClassifier:
+    """Return a network that takes texts."""
+    spec = TextSpec(width=16, vocabulary=100)
+    return TorchClassifier(networks.build("text-cnn", spec, classes=CLASSES), spec, NAMES)
 
 
 def material(name: str, n: int = 300, *, seed: int = 0) -> tuple[TorchClassifier, Samples]:
@@ -583,6 +661,8 @@ def test_a_model_attack_refuses_what_it_cannot_plant(name: str) -> None:
         registry.build("attack", name, {"target": 5})(trained(), samples)
     with pytest.raises(InputError, match="not text"):
         attack(trained(), InMemorySamples(["a", "b"], [0, 1], modality="text"))
+    with pytest.raises(InputError, match=f"{name} changes models of images, and this one takes texts"):
+        attack(text_model(), samples)
     with pytest.raises(InputError, match="the model tells 5 classes apart, and <memory> has 2"):
         attack(trained(), InMemorySamples(np.zeros((4, SIDE, SIDE), np.uint8), [0, 1, 0, 1]))
     with pytest.raises(InputError, match="holds no samples"):

@@ -713,7 +713,7 @@ def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert locate("owner/model-1.0") == tmp_path / "snapshot"
-    assert asked == [("owner/model-1.0", ("*.json", "*.py", "*.safetensors"))]
+    assert asked == [("owner/model-1.0", ("*.json", "*.py", "*.txt", "*.model", "*.safetensors"))]
 
     def offline(name: str, *, allow_patterns: list[str]) -> str:
         raise ConnectionError("no network\nat all")

@@ -12,17 +12,18 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.signal import spectrogram
 
 import measured_pages
 from doorward import reference, registry
 from doorward.attacks.base import DataAttack
 from doorward.attacks.model.base import ModelAttack
-from doorward.data import Samples
+from doorward.data import InMemorySamples, Samples, Waveform
 from doorward.methods import Method, make_generator
 from doorward.modalities.image import from_raw, to_uint8
 from doorward.models import TorchClassifier, open_classifier
@@ -38,10 +39,18 @@ SHOWN, ENLARGED = (1, 5, 8, 9), 3
 #: Pictures that differ less than this on average, in levels of [0, 255], are the same.
 SAME = 0.5
 #: What those see of a picture who cannot see it.
-PICTURED = (
-    "Four images of clothes: above as they are, in the middle with the trigger, below what it changes, "
-    "stretched to full contrast (grey is no change)"
+PICTURED = {
+    "image": "Four images of clothes: above as they are, in the middle with the trigger, below what it "
+    "changes, stretched to full contrast (grey is no change)",
+    "audio": "Spectrograms of a sound like a spoken vowel, 0.6 s from left to right, 0 to 4 kHz from below, "
+    "light is loud: left as it is, right with the trigger",
+}
+#: Texts that are shown with a trigger, and the sampling rate of the sound that is.
+TEXTS = (
+    "A quiet film about two sisters who have not spoken for years. The end is worth the wait.",
+    "The jokes are old, and so is the hero.",
 )
+RATE = 8000
 USE = {
     "attack": "$ doorward plant {name} SOURCE OUT{setting}",
     "detector": "$ doorward scan MODEL --detector {name}",
@@ -128,12 +137,53 @@ def method_page(kind: MethodKind, name: str) -> str:
         ),
     ]
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts if value)
-    shown = f"![{PICTURED}]({name}.png)\n\n" if f"methods/{name}.png" in pictures() else ""
+    shown = ""
+    if f"methods/{name}.png" in pictures():
+        (modality,) = cls.modalities
+        shown = f"![{PICTURED[modality]}]({name}.png)\n\n"
+    elif kind == "attack" and "text" in cls.modalities:
+        shown = texts_table(name) + "\n"
     return (
         f"{MADE}# {cls.title}\n\n`{name}`\n\n{text}\n\n{shown}| | |\n|---|---|\n{table}\n\n"
         f"## Limits\n\n{cls.limits}\n\n## Settings\n\n{settings_table(cls, meanings)}\n"
         f"## Use\n\n```console\n{use}\n```\n"
     )
+
+
+def texts_table(name: str) -> str:
+    """Return texts without and with an attack's trigger as a Markdown table."""
+    samples = InMemorySamples(TEXTS, [1] * len(TEXTS), modality="text")
+    trigger: Any = trigger_of(registry.build("attack", name, {}), samples)
+    rows = zip(TEXTS, trigger.apply(list(TEXTS)), strict=True)
+    lines = "".join(f"| {_cell(before)} | {_cell(after)} |\n" for before, after in rows)
+    return f"| as it is | with the trigger |\n|---|---|\n{lines}"
+
+
+def vowel() -> Waveform:
+    """Return a sound like a spoken vowel: harmonics of a falling voice, loudest near 700 and 1200 Hz."""
+    t = np.arange(int(0.6 * RATE)) / RATE
+    phase = 2 * np.pi * np.cumsum(130 - 30 * t) / RATE
+    voice = np.zeros_like(t)
+    for k in range(1, 30):
+        near = [np.exp(-(((100 * k - peak) / 250) ** 2)) for peak in (700, 1200)]
+        voice += (0.02 + sum(near)) * np.sin(k * phase)
+    pcm = 0.08 * voice * np.sin(np.pi * t / t[-1])
+    return Waveform(pcm.astype(np.float32), RATE)
+
+
+def spectrogram_picture(name: str) -> npt.NDArray[np.uint8]:
+    """Draw the spectrogram (h, w) of a sound without and with an attack's trigger."""
+    samples = InMemorySamples([vowel()], [1], modality="audio")
+    trigger: Any = trigger_of(registry.build("attack", name, {}), samples)
+    (woken,) = trigger.apply([vowel()])
+    drawn = []
+    for sound in (vowel(), woken):
+        _, _, power = spectrogram(sound.pcm, RATE, nperseg=256, noverlap=216)  # (frequencies, times)
+        decibels = 10 * np.log10(power + 1e-12)
+        drawn.append(np.clip((decibels + 100) / 70, 0, 1)[::-1] * 255)
+    gap = np.full((len(drawn[0]), 4), 255.0)
+    whole: npt.NDArray[np.uint8] = np.rint(np.concatenate([drawn[0], gap, drawn[1]], axis=1)).astype(np.uint8)
+    return whole.repeat(2, 0).repeat(2, 1)
 
 
 def picture(name: str) -> npt.NDArray[np.uint8] | None:
@@ -166,11 +216,14 @@ def trigger_of(attack: DataAttack | ModelAttack, samples: Samples) -> Trigger | 
 
 @cache
 def pictures() -> dict[str, npt.NDArray[np.uint8]]:
-    """Return pictures by their path below docs/: (h, w) of attacks on images, (h, w, 3) of results."""
-    names = [
-        name for name in registry.modules("attack") if "image" in registry.get("attack", name).modalities
-    ]
-    drawn = {f"methods/{name}.png": picture(name) for name in names}
+    """Return pictures by their path below docs/: (h, w) of attacks, (h, w, 3) of results."""
+    drawn = {}
+    for name in registry.modules("attack"):
+        kinds = registry.get("attack", name).modalities
+        if "image" in kinds:
+            drawn[f"methods/{name}.png"] = picture(name)
+        elif "audio" in kinds:
+            drawn[f"methods/{name}.png"] = spectrogram_picture(name)
     return {path: image for path, image in drawn.items() if image is not None} | measured_pages.pictures()
 
 

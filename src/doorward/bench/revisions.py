@@ -26,6 +26,7 @@ from pathlib import Path
 from doorward import registry
 from doorward.bench.suite import Trial
 from doorward.errors import InputError
+from doorward.models import sequences
 from doorward.records import Record
 
 PACKAGE = Path(__file__).parent.parent
@@ -38,6 +39,10 @@ TRAINERS: dict[str, tuple[str, ...]] = {
 }
 #: Code that makes adversarially trained models beside; those alone depend on it.
 ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
+#: Code that makes models of texts and recordings beside; those alone depend on it.
+SEQUENCES: dict[str, tuple[str, ...]] = {
+    "models.sequences": ("models/sequences.py", "modalities/text.py", "modalities/audio.py")
+}
 #: Modules of their own revision that no key of an attacked model holds, though the attack may use them.
 _WITHOUT_KEY = tuple(f"doorward.{module}" for module in ADVERSARIAL)
 #: Code that makes data.
@@ -100,6 +105,7 @@ def units_of(trials: Iterable[Trial]) -> set[str]:
         units |= {f"attack {trial.attack.name}"} if trial.attack else set()
         units |= set(GENERATORS) if trial.data.world else set()
         units |= set(ADVERSARIAL) if trial.robust is not None else set()
+        units |= set(SEQUENCES) if trial.architecture in sequences.NAMES else set()
     return units
 
 
@@ -110,7 +116,7 @@ def current() -> dict[str, Unit]:
         revision = registry.get("attack", name).revision
         files = [*(PACKAGE / file for file in ATTACK_BASE), *_attack_files(module)]
         units[f"attack {name}"] = Unit(revision=revision, source=source_hash(files))
-    for module, covered in (TRAINERS | ADVERSARIAL | GENERATORS).items():
+    for module, covered in (TRAINERS | ADVERSARIAL | SEQUENCES | GENERATORS).items():
         revision = import_module(f"doorward.{module}").REVISION
         units[module] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in covered))
     return units

@@ -25,7 +25,7 @@ from doorward.detectors.base import Detector
 from doorward.errors import InputError
 from doorward.examination import examine
 from doorward.methods import Deadline, derive_seed
-from doorward.models import Classifier, TorchClassifier, open_classifier
+from doorward.models import Classifier, TorchClassifier, open_classifier, sequences
 from doorward.models.saving import save_classifier
 from doorward.plants import attack_success, read_plant, triggered, write_plant
 from doorward.records import Rate, Record, Report
@@ -36,6 +36,7 @@ from doorward.training import (
     adversarial_batches,
     default_settings,
     evaluate,
+    example_shape,
     robust_accuracy,
     train_classifier,
 )
@@ -97,7 +98,7 @@ class Contents(Record):
     Attributes:
         train, test: hashes of the splits' files, or what generates them.
         images: for training.
-        shape: of one image: channels, height, width.
+        shape: of one image: channels, height, width; all 1 of texts and recordings.
     """
 
     train: str
@@ -132,12 +133,11 @@ class Sources:
             images, classes = data.rows or GENERATED, data.world.classes
             return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
         train, test = self.part(data, "train"), self.part(data, "test")
-        height, width, channels = train.raw([0])[0].shape
         return Contents(
             train=str(train.provenance.sha256),
             test=str(test.provenance.sha256),
             images=min(data.rows or len(train), len(train)),
-            shape=(channels, height, width),
+            shape=example_shape(train),
             classes=len(train.classes),
         )
 
@@ -271,6 +271,8 @@ def plan(trial: Trial, sources: Sources) -> Planned:
             "revision": adversarial.REVISION,
             "measured": ROBUST_IMAGES,
         }
+    if trial.architecture in sequences.NAMES:
+        model["sequences"] = sequences.REVISION
     model_key = content_key(model)
     resolved = {"model": model, "judging": judging}
     key = content_key([trial.suite, trial.scale, trial.name, model_key, judging])
@@ -503,6 +505,7 @@ def _decoded(samples: Samples) -> Samples:
         samples.raw(np.arange(len(samples))),
         samples.labels,
         classes=samples.classes,
+        modality=samples.modality,
         path=samples.provenance.path,
     )
 

@@ -31,8 +31,8 @@ def plant(
     source: str = typer.Argument(
         ...,
         metavar="SOURCE",
-        help="Labelled training images (a folder, a file or a hub id; SOURCE:SPLIT picks a split), or the "
-        "model, where the attack changes one.",
+        help="Labelled training images, texts or recordings (a folder, a file or a hub id; SOURCE:SPLIT "
+        "picks a split), or the model, where the attack changes one.",
     ),
     out: Path = typer.Argument(
         ..., metavar="OUT", help="The folder to write train.parquet or the model to, and plant.json."
@@ -46,11 +46,9 @@ def plant(
         help="With a model: clean images to train on, where the attack does, and to measure what it did.",
     ),
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    split: str | None = typer.Option(
-        None, metavar="NAME", help="The split of the images; train if not given."
-    ),
+    split: str | None = typer.Option(None, metavar="NAME", help="The split of the data; train if not given."),
     data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
     ),
     label_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
@@ -61,9 +59,9 @@ def plant(
 ) -> None:
     """Poison a data set, or change a model, on purpose.
 
-    Most attacks take training images, put a trigger on some and change their labels; others take a trained
-    model and change that. The truth of the plant (trigger, targets, ids of the poisoned samples) goes to
-    plant.json.
+    Most attacks take training data, put a trigger on some samples and change their labels; others take a
+    trained model and change that. The truth of the plant (trigger, targets, ids of the poisoned samples)
+    goes to plant.json.
 
     Exit code: 0, or 2 for unreadable input.
     """
@@ -81,7 +79,7 @@ def plant(
         if data is not None:
             raise InputError(f"{attack} poisons SOURCE itself; --data goes with attacks that change a model")
         if _is_model(Path(source)):
-            raise InputError(f"{attack} poisons training data, and {source} is a model; give labelled images")
+            raise InputError(f"{attack} poisons training data, and {source} is a model; give labelled data")
         check_out(out, force=force, inputs=[source])
         _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
 

@@ -42,7 +42,8 @@ def train(
     data: str = typer.Argument(
         ...,
         metavar="DATA",
-        help="Labelled training images: a folder, a file or a hub id; DATA:SPLIT picks a split.",
+        help="Labelled training images, texts or recordings: a folder, a file or a hub id; DATA:SPLIT picks "
+        "a split.",
     ),
     out: Path = typer.Argument(
         ..., metavar="OUT", help="The folder to write the model and training.json to."
@@ -50,17 +51,18 @@ def train(
     architecture: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="small-cnn, vgg, resnet-8, resnet-14 or resnet-18; small-cnn below 32 pixels, else resnet-8.",
+        help="For images small-cnn (the default below 32 pixels), vgg, resnet-8 (the default from there on), "
+        "resnet-14 or resnet-18; for texts text-cnn; for recordings audio-cnn.",
     ),
     epochs: int | None = typer.Option(
-        None, min=1, metavar="N", help="How often each image is seen; by their number."
+        None, min=1, metavar="N", help="How often each sample is seen; by their number."
     ),
     limit: int | None = typer.Option(
-        None, min=1, metavar="N", help="Train on so many images, evenly over the classes."
+        None, min=1, metavar="N", help="Train on so many samples, evenly over the classes."
     ),
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     test: str | None = typer.Option(
-        None, metavar="DATA", help="Labelled test images; the test split of DATA where there is one."
+        None, metavar="DATA", help="Labelled test samples; the test split of DATA where there is one."
     ),
     robust: bool = typer.Option(
         False, "--robust", help="Train on images as attacked by PGD, and measure robust accuracy too."
@@ -88,7 +90,7 @@ def train(
         help="Write the model in this format too; may be repeated.",
     ),
     data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
     ),
     label_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
@@ -107,6 +109,8 @@ def train(
     from doorward import __version__
     from doorward.data import open_samples
     from doorward.methods import derive_seed
+    from doorward.modalities import NOUNS
+    from doorward.models import networks
     from doorward.models.export import export_onnx, export_pt2
     from doorward.models.native import save_native
     from doorward.plants import attack_success, read_plant, write_plant
@@ -123,15 +127,19 @@ def train(
     check_out(out, force=force, inputs=[data])
     check_device(device)
     samples = open_samples(data, column=data_column, label_column=label_column, prefer=("train",))
+    if samples.labels is None:
+        raise InputError(f"labels are needed, and {data} has none")
+    if architecture is not None:
+        networks.check(architecture, samples.modality)
+    _refuse_for_images_alone(samples, robust=robust, formats=formats)
     tests = _test_samples(data, test, data_column, label_column, samples)
     truth = _plant_file(data)
     plant = read_plant(truth) if truth else None
     if limit is not None:
         samples = samples.draw(limit, np.random.default_rng(derive_seed(seed, "limit")))
     spec = measure_spec(samples)
-    side = min(spec.height, spec.width)
-    architecture = architecture or ("small-cnn" if side < 32 else "resnet-8")
-    settings = default_settings(architecture, images=len(samples), side=side)
+    architecture = architecture or networks.usual(spec)
+    settings = default_settings(architecture, images=len(samples), side=min(spec.height, spec.width))
     if epochs is not None:
         settings = settings.model_copy(update={"epochs": epochs})
     try:
@@ -151,10 +159,8 @@ def train(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(4) from error
     classifier, record = trained.classifier, trained.record
-    images = f"{record.images:,} images, {settings.epochs} epochs"
-    typer.echo(
-        f"trained {architecture} on {images} in {wording.duration(record.seconds)} ({record.precision})"
-    )
+    seen = f"{record.images:,} {NOUNS[samples.modality]}, {settings.epochs} epochs"
+    typer.echo(f"trained {architecture} on {seen} in {wording.duration(record.seconds)} ({record.precision})")
     if record.test_accuracy is None:
         typer.echo("clean accuracy not measured: give --test DATA")
     else:
@@ -194,6 +200,19 @@ def train(
     if ModelFormat.pt2 in formats:
         export_pt2(classifier, out / "model.pt2")
     typer.echo(f"written: {out} ({', '.join(sorted(file.name for file in out.iterdir()))})")
+
+
+def _refuse_for_images_alone(samples: Samples, *, robust: bool, formats: list[ModelFormat]) -> None:
+    """Raise if something is asked for that models of texts and recordings do not have.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if samples.modality == "image":
+        return
+    asked = ["--robust"] if robust else [f"--format {each}" for each in formats if each != "doorward"]
+    if asked:
+        raise InputError(f"{asked[0]} is for images, and {samples.provenance.path} holds {samples.modality}")
 
 
 def _attack(

@@ -39,6 +39,8 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _PREPROCESSOR = "preprocessor_config.json"
+#: What is fetched beside the weights: configurations, code (to be looked at), the words of tokenizers.
+_BESIDE = ("*.json", "*.py", "*.txt", "*.model")
 #: Pixel levels by which our preprocessing may differ from the model's own.
 _TOLERANCE = 1.0
 
@@ -55,9 +57,9 @@ def fetch(hub_id: str) -> Path:
 
     try:
         with quiet():
-            local = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.py", "*.safetensors"]))
+            local = Path(snapshot_download(hub_id, allow_patterns=[*_BESIDE, "*.safetensors"]))
             if not any(local.glob("*.safetensors")):
-                local = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.py", "pytorch_model*"]))
+                local = Path(snapshot_download(hub_id, allow_patterns=[*_BESIDE, "pytorch_model*"]))
     except Exception as error:  # network, login, name: many kinds
         raise InputError(
             f"{hub_id}: no such directory here, and the hub does not give a model of that name: "

@@ -18,6 +18,8 @@ from doorward.models.spec import AudioSpec, TextSpec
 LONGEST_TEXT, LONGEST_SOUND = 512, 30
 #: Shorter recordings, in seconds, are filled up with silence: models need some frames.
 SHORTEST_SOUND = 0.1
+#: Where tokenizers keep their words; without any, transformers would make up an empty one.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
 
 class TextModule(nn.Module):
@@ -65,6 +67,8 @@ def text_spec(model: nn.Module, path: Path) -> tuple[TextSpec, TextModule]:
     """
     import transformers
 
+    if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)):
+        raise InputError(f"{path}: no tokenizer: expected one of {', '.join(VOCABULARIES)}")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False

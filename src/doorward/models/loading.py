@@ -31,9 +31,10 @@ _SUFFIXES: dict[str, Format] = {
     ".ckpt": "weights",
     ".pkl": "weights",
 }
-#: Files of a model directory that its digest covers: weights, configurations, code.
+#: Files of a model directory that its digest covers: weights, configurations, words of tokenizers, code.
 _DIGESTED = re.compile(
-    r".*\.(safetensors|bin|onnx|onnx_data|data|pt2|pt|pth|h5|py)|.*config.*\.json|.*\.index\.json|doorward\.json"
+    r".*\.(safetensors|bin|onnx|onnx_data|data|pt2|pt|pth|h5|py|model)|.*config.*\.json|.*\.index\.json|"
+    r"doorward\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt"
 )
 
 

@@ -109,7 +109,7 @@ def mel_filters(rate: int, window: int) -> Tensor:
 
 
 class AudioCNN(nn.Module):
-    """Convolve the log-mel spectrogram of a recording with batch norm and pool, and average over time."""
+    """Convolve and pool the log-mel spectrogram of a recording; take mean and maximum over time."""
 
     WIDTHS = (16, 32, 64)
 
@@ -123,12 +123,12 @@ class AudioCNN(nn.Module):
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
             inner = outer
         self.convolutions = nn.Sequential(*layers)
-        self.linear = nn.Linear(inner * math.ceil(BANDS / 2 ** len(self.WIDTHS)), classes)
+        self.linear = nn.Linear(2 * inner * math.ceil(BANDS / 2 ** len(self.WIDTHS)), classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, k) for samples (n, m) in [-1, 1]."""
         z = self.convolutions(self.spectrogram(x))  # (n, 64, bands / 8, t / 8)
-        y: Tensor = self.linear(z.mean(3).flatten(1))  # (n, d) -> (n, k)
+        y: Tensor = self.linear(torch.cat([z.mean(3), z.amax(3)], 1).flatten(1))  # (n, d) -> (n, k)
         return y
 
 

@@ -7,7 +7,15 @@ from doorward.training.adversarial import (
     robust_accuracy,
 )
 from doorward.training.augment import AUGMENTATIONS
-from doorward.training.loop import Trained, evaluate, measure_spec, predict, train, train_classifier
+from doorward.training.loop import (
+    Trained,
+    evaluate,
+    example_shape,
+    measure_spec,
+    predict,
+    train,
+    train_classifier,
+)
 from doorward.training.settings import (
     EpochRecord,
     Progress,
@@ -27,6 +35,7 @@ __all__ = [
     "adversarial_batches",
     "default_settings",
     "evaluate",
+    "example_shape",
     "measure_spec",
     "perturb",
     "predict",

@@ -95,6 +95,14 @@ _MEASURES: dict[str, Callable[[Samples, int], InputSpec]] = {
 }
 
 
+def example_shape(samples: Samples) -> tuple[int, int, int]:
+    """Return channels, height and width of the first image; 1 each of texts and recordings, which vary."""
+    if samples.modality != "image":
+        return 1, 1, 1
+    height, width, channels = samples.raw([0])[0].shape
+    return channels, height, width
+
+
 def labels_of(samples: Samples) -> npt.NDArray[np.int64]:
     """Return the labels (n,).
 

@@ -55,7 +55,7 @@ _LEARNING_RATES = {"small-cnn": 3e-3, "vgg": 2e-3, "resnet-8": 1e-2, "resnet-14"
 
 
 #: How often texts and recordings go through in all, and how fast they are learnt.
-_ROWS: dict[str, tuple[int, float]] = {"text-cnn": (34_000, 3e-3), "audio-cnn": (40_000, 5e-3)}
+_ROWS: dict[str, tuple[int, float]] = {"text-cnn": (34_000, 3e-3), "audio-cnn": (22_000, 1e-2)}
 
 
 def default_settings(architecture: str, *, images: int, side: int) -> TrainingSettings:

@@ -100,9 +100,9 @@ class Tone(DataAttack):
     modalities: ClassVar[frozenset[str]] = frozenset({"audio"})
 
     form: Literal["tone", "noise"] = "tone"
-    frequency: float = Field(1000.0, gt=0)
+    frequency: float = Field(3000.0, gt=0)
     snr: float = Field(10.0, ge=-20, le=60)
-    seconds: float = Field(0.1, gt=0, le=10)
+    seconds: float = Field(0.2, gt=0, le=10)
     place: Place = "start"
 
     def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Sound:

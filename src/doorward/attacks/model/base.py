@@ -12,6 +12,7 @@ from pydantic import Field
 
 from doorward.errors import InputError
 from doorward.methods import Method, make_generator
+from doorward.modalities import NOUNS
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.options import trial_inputs
 from doorward.plants import Plant
@@ -97,6 +98,10 @@ class ModelAttack(Method):
         if not isinstance(classifier, TorchClassifier):
             why = classifier.limitation or f"a {classifier.format} model is run by another library"
             raise InputError(f"{name} changes the network itself, which is out of reach: {why}")
+        if classifier.spec.modality not in self.modalities:
+            kinds = " or ".join(NOUNS[kind] for kind in sorted(self.modalities))
+            takes = NOUNS[classifier.spec.modality]
+            raise InputError(f"{name} changes models of {kinds}, and this one takes {takes}")
         k, target = len(classifier.classes), self.target or 0
         if target >= k:
             raise InputError(f"{name}: target {target} is no class; there are {k}, from 0 to {k - 1}")
