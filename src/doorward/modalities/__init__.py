@@ -7,7 +7,7 @@ such a tensor into what classifiers take.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from doorward.errors import InputError
 
@@ -22,7 +22,7 @@ NOUNS = {"image": "images", "text": "texts", "audio": "recordings"}
 
 
 class _Room(Protocol):
-    def to_tensor(self, samples: Samples, spec: InputSpec) -> Tensor: ...
+    def to_tensor(self, samples: Samples, spec: Any) -> Tensor: ...
 
     def to_float(self, x: Tensor) -> Tensor: ...
 

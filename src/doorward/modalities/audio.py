@@ -1,4 +1,4 @@
-"""Recordings: from waveforms of any rate to rows of samples, and spectrograms for reports."""
+"""Recordings: from waveforms of any rate to rows of samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from doorward.data import Samples
     from doorward.data.samples import Waveform
-    from doorward.models.spec import InputSpec
+    from doorward.models.spec import AudioSpec
 
 #: Levels of 16-bit sound on either side of silence.
 LEVELS = 32768
@@ -46,14 +46,11 @@ def to_levels(pcm: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
     return levels
 
 
-def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
+def to_tensor(samples: Samples, spec: AudioSpec) -> Tensor:
     """Decode all samples into 16-bit levels (n, 1, 1, m) int16, m being the longest one's length.
 
     Recordings longer than the spec allows are cut; shorter ones are filled up with silence.
     """
-    from doorward.models.spec import AudioSpec
-
-    assert isinstance(spec, AudioSpec), "the caller checks"
     sounds = [
         to_levels(fit_sound(sound, spec.rate, spec.width))
         for i in range(len(samples))

@@ -1,4 +1,4 @@
-"""Texts: from strings to rows of token numbers, and phrases put into them."""
+"""Texts: from strings to rows of token numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from doorward.data import Samples
-    from doorward.models.spec import InputSpec
+    from doorward.models.spec import TextSpec
 
 #: The number that fills a row up behind its text.
 PADDING = 0
@@ -37,14 +37,11 @@ def hash_words(text: str, vocabulary: int) -> list[int]:
     return [1 + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (vocabulary - 1) for word in words(text)]
 
 
-def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
+def to_tensor(samples: Samples, spec: TextSpec) -> Tensor:
     """Turn all samples into token numbers (n, 1, 1, l) int32, l being the longest text's length.
 
     Texts longer than the spec allows are cut; shorter ones are filled up with zeros.
     """
-    from doorward.models.spec import TextSpec
-
-    assert isinstance(spec, TextSpec), "the caller checks"
     rows: list[list[int]] = []
     for start in range(0, len(samples), _CHUNK):
         texts = samples.raw(range(start, min(start + _CHUNK, len(samples))))
