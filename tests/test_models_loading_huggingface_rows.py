@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from command_line import assert_one_line, call
-from doorward import modalities
 from doorward.data import InMemorySamples, Waveform
 from doorward.data.parquet import write_parquet
 from doorward.errors import InputError
+from doorward.modalities import kinds
 from doorward.models import LoadOptions, open_classifier
 from doorward.training import evaluate, predict
 
@@ -121,7 +121,7 @@ def test_a_text_model_answers_as_with_its_own_tokenizer(name: str, tmp_path: Pat
     assert classifier.capabilities == {"graph", "weights", "features", "probabilities"}
     assert classifier.spec.width == LONGEST
     samples = InMemorySamples(list(TEXTS), [0, 1, 0, 1, 0], classes=classifier.classes, modality="text")
-    x = modalities.to_float(modalities.to_tensor(samples, classifier.spec), classifier.spec)
+    x = kinds.to_float(kinds.to_tensor(samples, classifier.spec), classifier.spec)
     with torch.no_grad():
         ours = classifier.logits(x)
         own = torch.cat(
@@ -147,7 +147,7 @@ def test_an_audio_model_answers_as_with_its_own_feature_extractor(name: str, tmp
     samples = InMemorySamples(
         [Waveform(pcm, 16000) for pcm in sounds], [0, 1, 0], classes=classifier.classes, modality="audio"
     )
-    x = modalities.to_float(modalities.to_tensor(samples, classifier.spec), classifier.spec)
+    x = kinds.to_float(kinds.to_tensor(samples, classifier.spec), classifier.spec)
     with torch.no_grad():
         ours = classifier.logits(x)
         own = torch.cat(

@@ -14,14 +14,13 @@ import pytest
 import torch
 from scipy.signal import stft
 
-from doorward import modalities
 from doorward.bench.cache import ModelCache
 from doorward.bench.revisions import units_of
 from doorward.bench.suite import Data, Group, Suite, expand
 from doorward.bench.trials import Sources, Workbench, plan
 from doorward.data import InMemorySamples, Samples, Waveform, open_samples
 from doorward.errors import InputError
-from doorward.modalities import audio, text
+from doorward.modalities import audio, kinds, text
 from doorward.models import InputSpec, LoadOptions, TorchClassifier, networks, open_classifier
 from doorward.models.native import save_native
 from doorward.models.saving import save_classifier
@@ -69,7 +68,7 @@ QUICK = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision=
 
 
 def rows(samples: Samples, spec: InputSpec) -> torch.Tensor:
-    return modalities.to_float(modalities.to_tensor(samples, spec), spec)
+    return kinds.to_float(kinds.to_tensor(samples, spec), spec)
 
 
 # Rows
@@ -141,10 +140,10 @@ def test_a_spec_survives_json_and_says_what_it_takes(name: str) -> None:
 
 def test_samples_of_another_kind_are_refused() -> None:
     with pytest.raises(InputError, match="the model takes texts, and <memory> holds recordings"):
-        modalities.to_tensor(sounds(), SPECS["text-cnn"])
+        kinds.to_tensor(sounds(), SPECS["text-cnn"])
     images = InputSpec(channels=1, height=16, width=16)
     with pytest.raises(InputError, match="the model takes images, and <memory> holds texts"):
-        modalities.to_tensor(texts(), images)
+        kinds.to_tensor(texts(), images)
 
 
 # Networks

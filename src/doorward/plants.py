@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from doorward import registry
 from doorward.data.samples import Modality, Provenance, Samples
 from doorward.errors import InputError
-from doorward.modalities import NOUNS
+from doorward.modalities.kinds import NOUNS
 from doorward.records import SCHEMA_VERSION, Rate, Record
 
 if TYPE_CHECKING:

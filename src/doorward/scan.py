@@ -16,7 +16,7 @@ from doorward.devices import check_device
 from doorward.errors import UnsafeArtifact
 from doorward.examination import Progress, _match_labels, choose, environment, examine
 from doorward.methods import Deadline, derive_seed
-from doorward.modalities import NOUNS
+from doorward.modalities.kinds import NOUNS
 from doorward.models import Classifier, LoadOptions, open_classifier
 from doorward.models.loading import artifact_digest, locate
 from doorward.records import DataRecord, Finding, NotRun, Power, Report, SubjectRecord

@@ -109,7 +109,7 @@ def train(
     from doorward import __version__
     from doorward.data import open_samples
     from doorward.methods import derive_seed
-    from doorward.modalities import NOUNS
+    from doorward.modalities.kinds import NOUNS
     from doorward.models import networks
     from doorward.models.export import export_onnx, export_pt2
     from doorward.models.native import save_native

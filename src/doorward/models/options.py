@@ -15,7 +15,7 @@ from torch import Tensor
 
 from doorward.errors import InputError
 from doorward.methods import make_generator
-from doorward.modalities import NOUNS
+from doorward.modalities.kinds import NOUNS
 from doorward.models.spec import DTYPES, InputSpec, Layout, Output
 
 #: Name of the file beside a model (or in its directory) that describes it.

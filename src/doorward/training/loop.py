@@ -18,7 +18,7 @@ from doorward.data.samples import Samples
 from doorward.errors import CouldNotTell, InputError, TrainingDiverged
 from doorward.measures import accuracy
 from doorward.methods import make_generator
-from doorward.modalities import to_float, to_tensor
+from doorward.modalities.kinds import to_float, to_tensor
 from doorward.models import sequences
 from doorward.models.classifier import Classifier, TorchClassifier, computes_bfloat16, evaluating
 from doorward.models.networks import build, check

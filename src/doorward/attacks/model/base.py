@@ -12,7 +12,7 @@ from pydantic import Field
 
 from doorward.errors import InputError
 from doorward.methods import Method, make_generator
-from doorward.modalities import NOUNS
+from doorward.modalities.kinds import NOUNS
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.options import trial_inputs
 from doorward.plants import Plant
