@@ -60,9 +60,9 @@ class PatchSearch(Detector):
     image and moves the pixels shown towards the class (margin loss). The windows are then tried on a grid of
     places; those that work best, of the classes that obey most, are moved on where they are. How firmly a
     class obeys is minus the logarithm of its mean loss under its best patch, the images that resist most left
-    out; the score adds how far that lies above the median of the other classes. A mask that is small in the L1 norm (`neural-cleanse`) may be faint
-    and all over the image, and a fine texture is hard to reach from there; here size and shape are given and
-    obedience is measured.
+    out; the score adds how far that lies above the median of the other classes. A mask that is small in the
+    L1 norm (`neural-cleanse`) may be faint and all over the image, and a fine texture is hard to reach from
+    there; here size and shape are given and obedience is measured.
 
     The patch is that of T. Brown et al.; the score and its use against backdoors are ours.
     """
