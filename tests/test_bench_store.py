@@ -88,12 +88,19 @@ def test_what_a_detector_sees_is_found_whatever_others_are_asked(store: Store) -
     assert parts_of(both)["b"] not in parts_of(judged("b", images=41)).values()
     assert parts_of({**both, "model": {"seed": 2}})["b"] != parts_of(both)["b"]
     assert parts_of({}) == parts_of({"model": {}, "judging": {"planting": 1}}) == {}
-    store.put(row(ONE, "failed", status="failed", resolved=both, finished="2026-01-01"))
-    assert store.holding(parts_of(both)["a"]) is None
-    store.put(row(ONE, "both", resolved=both, finished="2026-01-03"))
-    store.put(row(TWO, "one", resolved=one, finished="2026-01-02"))
-    assert store.holding(parts_of(both)["a"]) == row(ONE, "both", resolved=both, finished="2026-01-03")
-    assert store.holding(parts_of(both)["b"]) == row(TWO, "one", resolved=one, finished="2026-01-02")
+
+    def seen(*names: str) -> dict[str, Any]:
+        return {"report": {"findings": [{"detector": name} for name in names]}}
+
+    store.put(row(ONE, "failed", status="failed", resolved=both, result=None, finished="2026-01-01"))
+    store.put(row(ONE, "mute", resolved=both, result=seen("b"), finished="2026-01-02"))
+    assert store.holding(parts_of(both)["a"]) is None, "a detector that did not answer is asked again"
+    first = row(ONE, "both", resolved=both, result=seen("a", "b"), finished="2026-01-04")
+    store.put(first)
+    assert store.holding(parts_of(both)["a"]) == first
+    alone = row(TWO, "one", resolved=one, result=seen("b"), finished="2026-01-01")
+    store.put(alone)
+    assert store.holding(parts_of(both)["b"]) == alone
     assert store.holding("nothing") is None
 
 

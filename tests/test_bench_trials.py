@@ -102,7 +102,9 @@ def test_pictures_and_triggers_stay_out_of_the_store(bench: Workbench) -> None:
     assert len(outcome.model_dump_json()) < 10_000
 
 
-def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: Workbench) -> None:
+def test_what_an_earlier_scan_saw_is_not_looked_at_again(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     margin, inversion = (
         QUICK.detectors[0],
         Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0}),
@@ -117,8 +119,6 @@ def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: Workbench) -> No
     bench.make(asked(margin))
     both, alone = asked(margin, inversion), asked(inversion)
     fresh, earlier = bench.judge(both, cached=True), bench.judge(alone, cached=True)
-    assert earlier.holds("neural-cleanse")
-    assert not earlier.holds("max-margin")
     # a scan that had taken an hour and had seen something else: it is the one that counts
     (finding,) = earlier.report.findings
     marked = earlier.report.model_copy(
@@ -138,6 +138,14 @@ def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: Workbench) -> No
     assert 3600 < joined.seconds < 3700
     assert joined.peak_memory == 10**12
     assert bench.judge(both, cached=True).report.findings[1].score == fresh.report.findings[1].score
+    # what is new may be something that the bank cannot compare; that says nothing of the rest
+    monkeypatch.setattr("doorward.bench.trials.examine", lambda *_, **__: unknown)
+    unknown = fresh.report.model_copy(
+        update={"verdict": "could_not_tell", "reason": "too few", "findings": fresh.report.findings[:1]}
+    )
+    joined = bench.judge(replace(both, seen={"neural-cleanse": earlier}), cached=True)
+    assert [f.detector for f in joined.report.findings] == ["max-margin", "neural-cleanse"]
+    assert joined.report.verdict == "suspicious"
 
 
 def test_a_model_is_made_once(bench: Workbench, outcomes: dict[str, Outcome]) -> None:

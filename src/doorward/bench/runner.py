@@ -150,8 +150,7 @@ def run(
     def with_seen(one: Planned) -> Planned:
         """Return a trial with what earlier scans of its model hold."""
         rows = {name: store.holding(part) for name, part in parts_of(one.resolved).items()}
-        held = {name: Outcome.model_validate(row.result) for name, row in rows.items() if row is not None}
-        seen = {name: outcome for name, outcome in held.items() if outcome.holds(name)}
+        seen = {name: Outcome.model_validate(row.result) for name, row in rows.items() if row is not None}
         return replace(one, seen=seen)
 
     def scanned(one: Planned) -> bool:

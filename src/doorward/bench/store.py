@@ -155,7 +155,10 @@ class Store:
                 held = row.model_dump(mode="json") | {"work": work_of(row.resolved, row.key)}
                 connection.execute(sql.insert(_trials).values(held))
                 if row.status == "done":
-                    found = [{"part": part, "key": row.key} for part in parts_of(row.resolved).values()]
+                    report = (row.result or {}).get("report") or {"findings": []}
+                    asked = {finding["detector"] for finding in report["findings"]}
+                    parts = [part for name, part in parts_of(row.resolved).items() if name in asked]
+                    found = [{"part": part, "key": row.key} for part in parts]
                     if found:
                         connection.execute(sql.insert(_parts), found)
         except sql.exc.IntegrityError:  # another run has written the same just now

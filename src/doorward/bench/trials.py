@@ -87,10 +87,6 @@ class Outcome(Record):
     seconds: float
     peak_memory: int | None
 
-    def holds(self, detector: str) -> bool:
-        """Tell whether a detector was asked and answered."""
-        return self.report is not None and any(f.detector == detector for f in self.report.findings)
-
 
 class Contents(Record):
     """Hold what keys and settings need of a trial's data.
@@ -470,7 +466,7 @@ class Workbench:
 def _joined(outcome: Outcome, planned: Planned) -> Outcome:
     """Add what earlier scans hold, as if all detectors had been asked now."""
     report, seen = outcome.report, planned.seen
-    if report is None or report.reason is not None or not seen:
+    if report is None or not seen:
         return outcome
     earlier = {name: held.report for name, held in seen.items() if held.report is not None}
     findings = [
