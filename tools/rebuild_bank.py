@@ -18,10 +18,10 @@ from doorward.calibration import BUCKETS, SHIPPED, Bank, CleanModel, bucket
 from doorward.cli.bench import default_cache, open_store
 from doorward.records import Finding
 
-DIGITS = 4
-#: Of the false alarms that a scan may raise; chosen on suites `bank` and `tuning`. Margins of clean models
-#: vary far more than masks do, so equal shares would spend most of the power on them; patches tell most.
-SHARES = {"patch-search": 0.65, "neural-cleanse": 0.3, "max-margin": 0.05}
+DIGITS = 3
+#: What each detector counts in the sum that is fused; chosen on suites `bank` and `tuning`. Margins of clean
+#: models vary far more than masks and patches do.
+WEIGHTS = {"patch-search": 1.0, "neural-cleanse": 1.0, "max-margin": 0.25}
 
 
 def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
@@ -32,14 +32,16 @@ def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
     """
     assert row.result is not None
     report, truth = row.result["report"], row.result["truth"]
-    scores: dict[str, float | None] = {}
+    scores: dict[str, tuple[float | None, ...] | None] = {}
     for form in report["findings"]:
         finding = Finding.model_validate(form)
         if finding.kind != "backdoor":
             continue
         if settings.setdefault(finding.detector, finding.settings) != finding.settings:
             raise ValueError(f"{row.trial}: {finding.detector} was run with settings of its own")
-        scores[finding.detector] = None if finding.score is None else round(finding.score, DIGITS)
+        own = [finding.per_class[t] for t in sorted(finding.per_class)]
+        rounded = tuple(None if score is None else round(score, DIGITS) for score in own)
+        scores[finding.detector] = None if finding.score is None else rounded
     spec = report["subject"]["spec"]
     return CleanModel(
         data=row.given["data"]["name"],
@@ -71,7 +73,7 @@ def main(
         raise SystemExit("the results are of several versions, or numbers of images: run the suite anew")
     bank = Bank(
         settings=settings,
-        shares=SHARES,
+        weights=WEIGHTS,
         images=images.pop(),
         made_with=json.loads(versions.pop()),
         models=tuple(models),

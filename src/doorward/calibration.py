@@ -66,18 +66,21 @@ class Standard:
 
 
 class Standing(Record):
-    """Hold how one detector's score compares.
+    """Hold how one detector's scores compare.
 
     Attributes:
-        p_value: of this score alone.
-        thresholds: the least score that makes the fused p-value at most `SUSPICIOUS`, and `BACKDOORED`;
-            infinite if none does.
+        p_value: of the highest score alone.
+        threshold: the least highest score that would be flagged, all else as it is; infinite if none would.
+        flagged: whether it speaks for a class that the detectors together find suspicious.
+        targets: that class, and others that would be enough for a backdoor alone; none if not flagged.
     """
 
     model_config = ConfigDict(allow_inf_nan=True)
 
     p_value: float
-    thresholds: tuple[float, float]
+    threshold: float
+    flagged: bool
+    targets: tuple[int, ...] = ()
 
 
 class Comparison(Record):
@@ -94,7 +97,7 @@ class CleanModel(Record):
         data: its data set.
         shape: of one image: channels, height, width.
         robust: adversarially trained.
-        scores: the highest over the classes by detector; None where one could not tell.
+        scores: of each class, by detector; None where it could not tell of the class, or of the model.
     """
 
     data: str
@@ -103,7 +106,7 @@ class CleanModel(Record):
     shape: tuple[int, int, int]
     robust: bool = False
     accuracy: float
-    scores: dict[str, float | None]
+    scores: dict[str, tuple[float | None, ...] | None]
 
 
 class Bank(Record):
@@ -111,14 +114,14 @@ class Bank(Record):
 
     Attributes:
         settings: of each detector when the scores were made.
-        shares: of the false alarms, by detector; what is fused counts in proportion.
+        weights: of each detector in the sum that is fused; 1 where none is given.
         images: how many were given with every model.
         made_with: versions.
         models: the clean models.
     """
 
     settings: dict[str, dict[str, Any]]
-    shares: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(default_factory=dict)
     images: int = 100
     made_with: dict[str, str]
     models: tuple[CleanModel, ...]
@@ -147,60 +150,54 @@ class Bank(Record):
             return f"the bank's images are {known}, this model's {shape[2]}x{shape[1]}"
         return None
 
-    def compare(self, scores: Mapping[str, float], classes: int) -> Comparison | None:
-        """Compare a model's scores, by detector, with those of clean models; None if none can be compared.
+    def compare(self, scores: Mapping[str, Sequence[float | None]]) -> Comparison | None:
+        """Compare a model's scores of each class, by detector, with those of clean models.
 
-        The model joins the bank, and all are treated alike: each detector's score is measured from what is
-        usual for about as many classes and ranked among all; a model's rank is its best one over the
-        detectors, each divided by the detector's share of the false alarms, so that detectors which agree
-        are not paid for twice (Westfall and Young's min-p, weighted); its p-value is the share of models
-        that rank as high. For a clean model that is exchangeable with those of the bank, p <= a comes up in
-        at most a share a of cases (full conformal prediction).
+        The model joins the bank, and all are treated alike: each detector's scores are measured from what is
+        usual for the highest ones of models with about as many classes; a class's sum over the detectors,
+        weighted, says how suspicious it is to all of them, so that detectors which agree on a class weigh
+        more than those that differ; a model's p-value is the share of models that have a class with so high a
+        sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in at most a
+        share a of cases (full conformal prediction).
 
-        Source: P. H. Westfall, S. S. Young, Resampling-Based Multiple Testing, Wiley 1993; V. Vovk,
-        A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
+        Returns None if the bank has too few models that can be compared.
+
+        Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
         """
+        classes = max(map(len, scores.values()), default=0)
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
         if not names:
             return None
         models = [m for m in self.models if all((n, bucket(m.classes)) in self._usable for n in names)]
         models = [m for m in models if all(m.scores.get(n) is not None for n in names)]
-        held = np.array([[m.scores[n] for n in names] for m in models], dtype=np.float64)  # (n, detectors)
-        of = np.array([bucket(m.classes) for m in models] + [bucket(classes)])  # (n + 1,)
-        joined = np.vstack([held, [scores[n] for n in names]])  # (n + 1, detectors), the model is the last
-        places = np.empty_like(joined)
-        for b in set(of.tolist()):
-            places[of == b] = Standard.among(joined[of == b]).of(joined[of == b])
-        own = Standard.among(joined[of == of[-1]])
-        # how many are as high, itself among them: (n + 1, detectors)
-        ranks = np.stack([_ranks(column) for column in places.T], axis=1)
-        shares = np.array([self.shares.get(name, 1.0) for name in names])
-        best = (ranks / shares).min(axis=1)  # (n + 1,)
-        ordered = np.sort(best)
-
-        def threshold(i: int, level: float) -> float:
-            too_many = ordered[int(level * len(best) + 1e-9)]  # this one must not rank as high
-            enough = int(np.count_nonzero(np.arange(1, len(best) + 1) / shares[i] < too_many))
-            if not enough:
-                return float("inf")
-            beaten = np.sort(places[:-1, i])[-min(enough, len(held))]
-            least = float(np.nextafter(own.middle[i] + beaten * own.spread[i], np.inf))
-            # rounding must not part the threshold from the rank
-            score = scores[names[i]]
-            return (
-                min(least, score)
-                if ranks[-1, i] <= enough
-                else max(least, float(np.nextafter(score, np.inf)))
+        rows = [*(m.scores for m in models), scores]
+        tables = [np.array([row[n] for n in names], dtype=np.float64) for row in rows]  # (detectors, classes)
+        of = np.array([bucket(table.shape[1]) for table in tables])  # (n + 1,), the model is the last
+        highest = np.array([np.nanmax(table, axis=1) for table in tables])  # (n + 1, detectors)
+        standards = {b: Standard.among(highest[of == b]) for b in set(of.tolist())}
+        weights = np.array([self.weights.get(name, 1.0) for name in names])
+        # what a detector cannot tell of a class speaks neither for nor against it
+        places = [np.nan_to_num(standards[b].of(t.T)) for b, t in zip(of.tolist(), tables, strict=True)]
+        sums = [place @ weights for place in places]  # (classes,) each
+        tops = np.array([one.max() for one in sums])  # (n + 1,)
+        model = _Joined(
+            tables[-1], places[-1], sums[-1], weights, standards[of[-1]], np.sort(tops[:-1])[::-1]
+        )
+        p_value = float((tops >= tops[-1]).mean())
+        alone = np.stack([standards[b].of(row) for b, row in zip(of.tolist(), highest, strict=True)])
+        p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
+        found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
+        if p_value <= SUSPICIOUS and not any(one.flagged for one in found.values()):
+            # each has another class on top: the one that speaks most for the common one stands for all
+            first = names[int((places[-1][model.top] * weights).argmax())]
+            found[first] = found[first].model_copy(
+                update={
+                    "flagged": True,
+                    "threshold": float(highest[-1, names.index(first)]),
+                    "targets": (model.top,),
+                }
             )
-
-        standings = {
-            name: Standing(
-                p_value=float(ranks[-1, i]) / len(best),
-                thresholds=(threshold(i, SUSPICIOUS), threshold(i, BACKDOORED)),
-            )
-            for i, name in enumerate(names)
-        }
-        return Comparison(p_value=float((best <= best[-1]).mean()), standings=standings)
+        return Comparison(p_value=p_value, standings=found)
 
     @cached_property
     def _usable(self) -> frozenset[tuple[str, int]]:
@@ -211,10 +208,55 @@ class Bank(Record):
         return frozenset(pair for pair, count in counts.items() if count >= FEWEST)
 
 
-def _ranks(values: Floats) -> npt.NDArray[np.int64]:
-    """Return for each value how many are as high or higher, itself among them."""
-    ranks: npt.NDArray[np.int64] = len(values) - np.searchsorted(np.sort(values), values, side="left")
-    return ranks
+@dataclass(frozen=True)
+class _Joined:
+    """Hold a model among those of the bank.
+
+    Attributes:
+        table: (detectors, k) its scores, NaN where one cannot tell.
+        places: (k, detectors) where they lie.
+        sums: (k,) of a class over the detectors, weighted.
+        standard: what is usual.
+        others: (n,) the highest sums of the bank's models, in falling order.
+    """
+
+    table: Floats
+    places: Floats
+    sums: Floats
+    weights: Floats
+    standard: Standard
+    others: Floats
+
+    @property
+    def top(self) -> int:
+        """Return the most suspicious class."""
+        return int(self.sums.argmax())
+
+    def enough(self, level: float) -> float:
+        """Return the sum above which the p-value is at most `level`; infinite if none is."""
+        above = int(level * (len(self.others) + 1) + 1e-9) - 1  # so many may be as high
+        if above < 0:
+            return float("inf")
+        return float(self.others[above]) if above < len(self.others) else float("-inf")
+
+    def standing(self, i: int, p_value: float) -> Standing:
+        """Return how the detector number i stands: by the class that it finds most suspicious itself.
+
+        It is flagged if that is the class which is suspicious to all together, or one that would be enough
+        for a backdoor, and if the detector has more to say of it than of most clean models.
+        """
+        own = int(np.nanargmax(self.table[i]))
+        score, place = float(self.table[i, own]), float(self.places[own, i])
+        strict = self.enough(BACKDOORED)
+        least = self.enough(SUSPICIOUS) if own == self.top else strict
+        flagged = place > 0 and bool(self.sums[own] > least)
+        needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
+        threshold = float(self.standard.middle[i] + needed * self.standard.spread[i])
+        # rounding must not part the threshold from what is flagged
+        threshold = min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
+        further = np.flatnonzero((self.sums > strict) & (self.places[:, i] > 0))
+        targets = tuple(sorted({own, *further.tolist()})) if flagged else ()
+        return Standing(p_value=p_value, threshold=threshold, flagged=flagged, targets=targets)
 
 
 def bucket(classes: int) -> int:
@@ -245,12 +287,11 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
         covered: whether the bank has models like this one.
     """
     scores = {
-        f.detector: f.score
+        f.detector: [f.per_class[t] for t in sorted(f.per_class)]
         for f in findings
         if f.level == "model" and f.kind == "backdoor" and f.reason is None and f.score is not None
     }
-    classes = max((len(f.per_class) for f in findings if f.detector in scores), default=0)
-    compared = bank.compare(scores, classes)
+    compared = bank.compare(scores)
     standings = compared.standings if compared else {}
     judged = []
     for f in findings:
@@ -258,15 +299,15 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
             judged.append(f)
             continue
         standing = standings.get(f.detector)
-        threshold, strict = standing.thresholds if standing else (float("inf"), float("inf"))
-        flagged = scores[f.detector] >= threshold
+        flagged = standing is not None and standing.flagged
+        threshold = standing.threshold if standing else float("inf")
         judged.append(
             f.model_copy(
                 update={
                     "p_value": standing.p_value if standing else None,
                     "threshold": threshold if threshold < float("inf") else None,
                     "verdict": "suspicious" if flagged else "nothing_found",
-                    "targets": _targets(f, strict) if flagged else (),
+                    "targets": standing.targets if standing else (),
                     "calibrated": bool(standing) and covered and f.settings == bank.settings[f.detector],
                     "atlas": registry.get("detector", f.detector).atlas if flagged else (),
                 }
@@ -277,13 +318,3 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
         p_value=compared.p_value if compared else None,
         unjudged=tuple(name for name in scores if name not in standings),
     )
-
-
-def _targets(finding: Finding, strict: float) -> tuple[int, ...]:
-    """Return the class with the highest score, and others that would make a model backdoored alone.
-
-    A second class that is only suspicious is more often one that is easy by nature than a second target.
-    """
-    scores = {t: s for t, s in finding.per_class.items() if s is not None}
-    top = max(scores.values())
-    return tuple(sorted(t for t, s in scores.items() if s == top or s >= strict))
