@@ -12,29 +12,42 @@ from doorward.calibration import (
     Bank,
     CleanModel,
     Standard,
+    Standing,
     bucket,
     judge,
     shipped,
 )
 from doorward.records import Finding
 
-NAMES = ("neural-cleanse", "max-margin")
+NAMES = ("neural-cleanse", "max-margin", "patch-search")
 SETTINGS = {name: registry.build("detector", name, {}).settings() for name in NAMES}
 
 
-def bank(models: list[CleanModel], **shares: float) -> Bank:
-    named = {name.replace("_", "-"): share for name, share in shares.items()}
-    return Bank(settings=SETTINGS, shares=named, made_with={}, models=tuple(models))
+#: How far all other classes lie below the one that scores highest.
+BELOW = 4.0
+
+Table = tuple[float | None, ...]
+
+
+def bank(models: list[CleanModel], **weights: float) -> Bank:
+    named = {name.replace("_", "-"): weight for name, weight in weights.items()}
+    return Bank(settings=SETTINGS, weights=named, made_with={}, models=tuple(models))
+
+
+def table(score: float, classes: int, at: int = 3) -> Table:
+    """Return scores of all classes, of which one is high."""
+    return tuple(score if t == at % classes else score - BELOW for t in range(classes))
 
 
 def model(classes: int, first: float | None, second: float | None = 0.0, data: str = "a") -> CleanModel:
+    scores = {"neural-cleanse": first, "max-margin": second}
     return CleanModel(
         data=data,
         architecture="small-cnn",
         classes=classes,
         shape=(1, 28, 28),
         accuracy=0.9,
-        scores={"neural-cleanse": first, "max-margin": second},
+        scores={name: None if score is None else table(score, classes) for name, score in scores.items()},
     )
 
 
@@ -45,9 +58,11 @@ def drawn(n: int, seed: int = 0, classes: tuple[int, ...] = (2, 5, 12, 30)) -> l
     for i in range(n):
         k = classes[i % len(classes)]
         shared = rng.normal()
-        made.append(
-            model(k, k * 0.1 + rng.gumbel() * (1 + k / 30) + shared, rng.gumbel() + shared, "ab"[i % 2])
-        )
+        first, second = k * 0.1 + rng.gumbel() * (1 + k / 30) + shared, rng.gumbel() + shared
+        one = model(k, first, second, "ab"[i % 2])
+        # in half of the models the detectors have different classes on top
+        apart = {"max-margin": table(second, k, at=int(rng.integers(3, 5)))}
+        made.append(one.model_copy(update={"scores": one.scores | apart}))
     return made
 
 
@@ -66,28 +81,34 @@ def finding(score: float | None, classes: int = 12, name: str = "neural-cleanse"
 
 
 def p_of(held: Bank, score: float, classes: int = 10, name: str = "neural-cleanse") -> float:
-    compared = held.compare({name: score}, classes)
+    compared = held.compare({name: table(score, classes)})
     assert compared is not None
     assert compared.p_value == compared.standings[name].p_value
     return compared.p_value
 
 
-def by_hand(held: Bank, scores: dict[str, float], classes: int) -> float:
+def by_hand(held: Bank, scores: dict[str, Table]) -> float:
     """Return the fused p-value as written in the documentation, without any shortcut."""
-    joined = [(m.classes, m.scores) for m in held.models] + [(classes, scores)]
-    names = sorted(scores)
+    joined = [{n: m.scores[n] for n in scores} for m in held.models] + [scores]
 
-    def place(name: str, k: int, score: float) -> float:
-        usual = sorted(s[name] for n, s in joined if bucket(n) == bucket(k))
+    def known(row: Table) -> list[float]:
+        return [value for value in row if value is not None]
+
+    def place(name: str, classes: int, score: float | None) -> float:
+        if score is None:
+            return 0.0
+        usual = [max(known(t[name])) for t in joined if bucket(len(t[name])) == bucket(classes)]
         middle = float(np.median(usual))
         return (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
 
-    places = [{n: place(n, k, s[n]) for n in names} for k, s in joined]
-    best = [
-        min(sum(other[n] >= one[n] - 1e-12 for other in places) / held.shares.get(n, 1.0) for n in names)
-        for one in places
+    sums = [
+        max(
+            sum(held.weights.get(n, 1.0) * place(n, len(t[n]), t[n][c]) for n in scores)
+            for c in range(len(next(iter(t.values()))))
+        )
+        for t in joined
     ]
-    return sum(b <= best[-1] for b in best) / len(best)
+    return sum(one >= sums[-1] - 1e-12 for one in sums) / len(sums)
 
 
 def test_a_p_value_is_the_place_among_clean_models() -> None:
@@ -106,16 +127,26 @@ def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     assert p_of(held, 1000.0, 5) == 1 / 41
 
 
-@pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.9, "max_margin": 0.1}])
-@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_the_comparison_is_the_one_by_hand(names, shares) -> None:
-    held, rng = bank(drawn(60), **shares), np.random.default_rng(3)
+@pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
+def test_the_comparison_is_the_one_by_hand(names, weights) -> None:
+    held, rng = bank(drawn(60), **weights), np.random.default_rng(3)
     for classes in (2, 7, 20, 90):
         for _ in range(5):
-            scores = {name: float(rng.normal() * 3) for name in names}
-            compared = held.compare(scores, classes)
+            scores = {name: tuple((rng.normal(size=classes) * 3).tolist()) for name in names}
+            scores["neural-cleanse"] = (None, *scores["neural-cleanse"][1:])
+            compared = held.compare(scores)
             assert compared is not None
-            assert compared.p_value == by_hand(held, scores, classes)
+            assert compared.p_value == by_hand(held, scores)
+
+
+def test_detectors_that_agree_on_a_class_weigh_more() -> None:
+    held = bank(drawn(200))
+    agreeing = held.compare({"neural-cleanse": table(5.0, 12), "max-margin": table(3.0, 12)})
+    differing = held.compare({"neural-cleanse": table(5.0, 12), "max-margin": table(3.0, 12, at=7)})
+    assert agreeing is not None
+    assert differing is not None
+    assert agreeing.p_value < differing.p_value / 2
 
 
 def test_the_standard_by_hand() -> None:
@@ -131,30 +162,29 @@ def test_buckets_are_those_of_the_design() -> None:
 
 def test_a_bucket_with_few_models_says_nothing() -> None:
     held = bank([model(10, float(s)) for s in range(FEWEST)] + [model(2, 1.0)] * (FEWEST - 1))
-    assert held.compare({"neural-cleanse": 1.0}, 10) is not None
-    assert held.compare({"neural-cleanse": 1.0}, 2) is None
-    assert held.compare({"strip": 1.0}, 10) is None
-    assert held.compare({}, 10) is None
-    assert bank([]).compare({"neural-cleanse": 1.0}, 10) is None
+    assert held.compare({"neural-cleanse": table(1.0, 10)}) is not None
+    assert held.compare({"neural-cleanse": table(1.0, 2)}) is None
+    assert held.compare({"strip": table(1.0, 10)}) is None
+    assert held.compare({}) is None
+    assert bank([]).compare({"neural-cleanse": table(1.0, 10)}) is None
 
 
 def test_a_detector_that_the_bank_does_not_know_is_left_out() -> None:
     held = bank(drawn(100))
-    alone = held.compare({"neural-cleanse": 2.0}, 12)
-    beside = held.compare({"neural-cleanse": 2.0, "strip": 99.0}, 12)
+    alone = held.compare({"neural-cleanse": table(2.0, 12)})
+    beside = held.compare({"neural-cleanse": table(2.0, 12), "strip": table(99.0, 12)})
     assert alone == beside
 
 
-@pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.9, "max_margin": 0.1}])
-@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_clean_models_are_flagged_as_often_as_is_said(names, shares) -> None:
+@pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
+def test_clean_models_are_flagged_as_often_as_is_said(names, weights) -> None:
     """Small banks, fresh models: the share at a level is at most the level, and not far below."""
     rates = []
     for seed in range(40):
-        held = bank(drawn(100, seed=2 * seed), **shares)
+        held = bank(drawn(100, seed=2 * seed), **weights)
         found = [
-            held.compare({n: one.scores[n] or 0.0 for n in names}, one.classes)
-            for one in drawn(40, seed=2 * seed + 1)
+            held.compare({n: one.scores[n] or () for n in names}) for one in drawn(40, seed=2 * seed + 1)
         ]
         rates.append([np.mean([c.p_value <= level for c in found if c]) for level in (0.05, 0.02, 0.3)])
     means, errors = np.mean(rates, axis=0), np.std(rates, axis=0) / np.sqrt(len(rates))
@@ -163,33 +193,61 @@ def test_clean_models_are_flagged_as_often_as_is_said(names, shares) -> None:
         assert mean >= level - 0.02 - 3 * error
 
 
-@pytest.mark.parametrize("shares", [{}, {"neural_cleanse": 0.8, "max_margin": 0.2}])
+@pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, shares) -> None:
-    held, rng = bank(drawn(400), **shares), np.random.default_rng(5)
+def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) -> None:
+    held, rng = bank(drawn(400), **weights), np.random.default_rng(5)
     sides = set()
-    for _ in range(300):
-        scores = {name: float(rng.normal() * 6 + 4) for name in NAMES}
-        compared = held.compare(scores, classes)
+    for _ in range(200):
+        scores = {name: tuple((rng.normal(size=classes) * 3 + 2).tolist()) for name in NAMES[:2]}
+        compared = held.compare(scores)
         assert compared is not None
-        for which, level in enumerate((SUSPICIOUS, BACKDOORED)):
-            flagged = [scores[n] >= s.thresholds[which] for n, s in compared.standings.items()]
-            assert any(flagged) == (compared.p_value <= level)
-            sides |= {(which, one) for one in flagged}
-    assert len(sides) == 4
+        standings = compared.standings.items()
+        assert any(s.flagged for _, s in standings) == (compared.p_value <= SUSPICIOUS)
+        for name, s in standings:
+            assert s.flagged == (max(scores[name]) >= s.threshold)
+            assert bool(s.targets) == s.flagged
+            sides.add(s.flagged)
+    assert len(sides) == 2
 
 
-def test_a_score_just_above_its_threshold_is_enough() -> None:
+def test_a_threshold_is_where_the_flag_begins() -> None:
+    held, margins = bank(drawn(400)), table(0.0, 12)
+
+    def standing(score: float) -> Standing:
+        compared = held.compare({"neural-cleanse": table(score, 12), "max-margin": margins})
+        assert compared is not None
+        return compared.standings["neural-cleanse"]
+
+    low, high = 0.0, 50.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (low, middle) if standing(middle).flagged else (middle, high)
+    # the bar moves a little with the score, which counts as one of its bucket
+    assert standing(low - 0.5).threshold == pytest.approx(high, abs=0.1)
+    assert standing(high + 0.5).threshold == pytest.approx(high, abs=0.1)
+
+
+def test_a_finding_that_speaks_against_the_class_is_not_flagged() -> None:
     held = bank(drawn(400))
-    scores = {"neural-cleanse": 0.0, "max-margin": 0.0}
-    for _ in range(20):  # the bar moves a little with the score, which counts as one of its bucket
-        compared = held.compare(scores, 12)
-        assert compared is not None
-        scores["neural-cleanse"] = compared.standings["neural-cleanse"].thresholds[0]
+    high = [60.0 if t == 3 else -9.0 for t in range(12)]
+    compared = held.compare({"neural-cleanse": high, "max-margin": table(-3.0, 12)})
+    assert compared is not None
+    assert compared.standings["neural-cleanse"].targets == (3,)
+    assert not compared.standings["max-margin"].flagged
+
+
+def test_a_class_that_is_second_to_all_can_be_the_one_they_agree_on() -> None:
+    held = bank(drawn(400))
+    first = [6.0, 5.9, *[-9.0] * 10]  # class 1 is nearly on top for both
+    second = [-9.0, 5.9, 6.0, *[-9.0] * 9]
+    compared = held.compare({"neural-cleanse": first, "max-margin": second})
+    assert compared is not None
     assert compared.p_value <= SUSPICIOUS
-    below = held.compare(scores | {"neural-cleanse": scores["neural-cleanse"] - 0.1}, 12)
-    assert below is not None
-    assert below.p_value > SUSPICIOUS
+    flagged = {name: s for name, s in compared.standings.items() if s.flagged}
+    (one,) = flagged.values()
+    assert one.targets == (1,)
+    assert one.threshold <= 6.0
 
 
 def test_a_level_that_the_bank_is_too_small_for_is_never_reached() -> None:
@@ -204,7 +262,7 @@ def test_models_without_a_score_of_a_detector_are_no_comparison() -> None:
     held = bank([model(10, float(s), None if s < 5 else 1.0) for s in range(20)])
     assert p_of(held, 2.0, name="max-margin") == 1 / 16
     assert p_of(held, 19.5) == 1 / 21
-    both = held.compare({"neural-cleanse": 19.5, "max-margin": 0.0}, 10)
+    both = held.compare({"neural-cleanse": table(19.5, 10), "max-margin": table(0.0, 10)})
     assert both is not None
     assert both.standings["neural-cleanse"].p_value == 1 / 16
 
@@ -213,13 +271,11 @@ def test_judging_gives_a_finding_what_the_bank_says() -> None:
     held = bank(drawn(400))
     found = judge([finding(50.0), finding(0.0, name="max-margin")], held)
     high, low = found.findings
-    compared = held.compare({"neural-cleanse": 50.0, "max-margin": 0.0}, 12)
+    compared = held.compare({f.detector: list(f.per_class.values()) for f in (high, low)})
     assert compared is not None
+    standing = compared.standings["neural-cleanse"]
     assert (high.verdict, high.targets, high.calibrated) == ("suspicious", (3,), True)
-    assert (high.p_value, high.threshold) == (
-        compared.standings["neural-cleanse"].p_value,
-        compared.standings["neural-cleanse"].thresholds[0],
-    )
+    assert (high.p_value, high.threshold) == (standing.p_value, standing.threshold)
     assert found.p_value == compared.p_value
     assert high.atlas == registry.get("detector", "neural-cleanse").atlas
     assert (low.verdict, low.targets, low.atlas) == ("nothing_found", (), ())
@@ -228,13 +284,19 @@ def test_judging_gives_a_finding_what_the_bank_says() -> None:
 
 def test_further_classes_are_targets_if_each_would_be_enough_for_the_strict_verdict() -> None:
     held = bank(drawn(400))
-    compared = held.compare({"neural-cleanse": 60.0}, 12)
-    assert compared is not None
-    loose, strict = compared.standings["neural-cleanse"].thresholds
-    assert loose < strict < 50
-    per_class = {0: 50.0, 1: (loose + strict) / 2, 2: 60.0, 3: None, **dict.fromkeys(range(4, 12), 0.0)}
-    (judged,) = judge([finding(60.0).model_copy(update={"per_class": per_class})], held).findings
-    assert judged.targets == (0, 2)
+
+    def named(second: float) -> tuple[int, ...]:
+        per_class = {0: second, 1: None, 2: 60.0, **dict.fromkeys(range(3, 12), -9.0)}
+        (judged,) = judge([finding(60.0).model_copy(update={"per_class": per_class})], held).findings
+        return judged.targets
+
+    def p_alone(score: float) -> float:
+        return p_of(held, score, 12)
+
+    suspicious = next(s / 10 for s in range(300) if p_alone(s / 10) <= SUSPICIOUS)
+    assert p_alone(suspicious) > BACKDOORED
+    assert named(suspicious) == (2,)
+    assert named(30.0) == (0, 2)
 
 
 def test_what_cannot_be_calibrated_is_left_alone() -> None:
@@ -272,9 +334,9 @@ def test_leaving_one_data_set_out() -> None:
 
 def test_what_was_worked_out_of_a_data_set_is_left_out_with_it() -> None:
     first, second = drawn(200), [m.model_copy(update={"data": "c"}) for m in drawn(200, seed=1)]
-    held, scores = bank([*first, *second]), {"neural-cleanse": 3.0, "max-margin": 2.0}
-    whole, left = held.compare(scores, 12), held.without("c").compare(scores, 12)
-    assert left == bank(first).compare(scores, 12)
+    held, scores = bank([*first, *second]), {n: table(3.0, 12) for n in NAMES[:2]}
+    whole, left = held.compare(scores), held.without("c").compare(scores)
+    assert left == bank(first).compare(scores)
     assert left != whole
 
 

@@ -39,7 +39,7 @@ def test_a_high_score_that_is_confirmed_is_a_backdoor(held: Bank) -> None:
     assert [f.verdict for f in found.findings] == ["backdoored", "nothing_found"]
     assert found.p_value is not None
     assert found.p_value <= 0.01
-    compared = held.compare({f.detector: f.score or 0.0 for f in found.findings}, 12)
+    compared = held.compare({f.detector: list(f.per_class.values()) for f in found.findings})
     assert compared is not None
     assert found.p_value == compared.p_value
 
@@ -112,7 +112,10 @@ def test_concluding_again_changes_nothing_and_another_bank_does(held: Bank) -> N
     assert conclude(once, held) == once
     assert conclude(Report.model_validate_json(once.model_dump_json()), held) == once
     shifted = [
-        m.model_copy(update={"scores": {n: 100.0 + s for n, s in m.scores.items() if s}}) for m in held.models
+        m.model_copy(
+            update={"scores": {n: tuple(100.0 + (s or 0.0) for s in t) for n, t in m.scores.items() if t}}
+        )
+        for m in held.models
     ]
     assert once.verdict != "nothing_found"
     assert conclude(once, bank(shifted)).verdict == "nothing_found"

@@ -168,28 +168,32 @@ class Bank(Record):
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
         if not names:
             return None
-        models = [m for m in self.models if all((n, bucket(m.classes)) in self._usable for n in names)]
-        models = [m for m in models if all(m.scores.get(n) is not None for n in names)]
-        rows = [*(m.scores for m in models), scores]
-        tables = [np.array([row[n] for n in names], dtype=np.float64) for row in rows]  # (detectors, classes)
-        of = np.array([bucket(table.shape[1]) for table in tables])  # (n + 1,), the model is the last
-        highest = np.array([np.nanmax(table, axis=1) for table in tables])  # (n + 1, detectors)
-        standards = {b: Standard.among(highest[of == b]) for b in set(of.tolist())}
-        weights = np.array([self.weights.get(name, 1.0) for name in names])
+        held, starts, of = self._stacked(tuple(names))
+        own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
+        stack, starts = np.vstack([held, own]), np.append(starts, len(held))
+        of = np.append(of, bucket(classes))
+        highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
+        middle, spread = np.empty_like(highest), np.empty_like(highest)
+        for b in set(of.tolist()):
+            usual = Standard.among(highest[of == b])
+            middle[of == b], spread[of == b] = usual.middle, usual.spread
+        alone = (highest - middle) / spread
+        counts = np.diff(np.append(starts, len(stack)))  # classes of each model
         # what a detector cannot tell of a class speaks neither for nor against it
-        places = [np.nan_to_num(standards[b].of(t.T)) for b, t in zip(of.tolist(), tables, strict=True)]
-        sums = [place @ weights for place in places]  # (classes,) each
-        tops = np.array([one.max() for one in sums])  # (n + 1,)
+        places = np.nan_to_num((stack - middle.repeat(counts, axis=0)) / spread.repeat(counts, axis=0))
+        weights = np.array([self.weights.get(name, 1.0) for name in names])
+        sums = places @ weights  # of each class of each model
+        tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
+        others = np.sort(tops[:-1])[::-1]
         model = _Joined(
-            tables[-1], places[-1], sums[-1], weights, standards[of[-1]], np.sort(tops[:-1])[::-1]
+            own, places[starts[-1] :], sums[starts[-1] :], weights, Standard(middle[-1], spread[-1]), others
         )
         p_value = float((tops >= tops[-1]).mean())
-        alone = np.stack([standards[b].of(row) for b, row in zip(of.tolist(), highest, strict=True)])
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
         found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
         if p_value <= SUSPICIOUS and not any(one.flagged for one in found.values()):
             # each has another class on top: the one that speaks most for the common one stands for all
-            first = names[int((places[-1][model.top] * weights).argmax())]
+            first = names[int((model.places[model.top] * weights).argmax())]
             found[first] = found[first].model_copy(
                 update={
                     "flagged": True,
@@ -198,6 +202,27 @@ class Bank(Record):
                 }
             )
         return Comparison(p_value=p_value, standings=found)
+
+    def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
+
+        Returns (classes of all models, detectors), the row where each model begins, and its bucket.
+        """
+        if names not in self._stacks:
+            kept = [
+                m
+                for m in self.models
+                if all((n, bucket(m.classes)) in self._usable and m.scores.get(n) is not None for n in names)
+            ]
+            tables = [np.array([m.scores[n] for n in names], dtype=np.float64).T for m in kept]
+            starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
+            of = np.array([bucket(m.classes) for m in kept], dtype=np.int64)
+            self._stacks[names] = np.vstack([*tables, np.empty((0, len(names)))]), starts, of
+        return self._stacks[names]
+
+    @cached_property
+    def _stacks(self) -> dict[tuple[str, ...], tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        return {}
 
     @cached_property
     def _usable(self) -> frozenset[tuple[str, int]]:
@@ -213,7 +238,7 @@ class _Joined:
     """Hold a model among those of the bank.
 
     Attributes:
-        table: (detectors, k) its scores, NaN where one cannot tell.
+        table: (k, detectors) its scores, NaN where one cannot tell.
         places: (k, detectors) where they lie.
         sums: (k,) of a class over the detectors, weighted.
         standard: what is usual.
@@ -245,8 +270,8 @@ class _Joined:
         It is flagged if that is the class which is suspicious to all together, or one that would be enough
         for a backdoor, and if the detector has more to say of it than of most clean models.
         """
-        own = int(np.nanargmax(self.table[i]))
-        score, place = float(self.table[i, own]), float(self.places[own, i])
+        own = int(np.nanargmax(self.table[:, i]))
+        score, place = float(self.table[own, i]), float(self.places[own, i])
         strict = self.enough(BACKDOORED)
         least = self.enough(SUSPICIOUS) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
