@@ -155,6 +155,27 @@ def test_blurred_and_double_reflections_are_made_in_light_too() -> None:
     assert not 0.5 - 1e-3 > share > 0.5 - 1e-9
 
 
+def test_glare_is_added_to_blurred_reflections_alone() -> None:
+    x, bright = noise(1, 1, 12, 16), noise(1, 1, 12, 16, seed=8).mul(55).add(200).to(torch.uint8)
+    light, reflected = (linear(v[0, 0].double().numpy()) for v in (x, bright / 255))
+    made = {"reflections": bright, "strength": (0.4, 0.4), "blur": (2.0, 2.0), "glare": True}
+    blurred = trigger(models=("out-of-focus",), **made)
+    inside = [
+        ndimage.gaussian_filter(a, 2.0, mode="constant", truncate=20) for a in (reflected, reflected * 0 + 1)
+    ]
+    expected = encoded(np.minimum(0.6 * light + 0.7 * inside[0] / inside[1], 1))
+    assert expected.max() == pytest.approx(1), "some is cut off"
+    np.testing.assert_allclose(blurred.apply(x)[0, 0].numpy(), expected, atol=1e-5)
+    sharp = {"models": ("same-focus",)}
+    assert torch.equal(trigger(1, **sharp, glare=True).apply(x), trigger(1, **sharp).apply(x))
+    again = Trigger.from_json(blurred.to_json())
+    assert torch.equal(again.apply(x), blurred.apply(x))
+    assert "glare" not in trigger().settings(), "plants of an earlier make are what they were"
+    test = attack(glare=True).make_triggers(images(), generator=torch.Generator().manual_seed(0)).test
+    assert isinstance(test, Reflected)
+    assert test.glare
+
+
 def test_nothing_is_reflected_at_no_strength_and_all_at_full() -> None:
     x = noise(5, 1, 12, 16)
     assert torch.allclose(trigger(strength=(0.0, 0.0)).apply(x), x, atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +20,7 @@ from doorward.bench.planting import Planting, kept, pooled
 from doorward.bench.runner import RunSettings, run
 from doorward.bench.show import Result, Results, Summary, measure, summarise
 from doorward.bench.store import Store
-from doorward.bench.suite import Claim, Group, Judging, Method, Suite, Trial, expand
+from doorward.bench.suite import Claim, Data, Group, Judging, Method, Suite, Trial, expand
 from doorward.bench.trials import Planned, Sources, Workbench, plan
 from doorward.measures import rate
 from doorward.models import open_classifier
@@ -137,6 +138,21 @@ def test_poisoning_without_a_trigger_has_no_success(tmp_path: Path) -> None:
     assert outcome.planting is not None
     assert outcome.planting.success is None
     assert (outcome.report, outcome.truth.attack_success) == (None, None)
+
+
+def test_a_setting_can_name_a_data_set(tmp_path: Path) -> None:
+    shutil.copytree(reference.FOLDER / "fashion_mnist", tmp_path / "clothes")
+    attack = Method(name="reflection", settings={"reflections": "data:clothes"})
+    (trial,) = trials(planted(1, attack=attack))
+    sources = Sources(tmp_path)
+    made = plan(trial, sources).resolved["model"]["attack"]
+    assert made["settings"]["reflections"] == "data:clothes", "the key is the same wherever the data lie"
+    assert made["data"] == {"reflections": sources.contents(Data(name="clothes")).test}
+    assert sources.given(attack) == {"reflections": str(tmp_path / "clothes")}
+    assert "no folder of data sets is given" in str(plan(trial, SOURCES).missing)
+    assert f"data set clothes is not in {tmp_path / 'clothes'}" in str(
+        plan(trial, Sources(tmp_path / "clothes")).missing
+    )
 
 
 def test_twins_count_in_an_estimate_and_scans_do_not(tmp_path: Path) -> None:
