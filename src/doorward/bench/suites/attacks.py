@@ -68,7 +68,7 @@ def classic(*, rows: int | None, epochs: int) -> list[Group]:
             data, "badnets", {"mapping": "all-to-all"}, epochs=epochs, name="all-to-all", about="all to all"
         ),
         plants(data, "distributed", {"split": True}, epochs=epochs, name="split", about="one part a sample"),
-        plants(data, "sinusoid", {"poison_rate": 0.07, "delta": 40, "test_delta": 80}, epochs=epochs),
+        plants(data, "sinusoid", {"poison_rate": 0.08, "delta": 60, "test_delta": 120}, epochs=epochs),
         plants(data, "clean-label", {"poison_rate": 0.05}, epochs=epochs),
         plants(
             data, "label-flipping", {"poison_rate": 0.4}, epochs=epochs, about="40 % of labels", apart=True
