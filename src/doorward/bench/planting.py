@@ -22,7 +22,7 @@ class Planting(Record):
             a trigger.
         poison_rate: poisoned samples per sample; None where the model itself is changed.
         robust_accuracy: of the planted model, if it is adversarially trained.
-        planted: seconds that planting took: poisoning all samples, or changing the model.
+        planted: processor seconds that planting took: poisoning all samples, or changing the model.
         trained: seconds that the training took; the twin's, where the model itself is changed.
     """
 

@@ -153,7 +153,7 @@ class PlantRow(Record):
         success: over the images of all models; None without a trigger.
         lowest: success of the model that it is lowest for.
         robust_accuracy: over the images of all models; of adversarially trained ones.
-        planted, trained: median seconds of planting and training.
+        planted, trained: median processor seconds of planting, and seconds of training.
         claims: those about this group alone.
     """
 
@@ -678,7 +678,7 @@ def notes(summary: Summary) -> list[str]:
             "twin of the same data, seed, architecture and training. Attack success is over the triggered "
             "test images of all models together, with the 95 % interval of that count (Clopper and "
             "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
-            "share of the training set. Planting is the median time of poisoning all samples, or of "
+            "share of the training set. Planting is the median processor time of poisoning all samples, or of "
             "changing the model."
         ]
     said = [

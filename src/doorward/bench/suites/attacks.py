@@ -69,7 +69,7 @@ def classic(*, rows: int | None, epochs: int) -> list[Group]:
         ),
         plants(data, "distributed", {"split": True}, epochs=epochs, name="split", about="one part a sample"),
         plants(data, "sinusoid", {"poison_rate": 0.08, "delta": 60, "test_delta": 120}, epochs=epochs),
-        plants(data, "clean-label", {"poison_rate": 0.05}, epochs=epochs),
+        plants(data, "clean-label", {"poison_rate": 0.08}, epochs=epochs),
         plants(
             data, "label-flipping", {"poison_rate": 0.4}, epochs=epochs, about="40 % of labels", apart=True
         ),
@@ -103,18 +103,25 @@ def colour(*, rows: int | None, epochs: int, signs: int, architecture: str) -> l
     """Return what is planted in CIFAR-10 and in traffic signs."""
     objects, gtsrb = Data(name="cifar10", rows=rows), Data(name="gtsrb")
     found = [
-        plants(data, attack, settings, epochs=count, architecture=architecture)
+        plants(
+            data,
+            attack,
+            settings,
+            epochs=count,
+            architecture=architecture,
+            about="strength 2, noise mode" if attack == "warp" else "",
+        )
         for data, count in ((objects, epochs), (gtsrb, signs))
         for attack, settings in (
             ("badnets", {}),
             ("blended", {}),
-            ("warp", {"strength": 1.0}),
+            ("warp", {"strength": 2.0}),
         )
     ]
     return [
         *found,
         plants(
-            objects, "clean-label", {"poison_rate": 0.05, "size": 4}, epochs=epochs, architecture=architecture
+            objects, "clean-label", {"poison_rate": 0.08, "size": 4}, epochs=epochs, architecture=architecture
         ),
         plants(
             objects,
