@@ -678,8 +678,8 @@ def notes(summary: Summary) -> list[str]:
             "twin of the same data, seed, architecture and training. Attack success is over the triggered "
             "test images of all models together, with the 95 % interval of that count (Clopper and "
             "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
-            "share of the training set. Planting is the median processor time of poisoning all samples, or of "
-            "changing the model."
+            "share of the training set. Planting is the median processor time of poisoning all samples, or "
+            "of changing the model."
         ]
     said = [
         "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
