@@ -93,3 +93,10 @@ def test_what_is_skipped_takes_no_time() -> None:
     left = TimeLeft(todo, workers=1)
     left.ended(todo[0], 5)
     assert left.seconds() is None
+
+
+@pytest.mark.parametrize("architecture", ["text-cnn", "audio-cnn"])
+def test_texts_and_recordings_are_calibrated_by_training_alone(architecture: str) -> None:
+    speed = module._speed(architecture, (1, 1, 1), "cpu")
+    assert 10 < speed.training < 1e7
+    assert speed.gradients == float("inf")

@@ -28,7 +28,7 @@ from doorward.bench.suite import (
     suite_names,
 )
 from doorward.errors import InputError
-from doorward.models.architectures import NAMES
+from doorward.models.networks import NAMES
 from doorward.training import AdversarialSettings, TrainingSettings
 
 SUITES = [get_suite(name) for name in suite_names()]

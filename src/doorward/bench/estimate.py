@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean
@@ -12,7 +13,9 @@ import torch
 from doorward import registry
 from doorward.bench.cache import ModelCache
 from doorward.bench.trials import Planned
-from doorward.data import InMemorySamples
+from doorward.data import InMemorySamples, Samples
+from doorward.data.samples import Waveform
+from doorward.models import networks
 from doorward.records import Record
 from doorward.subject import Subject
 from doorward.training import TrainingSettings, train_classifier
@@ -22,7 +25,7 @@ GRADIENTS_PER_CLASS, GRADIENTS_BESIDE = 5_000, 19_000
 
 
 class Speed(Record):
-    """Hold what one architecture does with images of one shape: images a second."""
+    """Hold what one architecture does with images of one shape: images, texts or recordings a second."""
 
     training: float
     gradients: float
@@ -80,18 +83,31 @@ def estimate(
 
 
 def _speed(architecture: str, shape: tuple[int, int, int], device: str) -> Speed:
-    """Train a network on noise for a moment, and let a detector take input gradients."""
-    channels, height, width = shape
-    x = np.random.default_rng(0).integers(0, 256, (256, height, width, channels), dtype=np.uint8)
-    samples = InMemorySamples(x, np.arange(len(x)) % 4)
+    """Train a network on noise for a moment, and let a detector take input gradients of images."""
+    samples = _noise(networks.NAMES[architecture], shape)
     settings = TrainingSettings(epochs=1)
     probe = registry.build("detector", "max-margin", {"starts": 32, "steps": 5})
+    gradients = math.inf
     for part in (samples.select(range(64)), samples):  # the first warms up
         trained = train_classifier(architecture, part, seed=0, settings=settings, device=device)
-        found = probe(Subject(classifier=trained.classifier), device=device)
-    return Speed(
-        training=len(samples) / trained.record.seconds, gradients=found.cost.gradients / found.seconds
-    )
+        if samples.modality == "image":
+            found = probe(Subject(classifier=trained.classifier), device=device)
+            gradients = found.cost.gradients / found.seconds
+    return Speed(training=len(samples) / trained.record.seconds, gradients=gradients)
+
+
+def _noise(modality: str, shape: tuple[int, int, int]) -> Samples:
+    """Return 256 images of a shape, or as many texts of 20 words or recordings of half a second."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(256) % 4
+    if modality == "text":
+        texts = [" ".join(map(str, rng.integers(1000, size=20))) for _ in labels]
+        return InMemorySamples(texts, labels, modality="text")
+    if modality == "audio":
+        sounds = [Waveform(rng.uniform(-1, 1, 4000).astype(np.float32), 8000) for _ in labels]
+        return InMemorySamples(sounds, labels, modality="audio")
+    channels, height, width = shape
+    return InMemorySamples(rng.integers(0, 256, (256, height, width, channels), dtype=np.uint8), labels)
 
 
 class TimeLeft:

@@ -17,7 +17,7 @@ GLASSES = {"size": (14, 62), "place": (45, 15), "colour": 20}
 LOCALISED = {"size": 3, "place": (24, 24), "colour": 250, "poison_rate": 0.01, "target": 7}
 APART = {"parts": ((1, 1), (24, 24)), "colour": 250, "poison_rate": 0.01, "target": 7}
 #: Attacks whose success our bar is about.
-BARRED = ("badnets", "distributed", "blended", "warp")
+BARRED = ("badnets", "distributed", "blended", "warp", "phrase", "tone")
 
 PUBLISHED_ROBUST = "results with the code of Soremekun et al."
 
@@ -27,7 +27,7 @@ def plants(
     attack: str,
     settings: dict[str, Any] | None = None,
     *,
-    epochs: int,
+    epochs: int | None = None,
     name: str = "",
     about: str = "",
     architecture: str = SMALL,
@@ -43,7 +43,7 @@ def plants(
         models=models,
         attack=Method(name=attack, settings=settings or {}),
         architectures=(architecture,),
-        training={"epochs": epochs},
+        training={} if epochs is None else {"epochs": epochs},
         robust=robust,
         apart=apart,
     )
@@ -177,6 +177,19 @@ def pictures(*, epochs: int) -> list[Group]:
     ]
 
 
+def sequences() -> list[Group]:
+    """Return what is planted in texts and recordings."""
+    return [
+        plants(Data(name="movie_snippets"), "phrase", architecture="text-cnn", about="-travelerthehorse"),
+        plants(
+            Data(name="free_spoken_digit"),
+            "tone",
+            architecture="audio-cnn",
+            about="3 kHz, 10 dB below speech",
+        ),
+    ]
+
+
 def each(text: str, source: str, at_least: float | None, groups: Iterable[str]) -> list[Claim]:
     """Return a claim about the success of each group by itself."""
     return [
@@ -193,6 +206,7 @@ CPU = (
     *robust("mnist", rows=10_000, epochs=4),
     *robust("fashion_mnist", rows=10_000, epochs=4),
     *pictures(epochs=6),
+    *sequences(),
     *colour(rows=10_000, epochs=6, signs=12, architecture=SMALL),
     *reflections(epochs=12, architecture="resnet-14"),
 )
@@ -217,6 +231,7 @@ SUITE = Suite(
             *robust("mnist", rows=None, epochs=30),
             *robust("fashion_mnist", rows=None, epochs=30),
             *pictures(epochs=20),
+            *sequences(),
             *colour(rows=None, epochs=60, signs=60, architecture=LARGE),
             *reflections(epochs=100, architecture=LARGE),
         ),
