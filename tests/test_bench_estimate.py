@@ -99,4 +99,4 @@ def test_what_is_skipped_takes_no_time() -> None:
 def test_texts_and_recordings_are_calibrated_by_training_alone(architecture: str) -> None:
     speed = module._speed(architecture, (1, 1, 1), "cpu")
     assert 10 < speed.training < 1e7
-    assert speed.gradients == float("inf")
+    assert speed.gradients is None

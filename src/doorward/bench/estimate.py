@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean
@@ -25,10 +24,14 @@ GRADIENTS_PER_CLASS, GRADIENTS_BESIDE = 5_000, 19_000
 
 
 class Speed(Record):
-    """Hold what one architecture does with images of one shape: images, texts or recordings a second."""
+    """Hold what one architecture does with images of one shape: images, texts or recordings a second.
+
+    Attributes:
+        gradients: of images alone.
+    """
 
     training: float
-    gradients: float
+    gradients: float | None = None
 
 
 class Estimate(Record):
@@ -73,7 +76,8 @@ def estimate(
     for one in plan:
         if one.contents is not None and one.trial.judging.detectors is not None:
             gradients = one.contents.classes * GRADIENTS_PER_CLASS + GRADIENTS_BESIDE
-            judging += gradients / speeds[one.trial.architecture, one.contents.shape].gradients
+            speed = speeds[one.trial.architecture, one.contents.shape].gradients
+            judging += gradients / speed if speed else 0.0
     return Estimate(
         models=len(models),
         cached=len(models) - len(missing),
@@ -87,7 +91,7 @@ def _speed(architecture: str, shape: tuple[int, int, int], device: str) -> Speed
     samples = _noise(networks.NAMES[architecture], shape)
     settings = TrainingSettings(epochs=1)
     probe = registry.build("detector", "max-margin", {"starts": 32, "steps": 5})
-    gradients = math.inf
+    gradients = None
     for part in (samples.select(range(64)), samples):  # the first warms up
         trained = train_classifier(architecture, part, seed=0, settings=settings, device=device)
         if samples.modality == "image":
