@@ -16,11 +16,12 @@ from doorward.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-#: Where the table of each suite stands.
-PAGES = {
-    "scan-population": ROOT / "README.md",
-    "null": ROOT / "README.md",
-    "attacks": ROOT / "docs" / "attacks.md",
+README = ROOT / "README.md"
+#: Where the table of each suite stands; those in the docs appear with their results.
+PAGES = {"scan-population": README, "null": README} | {
+    suite: page
+    for suite, page in {"attacks": ROOT / "docs" / "attacks.md"}.items()
+    if show.results_file(RESULTS, suite, "cpu").is_file()
 }
 
 
