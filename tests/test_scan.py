@@ -41,16 +41,18 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     assert backdoored.calibrated
     assert backdoored.p_value is not None
     assert backdoored.p_value <= 0.01
-    (confirmed,) = [c for c in backdoored.confirmations if c.target == 0]
-    assert confirmed.success.low >= 0.75
-    assert confirmed.success.n <= 50
+    confirmed = {c.detector: c.success for c in backdoored.confirmations if c.target == 0}
+    assert sorted(confirmed) == ["neural-cleanse", "patch-search"]
+    for success in confirmed.values():
+        assert success.low >= 0.75
+        assert success.n <= 50
 
 
 def test_nothing_is_found_in_the_clean_twin(clean: Report) -> None:
     assert clean.verdict == "nothing_found"
     assert clean.targets == ()
     assert clean.p_value is not None
-    assert clean.p_value > 0.05
+    assert clean.p_value > 0.1
 
 
 def test_the_planted_model_scores_above_its_twin(backdoored: Report, clean: Report) -> None:
@@ -119,9 +121,8 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
 def test_without_images_the_data_free_detector_runs_alone() -> None:
     report = scan(request("clean", clean=None))
     assert [f.detector for f in report.findings if f.kind == "backdoor"] == ["max-margin"]
-    (skipped,) = report.not_run
-    assert skipped.detector == "neural-cleanse"
-    assert "--clean" in skipped.reason
+    assert [skipped.detector for skipped in report.not_run] == ["patch-search", "neural-cleanse"]
+    assert all("--clean" in skipped.reason for skipped in report.not_run)
     assert report.subject is not None
     assert report.subject.clean_accuracy is None
 
@@ -156,7 +157,7 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
     assert report.verdict == "could_not_tell"
     assert report.reason is not None
     assert "no better than chance" in report.reason
-    assert {n.detector for n in report.not_run} == {"max-margin", "neural-cleanse"}
+    assert {n.detector for n in report.not_run} == {"max-margin", "neural-cleanse", "patch-search"}
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
 
@@ -264,4 +265,4 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
 def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:
     few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
     assert few.verdict == "could_not_tell"
-    assert few.reason == "neural-cleanse: 10 clean images are too few; give at least 20"
+    assert few.reason == "patch-search and neural-cleanse: 10 clean images are too few; give at least 20"

@@ -269,10 +269,10 @@ class TorchClassifier(Classifier):
 
     def _runs(self, images: Tensor) -> bool:
         """Tell whether the module computes logits and gradients; views of memory are made for one layout."""
-        x = images.to(self.device, copy=True)
+        x = self.spec.to_model(images.to(self.device, copy=True)).detach()
         try:
             with torch.enable_grad():
-                torch.autograd.grad(self.logits(x.requires_grad_()).sum(), x, allow_unused=True)
+                torch.autograd.grad(self._run(x.requires_grad_()).sum(), x, allow_unused=True)
         except RuntimeError:
             return False
         return True
