@@ -123,7 +123,11 @@ def test_what_an_earlier_scan_saw_is_not_looked_at_again(
     (finding,) = earlier.report.findings
     marked = earlier.report.model_copy(
         update={
-            "findings": (finding.model_copy(update={"score": 50.0, "seconds": 3600.0}),),
+            "findings": (
+                finding.model_copy(
+                    update={"score": 50.0, "per_class": finding.per_class | {2: 50.0}, "seconds": 3600.0}
+                ),
+            ),
             "confirmations": tuple(c.model_copy(update={"target": 7}) for c in earlier.report.confirmations),
         }
     )
