@@ -436,8 +436,8 @@ def test_equal_pixels_do_not_divide_by_zero() -> None:
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (InMemorySamples(np.zeros((0, 16, 16), dtype=np.uint8)), "holds 0 images"),
-        (InMemorySamples(["a", "b"], [0, 1], modality="text"), "holds 2 texts"),
+        (InMemorySamples(np.zeros((0, 16, 16), dtype=np.uint8)), "training needs samples; .* holds none"),
+        (InMemorySamples([], [], modality="text"), "training needs samples; .* holds none"),
         (InMemorySamples([np.zeros((h, 16, 1), dtype=np.uint8) for h in (16, 20)]), "16x20"),
     ],
     ids=["none", "text", "sizes"],
