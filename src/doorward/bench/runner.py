@@ -175,7 +175,9 @@ def run(
             for worker in pool:
                 if not worker.job and waiting:
                     job = waiting.popleft()
-                    worker.give([with_seen(one) for one in job if not (settings.judge and scanned(one))])
+                    if settings.judge:
+                        job = [with_seen(one) for one in job if not scanned(one)]
+                    worker.give(job)
             for worker in _ready([worker for worker in pool if worker.job]):
                 one, message = worker.job[0], worker.hear()
                 if message is None and not worker.begun:
