@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from doorward.data import InMemorySamples
 from doorward.detectors.base import Detector
+from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
 from doorward.detectors.model.patch_search import PatchSearch
@@ -83,7 +86,7 @@ def test_neural_cleanse_halves_the_batch_of_many_classes() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_are_compared_too(classes: int) -> None:
     target = 2 % classes
-    for detector in (NeuralCleanse(steps=100), MaxMargin(), PatchSearch()):
+    for detector in (NeuralCleanse(steps=100), MaxMargin(), PatchSearch(), BlendSearch()):
         found = detector(subject(classes, 40.0))
         assert found.score is not None
         assert max(found.per_class, key=lambda t: found.per_class[t] or 0.0) == target
@@ -91,11 +94,11 @@ def test_few_classes_are_compared_too(classes: int) -> None:
 
 
 def test_a_single_class_cannot_be_compared() -> None:
-    for detector in (NeuralCleanse(steps=10), MaxMargin(steps=5), PatchSearch(steps=5)):
+    for detector in (NeuralCleanse(steps=10), MaxMargin(steps=5), PatchSearch(steps=5), BlendSearch(steps=5)):
         assert detector(subject(1, 0.0)).verdict == "could_not_tell"
 
 
-@pytest.mark.parametrize("detector", [NeuralCleanse(), PatchSearch()])
+@pytest.mark.parametrize("detector", [NeuralCleanse(), PatchSearch(), BlendSearch()])
 def test_what_uses_images_wants_enough_of_them(detector: Detector) -> None:
     found = detector(subject(6, 12.0, images=12))
     assert found.verdict == "could_not_tell"
@@ -152,9 +155,10 @@ def test_patch_search_reaches_every_edge() -> None:
     assert corners == {(SIDE - 5, SIDE - 5)}
 
 
-def test_patch_search_does_not_depend_on_the_chunks(monkeypatch) -> None:
+@pytest.mark.parametrize("detector", [PatchSearch(steps=15, further_steps=10), BlendSearch(steps=15)])
+def test_obedience_does_not_depend_on_the_chunks(monkeypatch, detector: Detector) -> None:
     def run() -> list[float]:
-        found = PatchSearch(steps=15, further_steps=10)(subject(5, 3.0))
+        found = detector(subject(5, 3.0))
         return [found.per_class[t] or 0.0 for t in range(5)]
 
     whole = run()
@@ -163,10 +167,68 @@ def test_patch_search_does_not_depend_on_the_chunks(monkeypatch) -> None:
 
 
 def test_patch_search_halves_the_batch_of_many_classes() -> None:
-    many = PatchSearch(steps=10, further_steps=4, places=1, doubtful=2, batch_size=8, many_classes=5)
-    # the second steps are for few classes and have whole batches
-    assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10 + 2 * 8 * 4
-    assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10 + 2 * 8 * 4
+    few = {"steps": 10, "further_steps": 4, "places": 1, "doubtful": 2, "restarts": 3}
+    many = PatchSearch(**few, batch_size=8, many_classes=5)
+    # the restarts and further steps are for few classes and have whole batches
+    assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10 + 2 * 8 * (3 * 10 + 4)
+    assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10 + 2 * 8 * (3 * 10 + 4)
+
+
+def test_a_start_that_is_better_is_taken() -> None:
+    # every further canvas can only raise the doubtful classes, and leaves the others as they are
+    firmness = []
+    for restarts in (0, 3):
+        found = PatchSearch(steps=5, further_steps=1, restarts=restarts, doubtful=2, contrast=0.0)
+        firmness.append(found(subject(6, 3.0)).per_class)
+    changed = {t for t in range(6) if firmness[0][t] != firmness[1][t]}
+    assert 1 <= len(changed) <= 2
+    assert all((firmness[1][t] or 0.0) > (firmness[0][t] or 0.0) for t in changed)
+
+
+def test_blend_search_finds_the_class_that_the_faintest_picture_reaches() -> None:
+    found = BlendSearch(steps=60)(subject(6, 80.0))
+    scores = [found.per_class[t] or 0.0 for t in range(6)]
+    assert int(np.argmax(scores)) == 2
+    assert found.score == scores[2] > 1  # less than a third of what the next class needs
+    evidence = next(e for e in found.evidence if e.type == "trigger")
+    table = next(e for e in found.evidence if e.type == "table")
+    assert evidence.target == 2
+    mask, pattern = (Trigger.from_json(evidence.trigger).tensors()[name] for name in ("mask", "pattern"))
+    assert pattern[0, -1, -1] > 0.9
+    assert torch.all(mask == mask[0, 0, 0])
+    opacity = {row[0]: row[1] for row in table.rows}
+    assert opacity["band 2"] == pytest.approx(float(mask[0, 0, 0]), abs=1e-4)
+    # every class is measured from the best of the others
+    least = min(value for name, value in opacity.items() if name != "band 2")
+    for t in range(6):
+        other = least if t == 2 else opacity["band 2"]
+        assert scores[t] == pytest.approx(math.log(other / opacity[f"band {t}"]), abs=0.01)
+
+
+def test_the_picture_of_blend_search_does_what_the_table_says() -> None:
+    one = subject(6, 80.0)
+    found = BlendSearch(steps=60)(one)
+    trigger = Trigger.from_json(next(e.trigger for e in found.evidence if e.type == "trigger"))
+    table = next(e for e in found.evidence if e.type == "table")
+    assert one.classifier is not None
+    assert one.clean is not None
+    images = to_float(to_tensor(one.clean, one.classifier.spec))
+    sources = images[(one.clean.labels != 2) & (one.classifier.logits(images).argmax(1) != 2).numpy()]
+    success = (one.classifier.logits(trigger.apply(sources)).argmax(1) == 2).float().mean()
+    assert table.rows[0][2] == pytest.approx(float(success), abs=1e-3)
+    assert success > 0.85
+
+
+def test_a_class_that_no_picture_reaches_needs_a_whole_one() -> None:
+    # one step is too few to hold any class
+    found = BlendSearch(steps=1)(subject(4, 0.0))
+    table = next(e for e in found.evidence if e.type == "table")
+    assert {row[1] for row in table.rows} == {1.0}
+    assert found.score == 0.0
+
+
+def test_blend_search_takes_as_many_gradients_as_it_says() -> None:
+    assert BlendSearch(steps=10, batch_size=8)(subject(6, 0.0)).cost.gradients == 6 * 8 * 10
 
 
 def test_max_margin_finds_the_class_with_the_wired_pixel() -> None:
@@ -219,7 +281,7 @@ def test_maximum_margins_do_not_depend_on_the_chunks(monkeypatch) -> None:
 
 
 def test_the_time_budget_is_kept() -> None:
-    for detector in (NeuralCleanse(), MaxMargin(), PatchSearch()):
+    for detector in (NeuralCleanse(), MaxMargin(), PatchSearch(), BlendSearch()):
         found = detector(subject(6, 12.0), deadline=Deadline(0.0))
         assert found.verdict == "could_not_tell"
         assert "time budget" in (found.reason or "")

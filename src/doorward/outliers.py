@@ -33,6 +33,22 @@ def gap_to_others(values: npt.ArrayLike) -> Floats:
     return gaps
 
 
+def gap_to_nearest(values: npt.ArrayLike) -> Floats:
+    """Return how far each value (k,) lies above the highest of the *others*; NaN where there is none.
+
+    >>> gap_to_nearest([1.0, 5.0]).tolist(), gap_to_nearest([0.0, 1.0, 5.0]).tolist()
+    ([-4.0, 4.0], [-5.0, -4.0, 4.0])
+    """
+    v = np.asarray(values, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(v))
+    gaps = np.full(v.shape, np.nan)
+    if len(known) > 1:
+        first, second = known[np.argsort(-v[known], kind="stable")[:2]]
+        gaps[known] = v[known] - v[first]
+        gaps[first] = v[first] - v[second]
+    return gaps
+
+
 def mad_index(values: npt.ArrayLike) -> Floats:
     """Return each value's distance above the median in units of 1.4826 MAD (Neural Cleanse's index, signed).
 

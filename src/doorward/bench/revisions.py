@@ -7,7 +7,10 @@ unit's revision (an attack's `revision`, a module's `REVISION`) if results chang
     python -m doorward.bench.revisions [UNIT...]
 
 where each UNIT is one whose source changed and whose results did not, as in a change of names alone.
-Code that judges models needs no revisions: judging is cheap, so its hash is part of every result's key.
+
+Code that judges models needs no revisions: its hash is part of every result's key, and a change of it means
+judging anew. A change that leaves results as they are can be owned up to as well, by `detector NAME` among
+the units: `judging.json` then holds that the new source stands for the one that the keys are made of.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import io
 import json
 import sys
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +34,7 @@ from doorward.records import Record
 
 PACKAGE = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "revisions.json"
+JUDGING = Path(__file__).parent / "judging.json"
 
 #: Code that makes models, beside the attacks: where its `REVISION` is, and the files that it covers.
 TRAINERS: dict[str, tuple[str, ...]] = {
@@ -71,6 +75,13 @@ class Unit(Record):
 
     revision: int
     source: str
+
+
+class Judge(Record):
+    """Hold the hash of a detector's source, and that of the source whose results are the same."""
+
+    source: str
+    key: str
 
 
 def source_hash(files: Iterable[Path]) -> str:
@@ -183,12 +194,45 @@ def record(unchanged: Sequence[str], file: Path = RECORDED) -> None:
                 f"the source of {name!r} changed and its revision {unit.revision} did not: raise it, "
                 "or name the unit here if its results are the same"
             )
-    text = json.dumps({name: unit.model_dump() for name, unit in sorted(now.items())}, indent=2)
+    _write(now, file)
+
+
+def record_judging(unchanged: Sequence[str], file: Path = JUDGING) -> None:
+    """Record the source of every detector as it is now.
+
+    Args:
+        unchanged: detectors whose source changed and whose results did not.
+
+    Raises:
+        InputError: if a name is unknown.
+    """
+    names = registry.modules("detector")
+    if strange := set(unchanged) - set(names):
+        raise InputError(f"there is no detector {min(strange)!r}; there are: {', '.join(names)}")
+    now = {name: judging_source(name) for name in names}
+    then = judges(file) if file.exists() else {}
+    same = {name for name in names if name in then and (name in unchanged or then[name].source == now[name])}
+    _write({n: Judge(source=now[n], key=then[n].key if n in same else now[n]) for n in names}, file)
+
+
+def judges(file: Path = JUDGING) -> dict[str, Judge]:
+    """Return the source of every detector as it was when it was last recorded."""
+    return {name: Judge(**form) for name, form in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _write(records: Mapping[str, Record], file: Path) -> None:
+    text = json.dumps({name: one.model_dump() for name, one in sorted(records.items())}, indent=2)
     file.write_text(text + "\n", encoding="utf-8")
 
 
 @cache
 def judging_code(detector: str) -> str:
+    """Return the hash of code whose results are those of the code that makes what a detector sees."""
+    source, recorded = judging_source(detector), judges().get(detector)
+    return recorded.key if recorded and recorded.source == source else source
+
+
+def judging_source(detector: str) -> str:
     """Return the hash of all code of ours that makes what a detector sees."""
     todo = ["doorward.examination", registry.modules("detector")[detector]]
     files: dict[str, Path] = {}
@@ -219,7 +263,9 @@ def _file_of(module: str) -> Path | None:
 
 
 if __name__ == "__main__":
+    said = [name.partition("detector ") for name in sys.argv[1:]]
     try:
-        record(sys.argv[1:])
+        record([before for before, _, name in said if not name])
+        record_judging([name for _, _, name in said if name])
     except InputError as error:
         sys.exit(f"error: {error}")

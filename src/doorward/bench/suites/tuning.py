@@ -1,6 +1,6 @@
 """Planted models of the bank's data: what statistics and rules are chosen on, so that no judged data are."""
 
-from doorward.bench.suite import Between, Data, Group, OneOf, Suite, World
+from doorward.bench.suite import Between, Data, Group, Method, OneOf, Suite, World
 from doorward.bench.suites.scan_population import badnets
 
 ARCHITECTURES = ("small-cnn", "resnet-8", "vgg")
@@ -16,6 +16,35 @@ def planted(data: Data, models: int, classes: int, epochs: int = 6) -> Group:
         attack=attack,
         architectures=ARCHITECTURES,
         training={"epochs": epochs},
+    )
+
+
+def fine(data: Data, models: int) -> Group:
+    """Return ten-class models with patches of fine texture, the hardest for masks, at any place and rate."""
+    varied = {"size": OneOf(values=(3, 4, 5)), "colour": OneOf(values=("checker", "random"))}
+    return Group(
+        name=f"{data.name}-10-fine",
+        about="patches of fine texture",
+        data=data,
+        models=models,
+        attack=badnets(10, **varied),
+        architectures=ARCHITECTURES[1:],
+        training={"epochs": 6},
+    )
+
+
+def spread(data: Data, models: int, attack: str, epochs: int = 6, **settings: object) -> Group:
+    """Return ten-class models whose trigger is spread over the image; reported on their own."""
+    varied = {"target": OneOf(values=tuple(range(10))), "poison_rate": Between(low=0.04, high=0.1)}
+    return Group(
+        name=f"{data.name}-10-{attack}",
+        about="spread over the image",
+        data=data,
+        models=models,
+        attack=Method(name=attack, settings=varied | settings),
+        architectures=ARCHITECTURES,
+        training={"epochs": epochs},
+        apart=True,
     )
 
 
@@ -38,6 +67,13 @@ SUITE = Suite(
             planted(world("objects", 32, 10), 4, 10),
             planted(world("shapes", 28, 5), 4, 5),
             planted(world("signs", 32, 30), 4, 30),
+            fine(world("glyphs", 28, 10), 8),
+            fine(world("shapes-hard", 28, 10), 8),
+            spread(Data(name="cifar10", rows=10_000), 3, "blended", alpha=Between(low=0.1, high=0.2)),
+            spread(world("glyphs-hard", 28, 10), 3, "blended", alpha=Between(low=0.1, high=0.2)),
+            spread(world("textures", 32, 10), 3, "blended", alpha=Between(low=0.1, high=0.2)),
+            spread(world("glyphs", 28, 10), 3, "warp", 12, strength=1.0),
+            spread(world("objects", 32, 10), 3, "warp", 12, strength=2.0),
         ),
     },
 )

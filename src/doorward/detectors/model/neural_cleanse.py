@@ -11,15 +11,12 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from doorward.detectors.base import Detector
-from doorward.errors import CouldNotTell
-from doorward.inversion import Inversion, SourcePools, invert, outside_class
+from doorward.detectors.model._with_images import Asked, WithImages
+from doorward.inversion import Inversion, invert
 from doorward.methods import Deadline
-from doorward.modalities.image import to_float, to_tensor
 from doorward.outliers import gap_to_others, mad_index
 from doorward.records import Finding, RecoveredTrigger, Table
 from doorward.registry import register
-from doorward.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Run:
 
 
 @register("detector")
-class NeuralCleanse(Detector):
+class NeuralCleanse(WithImages):
     """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
     The size is the L1 norm of the mask; the score is how far it lies below the median of the other classes
@@ -66,8 +63,6 @@ class NeuralCleanse(Detector):
         "Sees backdoors that a small, fixed, visible patch can wake; large, blended, warped, input-dependent "
         "or source-specific triggers, all-to-all backdoors and modules without gradients can escape it."
     )
-    atlas = ("AML.T0018.000", "AML.T0020", "AML.T0043.004")
-    needs = frozenset({"gradients", "clean"})
     order: ClassVar[int] = 20
 
     steps: int = Field(150, ge=10, le=10_000, description="Optimisation steps for every class")
@@ -81,29 +76,17 @@ class NeuralCleanse(Detector):
     size_weight: float = Field(1.0, ge=0, description="What a mask's own size counts, beside that of others")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
     doubtful: int = Field(3, ge=1, description="How many of the most suspicious classes are run again")
-    min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
 
-    def examine(
-        self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
-    ) -> Finding:
+    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
         """Return a finding with one score per class: how far its log norm lies below the others' median."""
-        classifier, samples = subject.classifier, subject.clean
-        assert classifier is not None
-        assert samples is not None
-        if len(samples) < self.min_images:
-            raise CouldNotTell(f"{len(samples)} clean images are too few; give at least {self.min_images}")
-        images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
-        labels = None if samples.labels is None else torch.from_numpy(samples.labels)
-        pools = SourcePools(outside_class(classifier, images, labels, deadline))
-
-        k = len(classifier.classes)
+        classifier, k = asked.classifier, len(asked.classes)
 
         def run(targets: npt.NDArray[np.int64], success: float, to_come: int) -> Run:
             few = len(targets) <= self.many_classes
             found = invert(
                 classifier,
-                images,
-                pools,
+                asked.images,
+                asked.pools,
                 torch.from_numpy(targets),
                 steps=self.steps,
                 batch_size=self.batch_size if few else max(1, self.batch_size // 2),
@@ -123,7 +106,7 @@ class NeuralCleanse(Detector):
         norms = np.nanmedian([one.norms(k) for one in runs], axis=0)
         strong = run(np.argsort(norms)[:1], self.confirm_success, 0)
         area = classifier.spec.height * classifier.spec.width
-        return self._conclude(classifier.classes, norms, area, [*runs, strong])
+        return self._conclude(asked.classes, norms, area, [*runs, strong])
 
     def _conclude(
         self, classes: tuple[str, ...], norms: npt.NDArray[np.float64], area: int, runs: Sequence[Run]

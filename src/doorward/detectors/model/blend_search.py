@@ -1,0 +1,142 @@
+"""Universal blend search: how faint a picture over the whole image sends images to each class."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from doorward.detectors.model._with_images import Asked, WithImages
+from doorward.inversion import Adam, margin, trigger_success
+from doorward.methods import Deadline, Pace, make_generator
+from doorward.outliers import gap_to_nearest
+from doorward.records import Finding, RecoveredTrigger, Table
+from doorward.registry import register
+from doorward.reports.wording import percent
+from doorward.triggers import MaskedPattern
+
+#: Between what the logarithm of the opacity moves: one step of 8 bits is 1/255.
+FAINTEST, STRONGEST = math.log(1 / 255), math.log(0.9)
+
+
+@register("detector")
+class BlendSearch(WithImages):
+    """Find how faint a picture may be that, blended in, sends images to each class, and compare the classes.
+
+    A picture of the image's size is moved for every class (margin loss); how much of it images show falls as
+    long as enough of them go to the class, and rises otherwise. Networks can be steered towards any class by
+    faint pictures, but towards the target of a backdoor whose trigger is spread over the image by far fainter
+    ones. The score is the logarithm of how many times fainter a class's picture is than that of the next
+    class: classes of clean models lie along a line, of which the first is seldom far ahead.
+
+    This is Neural Cleanse with one number in place of the mask; the score is ours, as its use of pictures.
+    """
+
+    title = "Universal blend search"
+    source = (
+        "after B. Wang et al., IEEE S&P 2019, and S. Moosavi-Dezfooli et al., CVPR 2017; the score is ours"
+    )
+    limits = (
+        "Sees backdoors that a faint, fixed picture over the whole image can wake, and some that bend the "
+        "image; small patches, source-specific triggers, several targets at once and modules without "
+        "gradients can escape it."
+    )
+    order: ClassVar[int] = 16
+
+    steps: int = Field(100, ge=1, le=10_000, description="Steps for every class")
+    batch_size: int = Field(8, ge=1, le=1024, description="Images per class and step")
+    learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
+    success: float = Field(0.93, gt=0.5, lt=1, description="Share of source images that must go to the class")
+    opacity: float = Field(0.3, gt=0, lt=1, description="How much of the pictures images show at first")
+    shown: int = Field(3, ge=1, description="Of how many classes the picture is kept as evidence")
+
+    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
+        """Return a finding with one score per class: how much fainter its picture is than the next one."""
+        with asked.quick():
+            opacity, picture = self._search(asked, generator, deadline)
+        k, (h, w) = len(opacity), picture.shape[2:]
+        mask = opacity[:, None, None, None].expand(k, 1, h, w)
+        targets = torch.arange(k)
+        success = trigger_success(
+            asked.classifier, asked.images, asked.pools.outside, targets, mask, picture, deadline
+        ).tolist()
+        score = gap_to_nearest(-np.log(opacity.double().cpu().numpy()))
+        order, classes = np.argsort(-score).tolist(), asked.classes
+        top = order[0]
+        return self.finding(
+            summary=(
+                f"A picture blended in at {percent(float(opacity[top]))} sends other images to class "
+                f"{classes[top]!r}; the next class needs {percent(float(np.exp(score[top]) * opacity[top]))}."
+            ),
+            score=float(score[top]),
+            per_class={t: float(value) for t, value in enumerate(score)},
+            score_name="log of how many times fainter the picture is than that of the next class",
+            evidence=(
+                *(
+                    RecoveredTrigger(
+                        title=f"Picture recovered for class {classes[t]!r}",
+                        target=t,
+                        trigger=MaskedPattern(mask=mask[t].cpu().clone(), pattern=picture[t].cpu()).to_json(),
+                    )
+                    for t in order[: self.shown]
+                ),
+                Table(
+                    title="Faintest picture by class",
+                    columns=("class", "opacity", "success on images used", "times fainter than the next"),
+                    rows=tuple(
+                        (
+                            classes[t],
+                            round(float(opacity[t]), 4),
+                            round(success[t], 3),
+                            round(float(np.exp(score[t])), 2),
+                        )
+                        for t in order
+                    ),
+                ),
+            ),
+        )
+
+    def _search(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> tuple[Tensor, Tensor]:
+        """Return how faint each class's picture may be, and the picture: (k,) and (k, c, h, w) in [0, 1].
+
+        A class that was never held gets an opacity of 1.
+        """
+        images, b, device = asked.images, self.batch_size, asked.images.device
+        k = asked.pools.outside.shape[1]
+        base = int(torch.randint(2**62, (), generator=generator))
+        pace = Pace(deadline, k * self.steps, work=f"searching faint pictures for {k:,} classes")
+        opacities, pictures = [], []
+        for group in torch.split(torch.arange(k), max(1, asked.chunk // b)):
+            g = len(group)
+            # each class draws from a generator of its own, so that the grouping changes nothing
+            own = [make_generator(base, str(t)) for t in group.tolist()]
+            at = torch.stack([torch.randn(images.shape[1:], generator=one) * 0.5 for one in own]).to(device)
+            adam, where = Adam(at, self.learning_rate), group.repeat_interleave(b).to(device)
+            faint = torch.full((g,), math.log(self.opacity), device=device)  # the logarithm of the opacity
+            held, best = torch.zeros(g, device=device), torch.ones(g, device=device)
+            kept = at.sigmoid()
+            for _ in range(self.steps):
+                x = images[asked.pools.draw(group, b, own).to(device)]  # (g, b, c, h, w)
+                picture, opacity = at.sigmoid().requires_grad_(), faint.exp()
+                shown = torch.lerp(x, picture[:, None].expand_as(x), opacity.view(g, 1, 1, 1, 1).expand_as(x))
+                gap = margin(asked.classifier.logits(shown.flatten(0, 1)), where).view(g, b)
+                (gradient,) = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), picture)
+                picture = picture.detach()
+                now = (gap.detach() > 0).float().mean(1)  # (g,)
+                held.lerp_(now, 0.2)
+                # the running success lags behind, so this step has to succeed as well
+                better = (torch.minimum(held, now) >= self.success) & (opacity < best)
+                best[better], kept[better] = opacity[better], picture[better]
+                adam.step(gradient * picture * (1 - picture))  # the chain rule through the sigmoid
+                # full speed downwards, at most a third of it upwards while the wanted success is not held
+                error = ((held - self.success) / (1 - self.success)).clamp_min(-1)
+                faint = (faint - 0.1 * torch.where(error > 0, error, 0.3 * error)).clamp(FAINTEST, STRONGEST)
+                pace.advance(g)
+            opacities.append(best)
+            pictures.append(kept)
+        return torch.cat(opacities), torch.cat(pictures)
