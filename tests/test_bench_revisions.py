@@ -163,6 +163,37 @@ def test_a_change_of_what_a_scan_sees_is_noticed(
     revisions.judging_code.cache_clear()
 
 
+def test_results_of_a_detector_stay_where_a_change_of_its_source_is_owned_up_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
+    monkeypatch.setattr(revisions, "JUDGING", tmp_path / "judging.json")
+    names = ("max-margin", "neural-cleanse")
+
+    def codes() -> dict[str, str]:
+        revisions.judging_code.cache_clear()
+        return {name: revisions.judging_code(name) for name in names}
+
+    revisions.record_judging([], revisions.JUDGING)
+    before = codes()
+    with (tmp_path / "inversion.py").open("a") as source:
+        source.write("\n\nADDED = 1\n")
+    assert all(codes()[name] != before[name] for name in names)
+    revisions.record_judging(["neural-cleanse"], revisions.JUDGING)
+    after = codes()
+    assert after["neural-cleanse"] == before["neural-cleanse"]
+    assert after["max-margin"] != before["max-margin"]
+    # what was owned up to stays so, and a further change is one again
+    revisions.record_judging([], revisions.JUDGING)
+    assert codes() == after
+    with (tmp_path / "inversion.py").open("a") as source:
+        source.write("\n\nMORE = 1\n")
+    assert codes()["neural-cleanse"] not in (before["neural-cleanse"], after["max-margin"])
+    with pytest.raises(InputError, match="there is no detector 'nothing'"):
+        revisions.record_judging(["nothing"], revisions.JUDGING)
+    revisions.judging_code.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("file", "of"),
     [

@@ -228,7 +228,7 @@ def _write(records: Mapping[str, Record], file: Path) -> None:
 @cache
 def judging_code(detector: str) -> str:
     """Return the hash of code whose results are those of the code that makes what a detector sees."""
-    source, recorded = judging_source(detector), judges().get(detector)
+    source, recorded = judging_source(detector), judges(JUDGING).get(detector)
     return recorded.key if recorded and recorded.source == source else source
 
 
