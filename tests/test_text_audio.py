@@ -223,7 +223,6 @@ def test_no_answer_depends_on_what_else_is_in_a_batch(name: str) -> None:
         assert together.std() > 0.01
         torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(network(torch.nn.functional.pad(x, (0, 999))), together)
-        assert network(x[:0]).shape == (0, 2)
 
 
 def test_the_order_of_words_matters() -> None:
