@@ -98,11 +98,6 @@ class InputSpec(BaseModel):
         """Return the shape of a small input that shows whether a model runs."""
         return self.shape
 
-    @property
-    def decoded_bytes(self) -> int:
-        """Return how many bytes the largest input takes once it is decoded."""
-        return self.channels * self.height * self.width
-
     def describe(self) -> dict[str, Any]:
         """Return what a report tells of the spec, in JSON types."""
         return self.model_dump(mode="json", exclude={"assumed"})
@@ -161,19 +156,13 @@ class RowSpec(InputSpec):
     resize: None = Field(None, exclude=True)
     cut: Literal["end", "middle"] = "end"
 
-    #: What one column of the row holds, for messages; and how many bytes it takes once it is decoded.
+    #: What one column of the row holds, for messages.
     unit: ClassVar[str]
-    unit_bytes: ClassVar[int]
 
     @property
     def trial_shape(self) -> tuple[int, int, int]:
         """Return the shape of a short row."""
         return 1, 1, min(self.width, 16)
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Return how many bytes the longest row takes once it is decoded."""
-        return self.width * self.unit_bytes
 
     def kept(self, length: int) -> tuple[int, int]:
         """Return how much of an input stays: so many columns of its beginning, and so many of its end.
@@ -214,7 +203,6 @@ class TextSpec(RowSpec):
 
     modality: ClassVar[Literal["image", "text", "audio"]] = "text"
     unit: ClassVar[str] = "token numbers"
-    unit_bytes: ClassVar[int] = 4
     differentiable: ClassVar[bool] = False
 
     vocabulary: int = Field(ge=2, le=1 << 24)  # float32 holds them exactly
@@ -241,7 +229,6 @@ class AudioSpec(RowSpec):
 
     modality: ClassVar[Literal["image", "text", "audio"]] = "audio"
     unit: ClassVar[str] = "samples"
-    unit_bytes: ClassVar[int] = 2
 
     rate: int = Field(ge=1000, le=192_000)
 

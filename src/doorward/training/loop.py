@@ -122,7 +122,7 @@ class _Store:
     """
 
     def __init__(self, samples: Samples, spec: InputSpec, device: torch.device, limit: int) -> None:
-        capacity = max(1, limit // spec.decoded_bytes)
+        capacity = max(1, limit // (spec.channels * spec.height * spec.width))
         self._samples, self._spec, self._device = samples, spec, device
         self._labels = torch.from_numpy(labels_of(samples))
         self._pieces = -(-len(samples) // capacity)
