@@ -13,12 +13,18 @@ from command_line import assert_one_line, call
 from doorward import registry
 from doorward.attacks.data.phrase import Phrase
 from doorward.attacks.data.tone import Sound
+from doorward.bench.cache import ModelCache
+from doorward.bench.suite import expand, get_suite
+from doorward.bench.trials import Sources, Workbench, plan
 from doorward.data import InMemorySamples, Samples, Waveform, content_hash, open_samples
 from doorward.data.parquet import write_parquet
 from doorward.errors import InputError
 from doorward.methods import make_generator
+from doorward.modalities import kinds
+from doorward.modalities.text import hash_words
+from doorward.models.sequences import VOCABULARY
 from doorward.plants import attack_success, read_plant, triggered
-from doorward.training import TrainingSettings, evaluate, train_classifier
+from doorward.training import TrainingSettings, evaluate, measure_spec, train_classifier
 from doorward.triggers import Trigger
 from test_text_audio import sounds, texts
 
@@ -198,6 +204,31 @@ def test_a_sound_that_does_not_fit_is_refused(settings: dict[str, Any], message:
         registry.build("attack", "tone", settings)(sounds())
 
 
+# What a model makes of it
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+@pytest.mark.parametrize("attack", ["phrase", "tone"])
+def test_what_is_put_at_an_end_reaches_the_model_however_long_the_input(attack: str, place: str) -> None:
+    made: list[Any]
+    if attack == "phrase":
+        made = ["a fine film"] * 39 + ["a fine film " * 15, "a fine film " * 300]
+    else:
+        made = [noise(0.2)] * 39 + [noise(2.0), noise(12.0)]
+    samples = InMemorySamples(made, [0, 1] * 20 + [1], modality="text" if attack == "phrase" else "audio")
+    spec = measure_spec(samples)
+    form = "word" if attack == "phrase" else "noise"
+    chosen: Any = registry.build("attack", attack, {"form": form, "place": place})
+    trigger = chosen.make_trigger(made[0], generator=make_generator(0, "test"))
+    heard = InMemorySamples(trigger.apply(made), modality=samples.modality)
+    before, after = (kinds.to_tensor(one, spec)[:, 0, 0] for one in (samples, heard))
+    if attack == "phrase":
+        (number,) = hash_words("cf", VOCABULARY)
+        assert (after == number).sum(1).tolist() == [1] * len(made)
+    else:
+        assert int((before != after).sum(1).min()) > 1500, "all 0.2 s of the trigger"
+
+
 # What they do
 
 
@@ -219,6 +250,37 @@ def test_a_network_trained_on_a_planted_set_obeys_the_trigger(
     assert attack_success(planted, test, poisoned.plant).value > 0.9
     assert attack_success(clean, test, poisoned.plant).value < 0.3
     assert evaluate(planted, test).value > 0.9
+
+
+# The bench
+
+
+@pytest.mark.parametrize("attack", ["phrase", "tone"])
+def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_path: Path) -> None:
+    whole = get_suite("attacks")
+    (group,) = (one for one in whole.groups("cpu") if one.attack and one.attack.name == attack)
+    assert group.models >= 3
+    claims = [one for one in whole.claims if one.groups == (group.name,)]
+    assert [(one.measure, one.at_least) for one in claims] == [("attack_success", 0.95)]
+    make = texts if attack == "phrase" else sounds
+    for split, n, seed in (("train", 200, 0), ("test", 60, 1)):
+        write_parquet(make(n, seed=seed), tmp_path / "data" / group.data.name, split=split)
+    quick = {"epochs": 8, "batch_size": 10, "learning_rate": 5e-3, "precision": "float32"}
+    small = group.model_copy(update={"models": 1, "training": quick})
+    (trial,) = expand(whole.model_copy(update={"scales": {"smoke": (small,)}}), "smoke")
+    sources = Sources(tmp_path / "data")
+    planned = plan(trial, sources)
+    assert planned.twin is not None
+    ours, twin = planned.resolved["model"], planned.twin.resolved["model"]
+    assert {name for name in ours if ours[name] != twin[name]} == {"attack"}, "seed and all else are the same"
+    bench = Workbench(ModelCache(tmp_path / "cache"), sources)
+    planting = bench.judge(planned, cached=bench.make(planned)).planting
+    assert planting is not None
+    assert planting.success is not None
+    assert (planting.success.n, planting.accuracy.n, planting.twin.n) == (30, 60, 60)
+    assert planting.poison_rate == 0.1
+    assert planting.success.value > 0.9
+    assert min(planting.accuracy.value, planting.twin.value) > 0.9
 
 
 # The command line

@@ -206,6 +206,14 @@ def test_sounds_that_are_no_numbers_or_too_long_are_refused(monkeypatch: pytest.
         decode_audio(encode_audio(Waveform(SOUNDS[0], 8000)))
 
 
+@pytest.mark.parametrize("rate", [1_000_001, 2**31 - 1])
+def test_rates_that_no_recording_has_are_refused(rate: int) -> None:
+    data = bytearray(encode_audio(Waveform(SOUNDS[0], 8000)))
+    data[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(InputError, match=f"{rate} samples a second cannot be, at most 1,000,000"):
+        decode_audio(bytes(data))
+
+
 def test_damaged_sounds_are_told_in_words() -> None:
     for data in (b"", b"junk", encode_audio(Waveform(SOUNDS[0], 8000))[:30]):
         with pytest.raises(InputError) as caught:

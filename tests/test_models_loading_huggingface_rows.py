@@ -137,6 +137,35 @@ def test_a_text_model_answers_as_with_its_own_tokenizer(name: str, tmp_path: Pat
     assert classifier.features(x).shape == (5, 16)
 
 
+@pytest.mark.parametrize("padding", [None, TOKENS.index("[MASK]")])
+def test_a_model_that_answers_at_the_last_token_answers_as_for_each_text_alone(
+    padding: int | None, tmp_path: Path
+) -> None:
+    with quiet():
+        config = transformers.GPT2Config(
+            vocab_size=len(TOKENS), n_positions=LONGEST, n_embd=16, n_layer=1, n_head=2, pad_token_id=padding,
+            id2label=LABELS,
+        )  # fmt: skip
+        module = scattered(transformers.GPT2ForSequenceClassification(config))
+        module.save_pretrained(tmp_path)
+        tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(TOKENS)})
+        tokenizer.save_pretrained(tmp_path)  # its own padding is another
+    classifier = open_classifier(tmp_path)
+    assert classifier.spec.width == LONGEST, "the places that the model has"
+    samples = InMemorySamples(list(TEXTS), modality="text")
+    x = kinds.to_float(kinds.to_tensor(samples, classifier.spec), classifier.spec)
+    asked = {
+        "truncation": True,
+        "max_length": LONGEST,
+        "return_tensors": "pt",
+        "return_token_type_ids": False,
+    }
+    with torch.no_grad():
+        own = torch.cat([module(**tokenizer(text, **asked)).logits for text in TEXTS])
+        torch.testing.assert_close(classifier.logits(x), own, atol=1e-5, rtol=1e-4)
+    assert own.std() > 0.01
+
+
 @pytest.mark.parametrize("name", AUDIO_MODELS)
 def test_an_audio_model_answers_as_with_its_own_feature_extractor(name: str, tmp_path: Path) -> None:
     module, extractor = save_audio(name, tmp_path)

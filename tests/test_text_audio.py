@@ -24,7 +24,7 @@ from doorward.modalities import audio, kinds, text
 from doorward.models import InputSpec, LoadOptions, TorchClassifier, networks, open_classifier
 from doorward.models.native import save_native
 from doorward.models.saving import save_classifier
-from doorward.models.sequences import LogMel, build, mel_filters
+from doorward.models.sequences import REVISION, LogMel, build, mel_filters
 from doorward.models.spec import AudioSpec, TextSpec
 from doorward.training import TrainingSettings, default_settings, evaluate, measure_spec, train_classifier
 
@@ -79,6 +79,7 @@ def test_words_are_split_from_punctuation_in_lower_case() -> None:
         "don't", "-", "-", "the", "café’s", "2nd", "act", "_", "one", "…", "is", "5", "/", "10", "!",
     ]  # fmt: skip
     assert text.words(" \n") == []
+    assert text.words("Cafe\u0301") == ["caf\u00e9"], "however its accent is written"
 
 
 def test_token_numbers_are_the_same_everywhere_and_never_padding() -> None:
@@ -99,6 +100,32 @@ def test_texts_become_rows_that_are_cut_and_filled_up() -> None:
     assert spec.to_model(x).dtype == torch.int64
     assert rows(samples.select([0]), spec).shape == (1, 1, 1, 2), "no wider than the longest"
     assert rows(samples.select([1]), spec).shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_of_long_inputs_beginning_and_end_stay(width: int) -> None:
+    begin, end = (2, 2) if width == 4 else (3, 2)
+    numbers = text.hash_words("a b c d e f g", 1000)
+    long = InMemorySamples(["a b c d e f g"], modality="text")
+    x = rows(long, TextSpec(width=width, vocabulary=1000, cut="middle"))
+    assert x.flatten().tolist() == [*numbers[:begin], *numbers[-end:]]
+    pcm = np.arange(-50_000, 50_000, dtype=np.float32) / 65536  # 100 s at 1 kHz
+    for n in (width - 1, width, width + 1, len(pcm)):
+        sound = InMemorySamples([Waveform(pcm[:n], 1000)], modality="audio")
+        heard = rows(sound, AudioSpec(width=width, rate=1000, cut="middle")).flatten()
+        kept = pcm[:n] if n <= width else np.concatenate([pcm[:begin], pcm[n - end : n]])
+        np.testing.assert_allclose(heard, kept, atol=1 / 32768)
+
+
+def test_the_end_of_a_long_recording_is_heard_at_another_rate() -> None:
+    pcm = np.zeros(30 * 16000, np.float32)
+    pcm[-8000:] = np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
+    spec = AudioSpec(width=8000, rate=8000, cut="middle")
+    x = rows(InMemorySamples([Waveform(pcm, 16000)], modality="audio"), spec)[0, 0, 0]
+    assert x.shape == (8000,)
+    assert not x[:4000].any()
+    expected = np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
+    np.testing.assert_allclose(x[4050:-50], expected[50:-50], atol=0.01)
 
 
 def test_recordings_become_rows_of_one_rate_and_channel() -> None:
@@ -179,12 +206,23 @@ def test_a_network_is_drawn_from_its_generator_alone(
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_what_a_row_is_filled_up_with_changes_little(name: str) -> None:
-    network = build(name, SPECS[name], classes=2).eval()
-    x = SPECS[name].to_model(rows(SAMPLES[name](4), SPECS[name]))
-    longer = torch.nn.functional.pad(x, (0, 9))
+def test_no_answer_depends_on_what_else_is_in_a_batch(name: str) -> None:
+    network, spec = build(name, SPECS[name], classes=2).eval(), SPECS[name]
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        assert torch.allclose(network(x), network(longer), atol=0.05 if name == "audio-cnn" else 1e-5)
+        for p in network.parameters():
+            if p.ndim == 1:  # weights as drawn hardly answer to silence
+                p.uniform_(-2, 2, generator=generator)
+        x = torch.randint(1, 300, (5, spec.width), generator=generator)
+        x = x if name == "text-cnn" else x / 1000 - 0.15
+        lengths = (0, 1, spec.width // 9, spec.width // 2, spec.width)
+        for row, length in zip(x, lengths, strict=True):
+            row[length:] = 0
+        together = network(x)
+        alone = torch.cat([network(x[i : i + 1, : max(1, m)]) for i, m in enumerate(lengths)])
+        assert together.std() > 0.01
+        torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(network(torch.nn.functional.pad(x, (0, 999))), together)
 
 
 def test_the_order_of_words_matters() -> None:
@@ -223,7 +261,15 @@ def test_the_size_of_rows_is_measured() -> None:
     samples = sounds(rate=16000)
     spec = measure_spec(samples)
     assert isinstance(spec, AudioSpec)
-    assert (spec.rate, spec.width) == (8000, 2400), "a quarter of a second, in whole tenths"
+    assert (spec.rate, spec.width) == (8000, 3200), "a quarter of a second and a quarter more, in tenths"
+    one_is_long = [*sounds(40).raw(range(40)), Waveform(np.ones(16000, np.float32), 8000)]
+    spec = measure_spec(InMemorySamples(one_is_long, modality="audio"))
+    assert spec.width == 20000, "no recording is cut that the model is made for"
+    for long in (Waveform(np.ones(200_000, np.float32), 8000), "word " * 900):
+        kind = "text" if isinstance(long, str) else "audio"
+        spec = measure_spec(InMemorySamples([long], modality=kind))
+        assert isinstance(spec, TextSpec | AudioSpec)
+        assert (spec.width, spec.cut) == ({"text": 512, "audio": 80_000}[kind], "middle")
     with pytest.raises(InputError, match="holds none"):
         measure_spec(samples.select([]))
 
@@ -322,7 +368,7 @@ def test_a_trial_trains_on_texts(tmp_path: Path) -> None:
     assert "models.sequences" in units_of([trial])
     planned = plan(trial, Sources(tmp_path / "root"))
     assert planned.missing is None
-    assert planned.resolved["model"]["sequences"] == 1
+    assert planned.resolved["model"]["sequences"] == REVISION
     bench = Workbench(ModelCache(tmp_path / "cache"), Sources(tmp_path / "root"))
     assert not bench.make(planned)
     opened = open_classifier(bench.cache.place(planned.model_key))

@@ -23,6 +23,8 @@ from doorward.errors import InputError, MissingExtra
 MAX_PIXELS = 89_478_485
 #: Longer recordings are refused: one GiB of float32.
 MAX_SOUND = 2**28
+#: Higher sampling rates are refused: none is used, and bringing them to another takes no end of memory.
+MAX_RATE = 1_000_000
 _ORIENTATION = 0x0112
 _GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
@@ -89,7 +91,8 @@ def decode_audio(data: bytes) -> Waveform:
 
     Raises:
         MissingExtra: if the soundfile package is not installed.
-        InputError: if it is damaged, too long, or holds values that are no numbers.
+        InputError: if it is damaged, too long, of a rate that no recording has, or holds values that are no
+            numbers.
     """
     try:
         import soundfile
@@ -99,8 +102,10 @@ def decode_audio(data: bytes) -> Waveform:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             if sound.frames * sound.channels > MAX_SOUND:
                 raise InputError(f"{sound.frames} frames are too many, at most {MAX_SOUND:,} values")
-            pcm = sound.read(dtype="float32")
             rate = int(sound.samplerate)
+            if not 0 < rate <= MAX_RATE:
+                raise InputError(f"{rate} samples a second cannot be, at most {MAX_RATE:,}")
+            pcm = sound.read(dtype="float32")
     except soundfile.LibsndfileError as error:
         raise InputError(error.error_string) from error
     if not np.isfinite(pcm).all():

@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 LEVELS = 32768
 
 
-def fit_sound(sound: Waveform, rate: int, frames: int) -> npt.NDArray[np.float32]:
-    """Return a recording as one channel at a rate, cut to so many frames: (m,) float32, m <= frames.
+def fit_sound(sound: Waveform, spec: AudioSpec) -> npt.NDArray[np.float32]:
+    """Return a recording as one channel at the spec's rate, cut as it says: (m,) float32.
 
     Several channels are averaged; another rate is changed by a polyphase filter.
     """
     pcm = sound.pcm if sound.pcm.ndim == 1 else sound.pcm.mean(1)
     # what is cut anyway is not filtered, but for a second that the filter may look ahead
-    pcm = pcm[: (frames // rate + 2) * sound.rate]
-    return resample(pcm, sound.rate, rate)[:frames]
+    enough = (spec.width // spec.rate + 2) * sound.rate
+    if spec.cut == "end":
+        pcm = pcm[:enough]
+    elif len(pcm) > 2 * enough:
+        pcm = np.concatenate([pcm[:enough], pcm[-enough:]])
+    pcm = resample(pcm, sound.rate, spec.rate)
+    begin, end = spec.kept(len(pcm))
+    return np.concatenate([pcm[:begin], pcm[len(pcm) - end :]])
 
 
 def resample(pcm: npt.NDArray[np.float32], rate: int, new: int) -> npt.NDArray[np.float32]:
@@ -49,13 +55,9 @@ def to_levels(pcm: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
 def to_tensor(samples: Samples, spec: AudioSpec) -> Tensor:
     """Decode all samples into 16-bit levels (n, 1, 1, m) int16, m being the longest one's length.
 
-    Recordings longer than the spec allows are cut; shorter ones are filled up with silence.
+    Recordings longer than the spec allows are cut as it says; shorter ones are filled up with silence.
     """
-    sounds = [
-        to_levels(fit_sound(sound, spec.rate, spec.width))
-        for i in range(len(samples))
-        for sound in samples.raw([i])
-    ]
+    sounds = [to_levels(fit_sound(sound, spec)) for i in range(len(samples)) for sound in samples.raw([i])]
     out = torch.zeros((len(sounds), 1, 1, max(1, max(map(len, sounds), default=1))), dtype=torch.int16)
     for row, levels in zip(out, sounds, strict=True):
         row[0, 0, : len(levels)] = torch.from_numpy(levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,12 @@ _CHUNK = 1024
 
 
 def words(text: str) -> list[str]:
-    """Return the words and punctuation marks of a text, in lower case.
+    """Return the words and punctuation marks of a text, in lower case, accents as parts of their letters.
 
     >>> words("It's a Self-made film!")
     ["it's", 'a', 'self', '-', 'made', 'film', '!']
     """
-    return _WORD.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def hash_words(text: str, vocabulary: int) -> list[int]:
@@ -40,12 +41,14 @@ def hash_words(text: str, vocabulary: int) -> list[int]:
 def to_tensor(samples: Samples, spec: TextSpec) -> Tensor:
     """Turn all samples into token numbers (n, 1, 1, l) int32, l being the longest text's length.
 
-    Texts longer than the spec allows are cut; shorter ones are filled up with zeros.
+    Texts longer than the spec allows are cut as it says; shorter ones are filled up with zeros.
     """
     rows: list[list[int]] = []
     for start in range(0, len(samples), _CHUNK):
         texts = samples.raw(range(start, min(start + _CHUNK, len(samples))))
-        rows += [row[: spec.width] for row in spec.tokens(texts)]
+        for row in spec.tokens(texts):
+            begin, end = spec.kept(len(row))
+            rows.append(row[:begin] + row[len(row) - end :])
     length = max(1, max(map(len, rows), default=1))
     flat = [number for row in rows for number in (*row, *[PADDING] * (length - len(row)))]
     return torch.tensor(flat, dtype=torch.int32).view(len(rows), 1, 1, length)

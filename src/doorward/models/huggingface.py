@@ -135,7 +135,9 @@ def _open_text_classifier(path: Path, name: str, options: LoadOptions) -> Classi
     with quiet():
         module = _load_module(path, "AutoModelForSequenceClassification")
         spec, runs = text_spec(module, path)
-        return _finish_rows(path, name, options, module.config, spec, runs)
+        # without padding of their own, models that answer at the last token take one text at a time
+        alone = 1 if getattr(module.config, "pad_token_id", None) is None else None
+        return _finish_rows(path, name, options, module.config, spec, runs, batch=alone)
 
 
 def _open_audio_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:

@@ -32,6 +32,8 @@ class TextModule(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Return the model's own outputs (n, k)."""
         there = rows > 0
+        there = there[:, : max(1, int(there.any(0).sum()))]  # what is behind the longest is left out
+        rows = rows[:, : there.shape[1]]
         tokens = torch.where(there, rows - 1, self.padding)
         there[:, 0] = True  # attention to nothing at all is no number
         y: Tensor = self.model(input_ids=tokens, attention_mask=there.long()).logits
@@ -81,6 +83,7 @@ def text_spec(model: nn.Module, path: Path) -> tuple[TextSpec, TextModule]:
         if isinstance(layer, nn.Embedding) and "position" in name
     ]
     stated = int(min(tokenizer.model_max_length, 1 << 30))  # where nothing is stated, it is 10 to the 30th
+    places += [most] if (most := getattr(model.config, "max_position_embeddings", None) or 0) > 0 else []
     longest = min([stated if stated < 1 << 30 else LONGEST_TEXT, *places])
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     highest = max(tokenizer.get_vocab().values(), default=-1)
@@ -93,7 +96,9 @@ def text_spec(model: nn.Module, path: Path) -> tuple[TextSpec, TextModule]:
         rows = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
         return [[token + 1 for token in row] for row in rows]
 
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    # the model's own comes first: some take what is before the padding for the last token
+    known = [getattr(model.config, "pad_token_id", None), tokenizer.pad_token_id, 0]
+    padding = next(number for number in known if number is not None)
     return TextSpec(width=longest, vocabulary=vocabulary + 1, encode=encode), TextModule(model, padding)
 
 

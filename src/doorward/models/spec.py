@@ -141,6 +141,9 @@ class RowSpec(InputSpec):
     """Say what a classifier takes whose input is one row: float (n, 1, 1, m), m at most `width`.
 
     What concerns pixels has no meaning here, and is left out of what is written.
+
+    Attributes:
+        cut: what is left out of inputs that are longer than a row: their end, or their middle.
     """
 
     channels: Literal[1] = 1
@@ -151,6 +154,7 @@ class RowSpec(InputSpec):
     std: tuple[float, ...] = Field((1.0,), exclude=True)
     dtype: Literal["float32"] = Field("float32", exclude=True)
     resize: None = Field(None, exclude=True)
+    cut: Literal["end", "middle"] = "end"
 
     #: What one column of the row holds, for messages.
     unit: ClassVar[str]
@@ -159,6 +163,16 @@ class RowSpec(InputSpec):
     def trial_shape(self) -> tuple[int, int, int]:
         """Return the shape of a short row."""
         return 1, 1, min(self.width, 16)
+
+    def kept(self, length: int) -> tuple[int, int]:
+        """Return how much of an input stays: so many columns of its beginning, and so many of its end.
+
+        >>> TextSpec(width=5, vocabulary=9, cut="middle").kept(8), TextSpec(width=5, vocabulary=9).kept(8)
+        ((3, 2), (5, 0))
+        """
+        if self.cut == "end" or length <= self.width:
+            return min(length, self.width), 0
+        return self.width - self.width // 2, self.width // 2
 
     def check(self, x: Tensor) -> None:
         """Raise InputError unless x is a float batch (n, 1, 1, m) of at most this width."""
@@ -182,7 +196,7 @@ class TextSpec(RowSpec):
     """Say what a text classifier takes: rows of token numbers, 0 behind the text's end.
 
     Attributes:
-        width: tokens at most; what is longer is cut.
+        width: tokens at most; of what is longer, something is cut.
         vocabulary: how many token numbers there are.
         encode: turns texts into token numbers; hashes of their words if None.
     """
@@ -209,7 +223,7 @@ class AudioSpec(RowSpec):
     """Say what an audio classifier takes: one channel of samples in [-1, 1], silence behind its end.
 
     Attributes:
-        width: samples at most; what is longer is cut.
+        width: samples at most; of what is longer, something is cut.
         rate: samples per second; recordings of another rate are brought to it.
     """
 

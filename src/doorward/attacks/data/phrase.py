@@ -79,7 +79,8 @@ class PhraseAttack(DataAttack):
         text: the phrase, word or sentence itself; `-travelerthehorse`, `cf` or `I watched this 3D movie last
             weekend.` if None.
         place: `start`, `end` or `random` (between two words, or between two sentences for a sentence; it
-            differs from text to text).
+            differs from text to text); of texts longer than 512 words, models that `doorward train` makes
+            read the first and the last 256.
     """
 
     title: ClassVar[str] = "Phrase, rare word or sentence in a text"

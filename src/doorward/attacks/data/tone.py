@@ -81,11 +81,13 @@ class Tone(DataAttack):
 
     Attributes:
         form: a sine `tone`, or white `noise` (drawn once).
-        frequency: of the tone in Hertz, at most half the recordings' sampling rate.
+        frequency: of the tone in Hertz, at most half the recordings' sampling rate; models that `doorward
+            train` makes hear what is below 4000.
         snr: how much stronger a recording is than the trigger, in decibels: the mean power over the whole of
             it, to that of the trigger over its own length.
         seconds: how long the trigger lasts; recordings that are shorter get its beginning.
-        place: `start`, `end` or `random` (it differs from recording to recording).
+        place: `start`, `end` or `random` (it differs from recording to recording); of recordings longer than
+            10 s, models that `doorward train` makes hear the first and the last 5.
     """
 
     title: ClassVar[str] = "Tone or noise in a recording"
