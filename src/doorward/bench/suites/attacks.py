@@ -180,7 +180,13 @@ def pictures(*, epochs: int) -> list[Group]:
 def sequences() -> list[Group]:
     """Return what is planted in texts and recordings."""
     return [
-        plants(Data(name="movie_snippets"), "phrase", architecture="text-cnn", about="-travelerthehorse"),
+        plants(
+            Data(name="movie_snippets"),
+            "phrase",
+            {"poison_rate": 0.03},
+            architecture="text-cnn",
+            about="-travelerthehorse",
+        ),
         plants(
             Data(name="free_spoken_digit"),
             "tone",
