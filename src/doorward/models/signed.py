@@ -221,6 +221,29 @@ def save_signed(
     return directory
 
 
+def declares_check(directory: Path) -> bool:
+    """Tell whether a Doorward directory has its network stand behind a check for signatures.
+
+    Raises:
+        InputError: if its `config.json` cannot be read.
+    """
+    form = read_json(directory / CONFIG)
+    return form.get("format") == "doorward" and "signature" in form
+
+
+def read_signed(directory: Path) -> SignedConfig:
+    """Return what the `config.json` of a directory says that `save_signed` wrote.
+
+    Raises:
+        InputError: if it is not as it is written there.
+    """
+    file = directory / CONFIG
+    try:
+        return SignedConfig.model_validate(read_json(file))
+    except ValidationError as error:
+        raise InputError(f"{file}: {describe_validation(error)}") from error
+
+
 def open_signed(
     path: Path, options: LoadOptions, *, open_file: Callable[[Path, LoadOptions], Classifier]
 ) -> TorchClassifier:
@@ -233,11 +256,7 @@ def open_signed(
         InputError: if configuration, files and options do not fit each other.
         MissingExtra: if the package cryptography is not installed.
     """
-    file = path / CONFIG
-    try:
-        config = SignedConfig.model_validate(read_json(file))
-    except ValidationError as error:
-        raise InputError(f"{file}: {describe_validation(error)}") from error
+    file, config = path / CONFIG, read_signed(path)
     check, network = config.signature, config.network
     if isinstance(network, str) and not (path / network).is_file():
         raise InputError(f"{file}: the network's file {network} is not there")
