@@ -143,6 +143,14 @@ def test_bad_input_is_named(words: tuple[str, ...], why: str, tmp_path: Path) ->
         raise done.exception
 
 
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = doorward("show", "tiny", "--cache", tmp_path / "file")
+    assert str(done.exception) == (
+        f"the cache folder {tmp_path}/file cannot be made (File exists); name another with --cache"
+    )
+
+
 def test_results_of_another_suite_are_refused(tmp_path: Path) -> None:
     held = show.Results(suite="other", scale="cpu", made_with={}, results=(result("a", "b", 0.5),))
     path = show.write_results(held, tmp_path)

@@ -233,7 +233,12 @@ def open_store(url: str | None, cache: Path) -> Store:
     except ImportError as error:
         raise MissingExtra("sqlalchemy", "bench", "the results store") from error
     if url is None:
-        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the cache folder {cache} cannot be made ({error.strerror}); name another with --cache"
+            ) from error
         url = f"sqlite:///{cache.resolve() / 'results.sqlite'}"
     return Store(url)
 
