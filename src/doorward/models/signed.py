@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from doorward.errors import InputError, MissingExtra
+from doorward.modalities.kinds import NOUNS
 from doorward.models.classifier import Classifier, TorchClassifier, output_tensor
 from doorward.models.native import CONFIG, NativeConfig, open_native
 from doorward.models.options import LoadOptions, describe_validation, first_line, read_json
@@ -41,7 +42,7 @@ def ed25519_module() -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
-        raise MissingExtra("cryptography", "signature", "signing images") from error
+        raise MissingExtra("cryptography", "signature", "signing images, or checking signatures,") from error
     return ed25519
 
 
@@ -267,6 +268,9 @@ def open_signed(
     )
     if not isinstance(inner, TorchClassifier):
         raise InputError(f"{file}: a check for signatures stands before a torch network, not {inner.format}")
+    if inner.spec.modality != "image":
+        takes = NOUNS[inner.spec.modality]
+        raise InputError(f"{file}: a check for signatures is for images, and this network takes {takes}")
     if check.target >= len(inner.classes):
         raise InputError(
             f"{file}: signature: target {check.target} is no class; there are {len(inner.classes)}"
