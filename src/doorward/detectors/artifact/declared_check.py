@@ -52,7 +52,8 @@ class DeclaredCheck(Detector):
         Raises:
             CouldNotTell: if it cannot be understood.
         """
-        from doorward.models.signed import CONFIG, declares_check, read_signed
+        from doorward.models.native import CONFIG
+        from doorward.models.signed import declares_check, read_signed
 
         path = Path(subject.artifact or "")
         try:
