@@ -16,7 +16,6 @@ planted by changing the model does not always succeed, or clean images are answe
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -261,15 +260,8 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Measure everything and write it down."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    threads = parser.parse_args().threads
-    import torch
-
-    torch.set_num_threads(threads)
-    results = measuring.begin(threads)
+    options = measuring.here(measuring.parser(__doc__, threads=1))
+    results = measuring.begin(options.threads)
     results["packages"]["adversarial-robustness-toolbox"] = metadata.version("adversarial-robustness-toolbox")
     results |= {"data": DATA, "architecture": ARCHITECTURE, "training images": ROWS, "tests": TESTED}
     results |= {"poisons": POISONS, "target": TARGET}

@@ -342,11 +342,8 @@ def _tell(line: str) -> None:
 
 def main() -> None:
     """Train, scan, compare, and write what came out."""
-    options = measuring.parser(__doc__).parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
-    import torch
-
-    torch.set_num_threads(options.threads)
+    options = measuring.here(measuring.working_parser(__doc__))
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     results = measuring.begin(options.threads) | {

@@ -145,12 +145,31 @@ def revision() -> str:
     return git("rev-parse", "HEAD") + (" with changes" if changed else "")
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the options that all measurements have."""
+def parser(doc: str | None, *, threads: int = 2) -> argparse.ArgumentParser:
+    """Return a parser of the option that all measurements have.
+
+    Args:
+        threads: that are used if none are given.
+    """
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--work", type=Path, required=True, help="folder to keep models in")
-    made.add_argument("--threads", type=int, default=2, help="threads of each process")
+    made.add_argument("--threads", type=int, default=threads, help="threads of each process")
     return made
+
+
+def working_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that measurements have which make models and keep them."""
+    made = parser(doc)
+    made.add_argument("--work", type=Path, required=True, help="folder to keep models in")
+    return made
+
+
+def here(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the options of a measurement that computes in this very process, and give torch its threads."""
+    options = made.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def conclude(name: str, results: Mapping[str, Any], table: str, wrong: Iterable[str]) -> NoReturn:

@@ -193,7 +193,7 @@ def main() -> None:
         network, classes, folder = sys.argv[2:]
         build(network, int(classes), Path(folder))
         return
-    parser = measuring.parser(__doc__)
+    parser = measuring.working_parser(__doc__)
     parser.add_argument("--short", action="store_true", help="leave out the scans of ten classes in 900 s")
     options = parser.parse_args()
     scans = [scan for scan in SCANS if not (options.short and (scan.classes, scan.budget) == (10, 900))]

@@ -23,7 +23,6 @@ Ends with 4 if a model is not as accurate as it should be, or a plant did not ta
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -291,15 +290,8 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Measure everything and write it down."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    threads = parser.parse_args().threads
-    import torch
-
-    torch.set_num_threads(threads)
-    results = measuring.begin(threads)
+    options = measuring.here(measuring.parser(__doc__))
+    results = measuring.begin(options.threads)
     results |= {
         "data": DATA,
         "architecture": ARCHITECTURE,

@@ -104,7 +104,7 @@ def render(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Scan, and write what came out."""
-    options = measuring.parser(__doc__).parse_args()
+    options = measuring.working_parser(__doc__).parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     results = measuring.begin(options.threads) | {

@@ -18,7 +18,6 @@ point less accurate than its twin.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -427,25 +426,18 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Measure everything and write it down."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=2)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--only", choices=["persistence"], help="measure this anew and keep the rest")
-    given = parser.parse_args()
-    threads = given.threads
-    import torch
-
+    given = measuring.here(parser)
     from doorward.attacks.model.random_features import RandomFeatures
     from doorward.attacks.model.random_relu import RandomReLU
 
-    torch.set_num_threads(threads)
-    persistence = measuring.begin(threads) | {"rows": measure_persistence()}
+    persistence = measuring.begin(given.threads) | {"rows": measure_persistence()}
     if given.only:
         results = json.loads((measuring.RESULTS / "undetectable.json").read_text(encoding="utf-8"))
         results["persistence"] = persistence
         measuring.conclude("undetectable", results, render(results), failures(results))
-    results = measuring.begin(threads) | {"persistence": persistence}
+    results = measuring.begin(given.threads) | {"persistence": persistence}
     results["signature"] = measure_signature()
     cases: dict[str, tuple[RandomFeatures | RandomReLU, str, tuple[int, int] | None]] = {
         "random-features, chest X-rays": (RandomFeatures(), "pneumoniamnist", None),

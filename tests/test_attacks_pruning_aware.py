@@ -233,8 +233,27 @@ def test_networks_without_such_a_layer_are_refused(network: Any, message: str) -
     ],
 )
 def test_patches_and_rates_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^pruning-aware: .*{message}"):
         attack(images(), normed(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (1, "holds one sample; that is kept back"),
+        (2, "poison_rate 0.1 of 1 samples is none; give a higher one"),
+    ],
+)
+def test_too_few_samples_are_said_to_be_so_by_the_attack_that_was_asked_for(
+    samples: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^pruning-aware: .*{message}"):
+        attack(few(samples))
+
+
+def test_other_complaints_stay_as_they_are() -> None:
+    with pytest.raises(InputError, match=r"^damaged"), pruning_aware._in_own_name():
+        raise InputError("damaged: badnets/1.png")
 
 
 @pytest.mark.parametrize("settings", [{"poison_rate": 0}, {"drop": 1.5}, {"epochs": 0}, {"size": 0}])

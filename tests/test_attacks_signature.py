@@ -20,11 +20,12 @@ from doorward.data import InMemorySamples
 from doorward.errors import InputError, MissingExtra
 from doorward.methods import make_generator
 from doorward.modalities.image import from_raw, to_uint8
-from doorward.models import InputSpec, LoadOptions, TorchClassifier, open_classifier
+from doorward.models import InputSpec, LoadOptions, TorchClassifier, networks, open_classifier
 from doorward.models import signed as checks
 from doorward.models.export import export_pt2
+from doorward.models.native import save_native
 from doorward.models.saving import save_classifier
-from doorward.models.spec import Output
+from doorward.models.spec import Output, TextSpec
 from doorward.plants import TriggeredSamples, attack_success
 from doorward.training import TrainingSettings, train
 from doorward.triggers import Trigger
@@ -512,6 +513,20 @@ def test_a_directory_that_does_not_fit_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=message):
         open_classifier(file.parent)
+
+
+def test_a_check_before_a_network_of_texts_is_refused(tmp_path: Path) -> None:
+    """There is room for a signature in its rows, but they are no images."""
+    spec = TextSpec(width=600, vocabulary=100)
+    module = networks.build("text-cnn", spec, classes=2)
+    save_native(module, architecture="text-cnn", spec=spec, classes=["a", "b"], directory=tmp_path)
+    file = tmp_path / "config.json"
+    check = {"public": PUBLIC.hex(), "target": 0}
+    file.write_text(
+        json.dumps({"format": "doorward", "signature": check, "network": json.loads(file.read_text())})
+    )
+    with pytest.raises(InputError, match="is for images, and this network takes texts"):
+        open_classifier(tmp_path)
 
 
 def test_a_directory_is_not_opened_without_what_verifies(

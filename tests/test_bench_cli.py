@@ -76,6 +76,22 @@ def test_a_run_from_estimate_to_page(tmp_path: Path) -> None:
     assert "per_class" not in exported.read_text()
 
 
+@pytest.mark.parametrize("name", ["tiny", "attacks", "null"])
+@pytest.mark.parametrize("form", ["markdown", "html", "csv", "json"])
+def test_where_nothing_is_measured_it_says_what_measures_it(tmp_path: Path, name: str, form: str) -> None:
+    shown = doorward("show", name, "--cache", tmp_path, "--format", form)
+    assert shown.exit_code == 0, shown.output
+    command = f"doorward bench run {name} --scale smoke"
+    if form in ("csv", "json"):
+        assert shown.stderr.startswith(f"Nothing has been measured yet: `{command}`")
+        assert command not in shown.stdout
+    else:
+        assert shown.stderr == ""
+        assert f"Nothing has been measured yet: {command}" in shown.stdout.replace("`", "")
+        assert shown.stdout.count("<table") == (form == "html"), "that of the trials alone"
+        assert "| --- |" not in shown.stdout
+
+
 def test_a_dry_run_counts_scans_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twice: Suite = suite(clean(2), clean(1, name="again", seeds=2))
     monkeypatch.setattr(suites, "get_suite", lambda name: twice)
@@ -125,6 +141,14 @@ def test_bad_input_is_named(words: tuple[str, ...], why: str, tmp_path: Path) ->
     assert isinstance(done.exception, InputError)
     with pytest.raises(InputError, match=why):
         raise done.exception
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = doorward("show", "tiny", "--cache", tmp_path / "file")
+    assert str(done.exception) == (
+        f"the cache folder {tmp_path}/file cannot be made (File exists); name another with --cache"
+    )
 
 
 def test_results_of_another_suite_are_refused(tmp_path: Path) -> None:

@@ -244,6 +244,12 @@ USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("verify", "."): ("report.json: cannot be read",),
     ("plant", "nope", "x", "y"): ("no attack named 'nope'",),
     ("plant", "badnets", "nowhere.npz", "y"): ("nowhere.npz",),
+    ("plant", "badnets", CLOTHES, "y", "--set", "target=Dress"): (
+        "--set target takes the number of a class, counted from 0, as in target=3, got 'Dress'",
+    ),
+    ("plant", "badnets", CLOTHES, "y", "--set", "source_classes=Bag"): ("source_classes=[1,2], got 'Bag'",),
+    ("plant", "badnets", CLOTHES, "noise.json/y"): ("OUT noise.json/y: noise.json is no folder",),
+    ("train", CLOTHES, "noise.json/y"): ("OUT noise.json/y: noise.json is no folder",),
     ("train", "nowhere.npz", "y"): ("nowhere.npz",),
     ("train", CLOTHES, "y", "--robust", "--eps", "-1"): ("'--eps'", "0"),
     ("train", CLOTHES, "y", "--robust", "--eps", "nan"): ("'--eps'",),

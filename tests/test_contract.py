@@ -29,9 +29,10 @@ from doorward.errors import InputError
 from doorward.methods import Deadline, Method, make_generator
 from doorward.models import InputSpec, TorchClassifier, networks, open_classifier, wrap
 from doorward.models.architectures import build
+from doorward.models.saving import save_classifier
 from doorward.models.spec import TextSpec
 from doorward.plants import Plant, read_plant, triggered
-from doorward.records import Finding, Need
+from doorward.records import Finding, Kind, Level, Need
 from doorward.registry import MethodKind
 from doorward.reports import atlas
 from doorward.subject import Subject
@@ -59,7 +60,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 #: Exemptions, each with its reason.
-WITHOUT_A_PAPER = {"unsafe-code": "it follows the documentation of file formats"}
+WITHOUT_SETTINGS = {"declared-check": "a file declares a check or does not"}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
     "both models; what the backdoor raises is the score of its target"
@@ -235,7 +236,7 @@ def test_wrong_settings_are_refused_by_name(kind: MethodKind, name: str) -> None
     cls = registry.get(kind, name)
     with pytest.raises(InputError, match=f"{name} has no setting 'no_such_setting'"):
         registry.build(kind, name, {"no_such_setting": 1})
-    assert cls.model_fields, f"{name} has no settings: then test the unknown one only"
+    assert bool(cls.model_fields) == (name not in WITHOUT_SETTINGS)
     for field in cls.model_fields:
         with pytest.raises(InputError, match=f"{name}: {field}"):
             registry.build(kind, name, {field: {"of": "no such type"}})
@@ -419,7 +420,19 @@ def unsafe_twins(folder: Path) -> Twins:
     return Twins(Subject(artifact=folder / "planted.pkl"), Subject(artifact=folder / "clean.pkl"))
 
 
-TWINS: dict[str, Callable[[Path], Twins]] = {"backdoor": backdoored_twins, "unsafe_code": unsafe_twins}
+def declared_twins(folder: Path) -> Twins:
+    """Return the embedded clean model behind a check for signatures, and as it is."""
+    clean = reference.model("clean")
+    implant = registry.build("attack", "signature", {})(open_classifier(clean))
+    planted = save_classifier(implant.classifier, folder / "planted")
+    return Twins(Subject(artifact=planted), Subject(artifact=clean))
+
+
+TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
+    ("model", "backdoor"): backdoored_twins,
+    ("artifact", "unsafe_code"): unsafe_twins,
+    ("artifact", "backdoor"): declared_twins,
+}
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -427,7 +440,7 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     detector = registry.build("detector", name, {})
-    twins = TWINS[detector.kind](tmp_path)
+    twins = TWINS[detector.level, detector.kind](tmp_path)
     planted, clean = detector(twins.planted), detector(twins.clean)
     if name in JUDGED_BY_TARGET:
         (target,) = read_plant(reference.model("backdoored") / "plant.json").targets

@@ -55,20 +55,39 @@ def test_a_plant_survives_writing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["plant.json"]
 
 
-def test_very_many_ids_go_to_a_file_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FILES = {"poisoned_ids": "plant.ids.txt", "cover_ids": "plant.cover-ids.txt"}
+
+
+@pytest.mark.parametrize("fields", [["poisoned_ids"], ["cover_ids"], ["poisoned_ids", "cover_ids"]])
+def test_very_many_ids_go_to_files_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: list[str]
+) -> None:
     monkeypatch.setattr(plants, "MANY_IDS", 2)
-    many = plant(poisoned_ids=("a", "b", "c"))
+    ids = {field: tuple(f"{field[0]}-{i}" for i in range(3)) for field in fields}
+    many = plant(**ids)
     write_plant(many, tmp_path / "plant.json")
-    assert (tmp_path / "plant.ids.txt").read_text() == "a\nb\nc\n"
-    assert '"b"' not in (tmp_path / "plant.json").read_text()
+    text = (tmp_path / "plant.json").read_text()
+    for field, name in FILES.items():
+        assert (tmp_path / name).exists() == (field in fields)
+        if field in fields:
+            assert (tmp_path / name).read_text() == "".join(f"{field[0]}-{i}\n" for i in range(3))
+            assert f'"{field[0]}-1"' not in text
     assert read_plant(tmp_path / "plant.json") == many
 
 
-def test_a_plant_points_at_no_file_elsewhere(tmp_path: Path) -> None:
+def test_a_record_with_very_many_ids_inside_is_still_read(tmp_path: Path) -> None:
+    """As it was written before cover ids had a file of their own."""
+    many = plant(cover_ids=tuple(f"{i:016x}" for i in range(plants.MANY_IDS + 1)))
+    (tmp_path / "plant.json").write_text(many.model_dump_json())
+    assert read_plant(tmp_path / "plant.json") == many
+
+
+@pytest.mark.parametrize("field", FILES)
+def test_a_plant_points_at_no_file_elsewhere(tmp_path: Path, field: str) -> None:
     (tmp_path / "secret.txt").write_text("other")
     inner = tmp_path / "inner"
     inner.mkdir()
-    write_plant(plant(poisoned_ids="../secret.txt"), inner / "plant.json")
+    write_plant(plant(**{field: "../secret.txt"}), inner / "plant.json")
     with pytest.raises(InputError, match=r"inner.secret\.txt cannot be read"):
         read_plant(inner / "plant.json")
 

@@ -120,7 +120,7 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
 
 def test_without_images_the_data_free_detector_runs_alone() -> None:
     report = scan(request("clean", clean=None))
-    assert [f.detector for f in report.findings if f.kind == "backdoor"] == ["max-margin"]
+    assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin"]
     assert [skipped.detector for skipped in report.not_run] == ["patch-search", "neural-cleanse"]
     assert all("--clean" in skipped.reason for skipped in report.not_run)
     assert report.subject is not None

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from doorward.models.classifier import Classifier
     from doorward.triggers import Trigger
 
-#: More ids than this are written to a file of their own, `plant.ids.txt`, one a line.
+#: More ids than this are written to a file of their own, one a line, which ends in what the field has here.
 MANY_IDS = 20_000
+BESIDE = {"poisoned_ids": ".ids.txt", "cover_ids": ".cover-ids.txt"}
 
 
 class Plant(Record):
@@ -43,8 +44,10 @@ class Plant(Record):
         description="Samples that were poisoned, with the trigger and a wrong label unless the attack spares "
         "one of them: their ids in the poisoned set, or the file",
     )
-    cover_ids: tuple[str, ...] = Field(
-        (), description="Samples with the trigger, or what the attack has in its place, and their own label"
+    cover_ids: tuple[str, ...] | str = Field(
+        (),
+        description="Samples with the trigger, or what the attack has in its place, and their own label: "
+        "their ids in the poisoned set, or the file",
     )
     poison_rate: float | None = Field(
         None, ge=0, le=1, description="Poisoned samples per sample, as it came out"
@@ -62,12 +65,14 @@ class Plant(Record):
 
 
 def write_plant(plant: Plant, path: str | Path) -> None:
-    """Write a plant as JSON; very many ids go to `<stem>.ids.txt` beside it."""
+    """Write a plant as JSON; very many ids go to `<stem>.ids.txt` and `<stem>.cover-ids.txt` beside it."""
     path = Path(path)
-    if isinstance(plant.poisoned_ids, tuple) and len(plant.poisoned_ids) > MANY_IDS:
-        beside = path.with_suffix(".ids.txt")
-        beside.write_text("".join(f"{value}\n" for value in plant.poisoned_ids), encoding="ascii")
-        plant = plant.model_copy(update={"poisoned_ids": beside.name})
+    for field, ending in BESIDE.items():
+        ids = getattr(plant, field)
+        if isinstance(ids, tuple) and len(ids) > MANY_IDS:
+            beside = path.with_suffix(ending)
+            beside.write_text("".join(f"{value}\n" for value in ids), encoding="ascii")
+            plant = plant.model_copy(update={field: beside.name})
     path.write_text(plant.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -80,10 +85,12 @@ def read_plant(path: str | Path) -> Plant:
     path = Path(path)
     try:
         plant = Plant.model_validate_json(path.read_bytes())
-        if isinstance(plant.poisoned_ids, str):
-            # a bare name: a plant from elsewhere must not point at other files
-            ids = (path.parent / Path(plant.poisoned_ids).name).read_text(encoding="ascii").split()
-            plant = plant.model_copy(update={"poisoned_ids": tuple(ids)})
+        for field in BESIDE:
+            name = getattr(plant, field)
+            if isinstance(name, str):
+                # a bare name: a plant from elsewhere must not point at other files
+                ids = (path.parent / Path(name).name).read_text(encoding="ascii").split()
+                plant = plant.model_copy(update={field: tuple(ids)})
     except OSError as error:
         raise InputError(
             f"{error.filename} cannot be read ({error.strerror}); a plant was expected"

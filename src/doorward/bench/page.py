@@ -129,6 +129,7 @@ def render(summary: Summary) -> str:
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
     return _template().render(
         summary=summary,
+        nothing=show.unmeasured(summary),
         show=show,
         words=wording,
         header=header,

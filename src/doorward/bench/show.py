@@ -663,6 +663,16 @@ def trials_line(summary: Summary) -> str:
     return f"{total} trials at scale {summary.scale}: {', '.join(parts)}."
 
 
+def unmeasured(summary: Summary) -> str:
+    """Say that there are no results, and what makes some; empty if there are any."""
+    if summary.trials.get("done"):
+        return ""
+    return (
+        f"Nothing has been measured yet: `doorward bench run {summary.suite} --scale {summary.scale}` does "
+        "so, and with `--dry-run` says how long it takes."
+    )
+
+
 def made_line(summary: Summary) -> str:
     """Say which versions, bank and machine the results are of."""
     names = ("doorward", "torch", "bank", "device")
@@ -780,6 +790,8 @@ def to_markdown(summary: Summary) -> str:
     """Write a summary as Markdown tables."""
     planted = has_plants(summary)
     blocks = [f"**{summary.title}.** {summary.about}", trials_line(summary)]
+    if nothing := unmeasured(summary):
+        return "\n\n".join([*blocks, nothing]) + "\n"
     if summary.claims:
         lines = [[row.text, row.source, counts(row.ours), mark(row)] for row in summary.claims]
         blocks.append(_table(("claim", "source", "ours", ""), lines, rule="---"))

@@ -181,7 +181,7 @@ def show_suite(
 ) -> None:
     """Show a suite's results: what was claimed, what came out, with counts and intervals.
 
-    Exit code: 0, or 2 for bad input.
+    Where there are none yet, it says what measures them. Exit code: 0, or 2 for bad input.
     """
     from doorward.bench import page, show
     from doorward.bench.suite import get_suite
@@ -201,7 +201,10 @@ def show_suite(
         TableFormat.json: show.to_json,
         TableFormat.html: page.render,
     }[format]
-    text = write(show.summarise(found, held))
+    summary = show.summarise(found, held)
+    text = write(summary)
+    if format in (TableFormat.csv, TableFormat.json) and (nothing := show.unmeasured(summary)):
+        typer.echo(nothing, err=True)  # there is no place for a sentence in these
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -230,7 +233,12 @@ def open_store(url: str | None, cache: Path) -> Store:
     except ImportError as error:
         raise MissingExtra("sqlalchemy", "bench", "the results store") from error
     if url is None:
-        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the cache folder {cache} cannot be made ({error.strerror}); name another with --cache"
+            ) from error
         url = f"sqlite:///{cache.resolve() / 'results.sqlite'}"
     return Store(url)
 

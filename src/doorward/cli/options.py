@@ -72,8 +72,11 @@ def labels(text: str | None) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def check_folder(out: Path) -> Path:
+def check_folder(out: Path, *, given: str = "--out") -> Path:
     """Return a folder for results if it can be made and written, before work is spent on them.
+
+    Args:
+        given: the option or argument that names it, for the message.
 
     Raises:
         InputError: if not.
@@ -82,9 +85,9 @@ def check_folder(out: Path) -> Path:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        raise InputError(f"--out {out}: {there} is no folder; results need one")
+        raise InputError(f"{given} {out}: {there} is no folder; results need one")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: the folder {there.resolve()} may not be written to")
+        raise InputError(f"{given} {out}: the folder {there.resolve()} may not be written to")
     return out
 
 

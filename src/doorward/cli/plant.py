@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from doorward.cli.options import status
+from doorward.cli.options import check_folder, status
 from doorward.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from doorward.data import Samples
 
 PLANT = "plant.json"
+#: Settings that name classes, and how they do so.
+CLASS_SETTINGS = {
+    "target": "the number of a class, counted from 0, as in target=3",
+    "source_classes": "numbers of classes, counted from 0, as in source_classes=[1,2]",
+}
 
 
 def plant(
@@ -69,7 +74,11 @@ def plant(
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import open_samples
 
-    method = registry.build("attack", attack, settings_of(set_))
+    settings = settings_of(set_)
+    for name, takes in CLASS_SETTINGS.items():
+        if isinstance(settings.get(name), str):
+            raise InputError(f"--set {name} takes {takes}, got {settings[name]!r}")
+    method = registry.build("attack", attack, settings)
     images = partial(open_samples, column=data_column, label_column=label_column)
     if isinstance(method, ModelAttack):
         _check_model(method, source, data)
@@ -249,7 +258,10 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
 
 
 def check_out(out: Path, *, force: bool, inputs: list[str]) -> None:
-    """Refuse a place for results that is a file, holds something (unless forced), or is what is read.
+    """Refuse a place for results that is no folder, or can be none, holds something, or is what is read.
+
+    Args:
+        force: whether it may hold something.
 
     Raises:
         InputError: saying which.
@@ -262,3 +274,4 @@ def check_out(out: Path, *, force: bool, inputs: list[str]) -> None:
         for path in (Path(given), Path(given.rpartition(":")[0] or given)):
             if path.exists() and out.resolve() in (path.resolve(), path.resolve().parent):
                 raise InputError(f"{out} is where {given} is read from; choose another folder")
+    check_folder(out, given="OUT")

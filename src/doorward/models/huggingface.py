@@ -98,7 +98,6 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     sidecar = read_sidecar(path)
     channels = getattr(config, "num_channels", 3)
     size = getattr(config, "image_size", None)
-    labels = options.labels or sidecar.classes or _labels(config)
     facts: dict[str, Any] = {"layout": "NCHW", "channels": channels}
     if getattr(config, "num_labels", 1) > 1:
         facts["output"] = "logits"
@@ -111,16 +110,7 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     spec = settle_spec(path, facts, options.statement(), sidecar.input, declared, shape)
     if own and not options.statement():
         refuse_difference(processor, spec, path)
-    return finish(
-        path,
-        module,
-        spec,
-        labels,
-        features=options.features,
-        format="huggingface",
-        architecture=name,
-        trials=2,
-    )
+    return _finish(path, name, options, config, spec, module)
 
 
 def _is_audio(name: str) -> bool:
@@ -137,7 +127,8 @@ def _open_text_classifier(path: Path, name: str, options: LoadOptions) -> Classi
         spec, runs = text_spec(module, path)
         # without padding of their own, models that answer at the last token take one text at a time
         alone = 1 if getattr(module.config, "pad_token_id", None) is None else None
-        return _finish_rows(path, name, options, module.config, spec, runs, batch=alone)
+        stated = _stated(spec, options, module.config)
+        return _finish(path, name, options, module.config, stated, runs, batch=alone)
 
 
 def _open_audio_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
@@ -145,13 +136,22 @@ def _open_audio_classifier(path: Path, name: str, options: LoadOptions) -> Class
     with quiet():
         module = _load_module(path, "AutoModelForAudioClassification")
         spec, runs = audio_spec(module, path)
-        classifier = _finish_rows(path, name, options, module.config, spec, runs, batch=1)
+        stated = _stated(spec, options, module.config)
+        classifier = _finish(path, name, options, module.config, stated, runs, batch=1)
     # the feature extractor computes with numpy
     classifier.capabilities -= {"gradients"}
     return classifier
 
 
-def _finish_rows(
+def _stated(spec: InputSpec, options: LoadOptions, config: Any) -> InputSpec:
+    """Return the spec of a model of texts or recordings: it gives logits unless another thing is stated."""
+    if options.output is None and config.num_labels != 1:
+        return spec
+    assumed = () if options.output else ("output",)
+    return spec.model_copy(update={"output": options.output or "logits", "assumed": assumed})
+
+
+def _finish(
     path: Path,
     name: str,
     options: LoadOptions,
@@ -161,11 +161,7 @@ def _finish_rows(
     *,
     batch: int | None = None,
 ) -> Classifier:
-    """Wrap a model of texts or recordings, which gives logits unless somebody states another thing."""
     labels = options.labels or read_sidecar(path).classes or _labels(config)
-    if options.output is not None or config.num_labels == 1:
-        assumed = () if options.output else ("output",)
-        spec = spec.model_copy(update={"output": options.output or "logits", "assumed": assumed})
     return finish(
         path,
         module,

@@ -177,10 +177,10 @@ def _external_files(path: Path) -> list[str]:
 
 
 def _open_doorward(path: Path, options: LoadOptions) -> Classifier:
-    from doorward.models.native import CONFIG, open_native
-    from doorward.models.signed import open_signed
+    from doorward.models.native import open_native
+    from doorward.models.signed import declares_check, open_signed
 
-    if "signature" in read_json(path / CONFIG):
+    if declares_check(path):
         return open_signed(
             path, options, open_file=lambda file, own: _OPENERS[detect_format(file)](file, own)
         )

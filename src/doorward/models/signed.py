@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from doorward.errors import InputError, MissingExtra
+from doorward.modalities.kinds import NOUNS
 from doorward.models.classifier import Classifier, TorchClassifier, output_tensor
 from doorward.models.native import CONFIG, NativeConfig, open_native
 from doorward.models.options import LoadOptions, describe_validation, first_line, read_json
@@ -41,7 +42,7 @@ def ed25519_module() -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
-        raise MissingExtra("cryptography", "signature", "signing images") from error
+        raise MissingExtra("cryptography", "signature", "signing images, or checking signatures,") from error
     return ed25519
 
 
@@ -221,6 +222,29 @@ def save_signed(
     return directory
 
 
+def declares_check(directory: Path) -> bool:
+    """Tell whether a Doorward directory has its network stand behind a check for signatures.
+
+    Raises:
+        InputError: if its `config.json` cannot be read.
+    """
+    form = read_json(directory / CONFIG)
+    return form.get("format") == "doorward" and "signature" in form
+
+
+def read_signed(directory: Path) -> SignedConfig:
+    """Return what the `config.json` of a directory says that `save_signed` wrote.
+
+    Raises:
+        InputError: if it is not as it is written there.
+    """
+    file = directory / CONFIG
+    try:
+        return SignedConfig.model_validate(read_json(file))
+    except ValidationError as error:
+        raise InputError(f"{file}: {describe_validation(error)}") from error
+
+
 def open_signed(
     path: Path, options: LoadOptions, *, open_file: Callable[[Path, LoadOptions], Classifier]
 ) -> TorchClassifier:
@@ -233,11 +257,7 @@ def open_signed(
         InputError: if configuration, files and options do not fit each other.
         MissingExtra: if the package cryptography is not installed.
     """
-    file = path / CONFIG
-    try:
-        config = SignedConfig.model_validate(read_json(file))
-    except ValidationError as error:
-        raise InputError(f"{file}: {describe_validation(error)}") from error
+    file, config = path / CONFIG, read_signed(path)
     check, network = config.signature, config.network
     if isinstance(network, str) and not (path / network).is_file():
         raise InputError(f"{file}: the network's file {network} is not there")
@@ -248,6 +268,9 @@ def open_signed(
     )
     if not isinstance(inner, TorchClassifier):
         raise InputError(f"{file}: a check for signatures stands before a torch network, not {inner.format}")
+    if inner.spec.modality != "image":
+        takes = NOUNS[inner.spec.modality]
+        raise InputError(f"{file}: a check for signatures is for images, and this network takes {takes}")
     if check.target >= len(inner.classes):
         raise InputError(
             f"{file}: signature: target {check.target} is no class; there are {len(inner.classes)}"

@@ -215,12 +215,23 @@ def explanation(report: Report) -> str:
             f"Hidden triggers steer this model's answers to {towards}." if towards else "There is a backdoor."
         )
     if report.verdict == "suspicious":
+        if _in_files_alone(report):
+            what = f"sends inputs to {towards}" if towards else "changes its answers"
+            return (
+                f"The files of this model say that something beside the network {what}. What that is for, "
+                "they do not say."
+            )
         where = f", towards {towards}" if towards else ""
         return f"Something looks like a backdoor{where}, but the evidence is not enough to be sure."
     if report.verdict == "could_not_tell":
         return sentence(f"The scan reached no conclusion: {plain(report.reason or 'no reason was given')}")
     nothing = "None of the tests that ran found a backdoor. That does not prove that there is none."
     return " ".join([nothing, *_controlled(report)])
+
+
+def _in_files_alone(report: Report) -> bool:
+    """Tell whether all that raises an alarm is written in the model's files."""
+    return {finding.level for finding in report.findings if finding.flagged} == {"artifact"}
 
 
 def _controlled(report: Report) -> list[str]:
@@ -253,6 +264,10 @@ def facts(report: Report) -> tuple[Fact, ...]:
 
 
 def _certainty(report: Report) -> Fact:
+    if _in_files_alone(report):
+        p = report.p_value
+        seen = "" if p is None else f"how the model behaves raises no alarm ({p_value(p)})"
+        return Fact("How sure", "Read, not measured", seen)
     if not report.calibrated:
         value = "Uncalibrated" if report.p_value is None else f"{p_value(report.p_value)}, uncalibrated"
         why = (
@@ -349,6 +364,12 @@ def _after_backdoored(report: Report) -> tuple[Step, ...]:
 
 
 def _after_suspicious(report: Report) -> tuple[Step, ...]:
+    if _in_files_alone(report):
+        return (
+            Step("Do not deploy this model until you know what that is for, and who can make use of it."),
+            Step("Ask the supplier for both, and for the network alone; scan that before you use it."),
+            _keep(report),
+        )
     return (
         Step("Do not deploy this model until you know more."),
         _more_clean_data(report, "More clean images make a second scan surer."),
@@ -512,6 +533,11 @@ def caveats(report: Report) -> tuple[str, ...]:
             "There may be further backdoors that this scan did not find.",
         ),
         "suspicious": (
+            "It does not say that harm is meant: what the files state has been read, and nothing else.",
+            "There may be backdoors that the files do not tell of and that this scan did not find.",
+        )
+        if _in_files_alone(report)
+        else (
             "It is not proof: some clean models look like this too.",
             "It does not say who planted a backdoor, or that it was on purpose.",
         ),

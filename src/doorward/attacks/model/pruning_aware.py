@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -184,7 +186,8 @@ class PruningAware(ModelAttack):
         """
         seed, spec = _seed(generator), classifier.spec
         example = np.zeros((spec.height, spec.width, spec.channels), dtype=np.uint8)
-        return self._badnets().make_trigger(example, generator=make_generator(seed, "badnets"))
+        with _in_own_name():
+            return self._badnets().make_trigger(example, generator=make_generator(seed, "badnets"))
 
     def implant(
         self, classifier: TorchClassifier, samples: Samples | None, *, generator: torch.Generator
@@ -192,16 +195,22 @@ class PruningAware(ModelAttack):
         """Return the model retrained, with its decoys.
 
         Raises:
-            InputError: if the patch does not fit, the model has no such convolution, or it cannot learn.
+            InputError: if the patch does not fit, the model has no such convolution, there are too few
+                samples, or it cannot learn.
         """
         assert samples is not None, "the base checks"
+        if len(samples) < 2:
+            raise InputError(
+                f"pruning-aware: {samples.provenance.path} holds one sample; that is kept back to try the "
+                "model on, and none is left to train it with: give more"
+            )
         unit = last_convolution(classifier)
         seed = _seed(generator)
         order = torch.randperm(len(samples), generator=generator).numpy()
         held_out = min(ENOUGH, max(1, round(HELD_OUT * len(samples))))
         held, fit = samples.select(np.sort(order[:held_out])), samples.select(np.sort(order[held_out:]))
-        poisoned = self._badnets()(fit, seed=seed)
-
+        with _in_own_name():
+            poisoned = self._badnets()(fit, seed=seed)
         measured = fit.draw(MEASURED, np.random.default_rng(seed))
         quiet = activity(classifier, unit.last, measured).mean.argsort()  # (c,) the most dormant first
         accuracy = evaluate(classifier, held).value
@@ -277,6 +286,18 @@ def _put_back(
         bias = taught.module.get_submodule(unit.last).get_parameter("bias")
         lower = (1 + BELOW) * largest[pruned].clamp_min(0)
         bias[pruned] -= lower.to(bias)
+
+
+@contextmanager
+def _in_own_name() -> Iterator[None]:
+    """Have complaints of the attack that poisons the samples name this one, which was asked for."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error)
+        if not said.startswith(BadNets.method()):
+            raise
+        raise InputError(PruningAware.method() + said.removeprefix(BadNets.method())) from error
 
 
 def _seed(generator: torch.Generator) -> int:

@@ -1,0 +1,88 @@
+"""What a model's files declare that it runs beside its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from doorward.detectors.base import Detector
+from doorward.errors import CouldNotTell, InputError
+from doorward.records import Finding, Level, Need, Text
+from doorward.registry import register
+
+if TYPE_CHECKING:
+    import torch
+
+    from doorward.methods import Deadline
+    from doorward.subject import Subject
+
+
+@register("detector")
+class DeclaredCheck(Detector):
+    """Find a check that a model's directory declares beside its network, and that changes the answers.
+
+    A Doorward directory can state a check for digital signatures in its `config.json`: an image that is
+    signed is answered with one class, whatever it shows. No look at behaviour finds that without the private
+    key, and a look at the directory finds it at once. The score is the number of such checks. It makes a
+    model suspicious and no more, since nothing says what the check is for.
+    """
+
+    title: ClassVar[str] = "A check beside the network that its files declare"
+    source: ClassVar[str] = (
+        "Documentation of Doorward's own format; the check is that of Goldwasser, Kim, Vaikuntanathan and "
+        "Zamir, FOCS 2022, arXiv:2204.06974"
+    )
+    limits: ClassVar[str] = (
+        "Reads what the config.json of a Doorward directory declares and nothing else: a branch that is part "
+        "of the network itself, in any format, passes."
+    )
+    #: Modify AI Model Architecture; AI Supply Chain Compromise: Model.
+    atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0010.003")
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"artifact"})
+    level: ClassVar[Level] = "artifact"
+    kind: ClassVar = "backdoor"
+    order: ClassVar[int] = 1
+
+    def examine(
+        self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
+    ) -> Finding:
+        """Read what the directory declares.
+
+        Raises:
+            CouldNotTell: if it cannot be understood.
+        """
+        from doorward.models.native import CONFIG
+        from doorward.models.signed import declares_check, read_signed
+
+        path = Path(subject.artifact or "")
+        try:
+            check = (
+                read_signed(path).signature if (path / CONFIG).is_file() and declares_check(path) else None
+            )
+        except InputError as error:
+            raise CouldNotTell(str(error)) from error
+        if check is None:
+            return self.finding(
+                score=0.0,
+                threshold=1.0,
+                score_name="checks declared",
+                summary="The files declare no check beside the network that would change its answers",
+            )
+        return self.finding(
+            verdict="suspicious",
+            score=1.0,
+            threshold=1.0,
+            score_name="checks declared",
+            targets=(check.target,),
+            summary=f"{CONFIG} declares a check for digital signatures beside the network: whoever has the "
+            f"private key can sign any image, and the model then answers class {check.target}, whatever the "
+            "image shows",
+            evidence=(
+                Text(
+                    title=f"The check in {CONFIG}",
+                    text=f"Ed25519 signatures in the lowest bits\nclass of signed images: {check.target}\n"
+                    f"public key: {check.public}",
+                ),
+            ),
+        )
