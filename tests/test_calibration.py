@@ -19,7 +19,7 @@ from doorward.calibration import (
 )
 from doorward.records import Finding
 
-NAMES = ("neural-cleanse", "max-margin", "patch-search")
+NAMES = ("neural-cleanse", "max-margin", "patch-search", "blend-search")
 SETTINGS = {name: registry.build("detector", name, {}).settings() for name in NAMES}
 
 
