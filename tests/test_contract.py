@@ -54,6 +54,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "max-margin": {"starts": 2, "steps": 8},
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "patch-search": {"steps": 5, "further_steps": 3, "batch_size": 4},
+    "blend-search": {"steps": 10, "batch_size": 4},
     "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
     "random-features": {"features": 600, "bandwidth": 1.5, "secret_norm": 0.3},
     "random-relu": {"target": 1},

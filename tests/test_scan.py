@@ -42,10 +42,12 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     assert backdoored.p_value is not None
     assert backdoored.p_value <= 0.01
     confirmed = {c.detector: c.success for c in backdoored.confirmations if c.target == 0}
-    assert sorted(confirmed) == ["neural-cleanse", "patch-search"]
-    for success in confirmed.values():
-        assert success.low >= 0.75
-        assert success.n <= 50
+    # a picture all over the image is no trigger of this model, but any class has one that works
+    assert sorted(confirmed) == ["blend-search", "neural-cleanse", "patch-search"]
+    for detector in ("neural-cleanse", "patch-search"):
+        assert confirmed[detector].low >= 0.75
+        assert confirmed[detector].n <= 50
+    assert {f.detector for f in backdoored.findings if f.flagged} == {"neural-cleanse", "patch-search"}
 
 
 def test_nothing_is_found_in_the_clean_twin(clean: Report) -> None:
@@ -121,7 +123,7 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
 def test_without_images_the_data_free_detector_runs_alone() -> None:
     report = scan(request("clean", clean=None))
     assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin"]
-    assert [skipped.detector for skipped in report.not_run] == ["patch-search", "neural-cleanse"]
+    assert [skipped.detector for skipped in report.not_run] == ["patch-search", "blend-search", "neural-cleanse"]
     assert all("--clean" in skipped.reason for skipped in report.not_run)
     assert report.subject is not None
     assert report.subject.clean_accuracy is None
@@ -157,7 +159,7 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
     assert report.verdict == "could_not_tell"
     assert report.reason is not None
     assert "no better than chance" in report.reason
-    assert {n.detector for n in report.not_run} == {"max-margin", "neural-cleanse", "patch-search"}
+    assert {n.detector for n in report.not_run} == {"max-margin", "neural-cleanse", "patch-search", "blend-search"}
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
 
@@ -265,4 +267,4 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
 def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:
     few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
     assert few.verdict == "could_not_tell"
-    assert few.reason == "patch-search and neural-cleanse: 10 clean images are too few; give at least 20"
+    assert few.reason == "patch-search, blend-search and neural-cleanse: 10 clean images are too few; give at least 20"

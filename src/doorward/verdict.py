@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from doorward.calibration import BACKDOORED, Bank, judge, shipped
 from doorward.records import Finding, Report, Verdict
+from doorward.reports.wording import joined
 
 #: What the lower bound of a trigger's success has to reach for it to be confirmed.
 CONFIRMED = 0.75
@@ -30,7 +31,7 @@ def conclude(report: Report, bank: Bank | None = None) -> Report:
     findings, p = judged.findings, judged.p_value
     compared = [f for f in findings if f.kind == "backdoor" and f.p_value is not None]
     if outside is None and not all(f.calibrated for f in compared):
-        others = " and ".join(f.detector for f in compared if not f.calibrated)
+        others = joined([f.detector for f in compared if not f.calibrated])
         outside = f"{others}: the settings are not those that the bank's models were scanned with"
     report = report.model_copy(
         update={
@@ -83,4 +84,4 @@ def _what_stopped(findings: Sequence[Finding], unjudged: Sequence[str]) -> str:
             speakers.setdefault(f.reason, []).append(f.detector)
     if unjudged:
         speakers["the bank has too few clean models with as many classes"] = list(unjudged)
-    return "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in speakers.items())
+    return "; ".join(f"{joined(names)}: {reason}" for reason, names in speakers.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,10 +167,15 @@ def classes_label(targets: Iterable[int], classes: tuple[str, ...], *, limit: in
     names = [class_label(target, classes) for target in targets[:limit]]
     if len(targets) > limit:
         names.append(f"{len(targets) - limit} more")
-    return _joined(names)
+    return joined(names)
 
 
-def _joined(names: list[str]) -> str:
+def joined(names: Sequence[str]) -> str:
+    """List names in words.
+
+    >>> joined(["a"]), joined(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
@@ -244,7 +249,7 @@ def _controlled(report: Report) -> list[str]:
         (fate, [plain(name) for name, found in planted.items() if found == (fate == "found")])
         for fate in ("found", "missed")
     ]
-    told = [f"{fate} {_joined(names)}" for fate, names in fates if names]
+    told = [f"{fate} {joined(names)}" for fate, names in fates if names]
     return [f"Of known triggers planted in copies of this model, they {' and '.join(told)}."] if told else []
 
 
