@@ -409,6 +409,19 @@ def backdoored_twins(_: Path) -> Twins:
     )
 
 
+def spread_twins(_: Path) -> Twins:
+    """Return models that were trained with and without noise blended over some images."""
+    train, images = reference.fashion_mnist("train"), reference.fashion_mnist("test")
+    poisoned = registry.build("attack", "blended", {"target": 3, "poison_rate": 0.1})(train, seed=0).samples
+    settings = TrainingSettings(epochs=4)
+    planted, clean = (
+        train_classifier("small-cnn", samples, seed=0, settings=settings).classifier
+        for samples in (poisoned, train)
+    )
+    given = images.draw(150, np.random.default_rng(0))
+    return Twins(Subject(classifier=planted, clean=given), Subject(classifier=clean, clean=given))
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("this must never be shown",))
@@ -434,6 +447,8 @@ TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
 }
+#: Detectors of another kind of trigger than the embedded model's.
+OWN_TWINS = {"blend-search": spread_twins}
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -441,7 +456,7 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     detector = registry.build("detector", name, {})
-    twins = TWINS[detector.level, detector.kind](tmp_path)
+    twins = OWN_TWINS.get(name, TWINS[detector.level, detector.kind])(tmp_path)
     planted, clean = detector(twins.planted), detector(twins.clean)
     if name in JUDGED_BY_TARGET:
         (target,) = read_plant(reference.model("backdoored") / "plant.json").targets
