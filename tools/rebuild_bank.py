@@ -20,10 +20,11 @@ from doorward.records import Finding
 
 DIGITS = 3
 #: What each detector counts in the sums that are fused, for triggers in a place and for those all over the
-#: image; chosen on suites `bank` and `tuning`. Margins of clean models vary far more than masks and patches.
+#: image; chosen on suites `bank` and `tuning`. Margins of clean models vary far more than masks and patches,
+#: and faint pictures count as much as they can without hiding a patch of `tuning`.
 HYPOTHESES = (
     {"patch-search": 1.0, "neural-cleanse": 1.0, "max-margin": 0.25},
-    {"blend-search": 1.0, "patch-search": 0.25, "neural-cleanse": 0.25},
+    {"blend-search": 0.6, "patch-search": 0.25, "neural-cleanse": 0.25},
 )
 
 
