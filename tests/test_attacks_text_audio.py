@@ -260,6 +260,7 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     whole = get_suite("attacks")
     (group,) = (one for one in whole.groups("cpu") if one.attack and one.attack.name == attack)
     assert group.models >= 3
+    assert group.attack is not None
     claims = [one for one in whole.claims if one.groups == (group.name,)]
     assert [(one.measure, one.at_least) for one in claims] == [("attack_success", 0.95)]
     make = texts if attack == "phrase" else sounds
@@ -278,7 +279,7 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     assert planting is not None
     assert planting.success is not None
     assert (planting.success.n, planting.accuracy.n, planting.twin.n) == (30, 60, 60)
-    assert planting.poison_rate == 0.1
+    assert planting.poison_rate == group.attack.settings.get("poison_rate", 0.1)
     assert planting.success.value > 0.9
     assert min(planting.accuracy.value, planting.twin.value) > 0.9
 

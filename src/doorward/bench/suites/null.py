@@ -23,12 +23,11 @@ WHOLE = (clean(FASHION, 20), clean(MNIST, 20), clean(GTSRB, 10))
 
 CPU = (
     *WHOLE,
-    subsets("fashion_mnist", 50, (2,), 10, 5),
-    subsets("mnist", 50, (2,), 10, 5),
-    subsets("fashion_mnist", 36, (3, 4, 5, 6, 7, 8, 9), 10, 6),
-    subsets("mnist", 36, (3, 4, 5, 6, 7, 8, 9), 10, 6),
-    subsets("gtsrb", 30, (10, 12, 15, 20), 43, 12),
-    subsets("gtsrb", 60, (25, 30, 35, 40), 43, 12),
+    subsets("fashion_mnist", 20, (2,), 10, 5),
+    subsets("mnist", 20, (2,), 10, 5),
+    subsets("fashion_mnist", 20, (3, 4, 5, 6, 7, 8, 9), 10, 6),
+    subsets("mnist", 20, (3, 4, 5, 6, 7, 8, 9), 10, 6),
+    subsets("gtsrb", 12, (25, 30, 35, 40), 43, 12),
     *(repeated(group.data.name, group, models) for group, models in zip(WHOLE[:2], (3, 3), strict=True)),
 )
 
