@@ -29,16 +29,9 @@ BELOW = 4.0
 Table = tuple[float | None, ...]
 
 
-def bank(models: list[CleanModel], *kinds: dict[str, float]) -> Bank:
-    return Bank(settings=SETTINGS, hypotheses=kinds, made_with={}, models=tuple(models))
-
-
-#: What detectors count: all the same, not the same, and in two sums of which the higher counts.
-SUMS = (
-    (),
-    ({"neural-cleanse": 2.0, "max-margin": 0.25},),
-    ({"neural-cleanse": 1.0, "max-margin": 0.25}, {"max-margin": 1.5}),
-)
+def bank(models: list[CleanModel], **weights: float) -> Bank:
+    named = {name.replace("_", "-"): weight for name, weight in weights.items()}
+    return Bank(settings=SETTINGS, weights=named, made_with={}, models=tuple(models))
 
 
 def table(score: float, classes: int, at: int = 3) -> Table:
@@ -108,13 +101,10 @@ def by_hand(held: Bank, scores: dict[str, Table]) -> float:
         middle = float(np.median(usual))
         return (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
 
-    kinds = held.hypotheses or (dict.fromkeys(scores, 1.0),)
     sums = [
         max(
-            sum(kind.get(n, 0.0) * place(n, len(t[n]), t[n][c]) for n in scores)
+            sum(held.weights.get(n, 1.0) * place(n, len(t[n]), t[n][c]) for n in scores)
             for c in range(len(next(iter(t.values()))))
-            for kind in kinds
-            if any(n in kind for n in scores)
         )
         for t in joined
     ]
@@ -137,10 +127,10 @@ def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     assert p_of(held, 1000.0, 5) == 1 / 41
 
 
-@pytest.mark.parametrize("kinds", SUMS)
+@pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
-def test_the_comparison_is_the_one_by_hand(names, kinds) -> None:
-    held, rng = bank(drawn(60), *kinds), np.random.default_rng(3)
+def test_the_comparison_is_the_one_by_hand(names, weights) -> None:
+    held, rng = bank(drawn(60), **weights), np.random.default_rng(3)
     for classes in (2, 7, 20, 90):
         for _ in range(5):
             scores = {name: tuple((rng.normal(size=classes) * 3).tolist()) for name in names}
@@ -157,28 +147,6 @@ def test_detectors_that_agree_on_a_class_weigh_more() -> None:
     assert agreeing is not None
     assert differing is not None
     assert agreeing.p_value < differing.p_value / 2
-
-
-def test_a_kind_of_trigger_that_one_detector_sees_is_not_drowned_by_the_others() -> None:
-    scores = {
-        "neural-cleanse": table(-1.0, 12),
-        "max-margin": table(-1.0, 12),
-        "patch-search": table(6.0, 12),
-    }
-    models = [
-        m.model_copy(update={"scores": m.scores | {"patch-search": table(0.01 * i, m.classes)}})
-        for i, m in enumerate(drawn(200))
-    ]
-    first = {"neural-cleanse": 1.0, "max-margin": 1.0}
-    apart = bank(models, first, {"patch-search": 1.0}).compare(scores)
-    together = bank(models, first | {"patch-search": 1.0}).compare(scores)
-    unnamed = bank(models, first).compare(scores)
-    assert apart is not None
-    assert together is not None
-    assert apart.p_value < together.p_value
-    assert apart.standings["patch-search"].flagged
-    assert not apart.standings["neural-cleanse"].flagged
-    assert unnamed == apart
 
 
 def test_the_standard_by_hand() -> None:
@@ -208,13 +176,13 @@ def test_a_detector_that_the_bank_does_not_know_is_left_out() -> None:
     assert alone == beside
 
 
-@pytest.mark.parametrize("kinds", SUMS)
+@pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
-def test_clean_models_are_flagged_as_often_as_is_said(names, kinds) -> None:
+def test_clean_models_are_flagged_as_often_as_is_said(names, weights) -> None:
     """Small banks, fresh models: the share at a level is at most the level, and not far below."""
     rates = []
     for seed in range(40):
-        held = bank(drawn(100, seed=2 * seed), *kinds)
+        held = bank(drawn(100, seed=2 * seed), **weights)
         found = [
             held.compare({n: one.scores[n] or () for n in names}) for one in drawn(40, seed=2 * seed + 1)
         ]
@@ -225,10 +193,10 @@ def test_clean_models_are_flagged_as_often_as_is_said(names, kinds) -> None:
         assert mean >= level - 0.02 - 3 * error
 
 
-@pytest.mark.parametrize("kinds", SUMS)
+@pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, kinds) -> None:
-    held, rng = bank(drawn(400), *kinds), np.random.default_rng(5)
+def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) -> None:
+    held, rng = bank(drawn(400), **weights), np.random.default_rng(5)
     sides = set()
     for _ in range(200):
         scores = {name: tuple((rng.normal(size=classes) * 3 + 2).tolist()) for name in NAMES[:2]}

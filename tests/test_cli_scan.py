@@ -145,7 +145,12 @@ def test_a_model_that_cannot_be_judged_ends_with_3(
     report = from_json(outcome.out)
     assert report.verdict == "could_not_tell"
     assert why in str(report.reason)
-    assert {one.detector for one in report.not_run} == {"max-margin", "neural-cleanse", "patch-search", "blend-search"}
+    assert {one.detector for one in report.not_run} == {
+        "max-margin",
+        "neural-cleanse",
+        "patch-search",
+        "blend-search",
+    }
 
 
 def test_images_of_one_class_alone_end_with_3(tmp_path: Path) -> None:

@@ -123,7 +123,11 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
 def test_without_images_the_data_free_detector_runs_alone() -> None:
     report = scan(request("clean", clean=None))
     assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin"]
-    assert [skipped.detector for skipped in report.not_run] == ["patch-search", "blend-search", "neural-cleanse"]
+    assert [skipped.detector for skipped in report.not_run] == [
+        "patch-search",
+        "blend-search",
+        "neural-cleanse",
+    ]
     assert all("--clean" in skipped.reason for skipped in report.not_run)
     assert report.subject is not None
     assert report.subject.clean_accuracy is None
@@ -159,7 +163,12 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
     assert report.verdict == "could_not_tell"
     assert report.reason is not None
     assert "no better than chance" in report.reason
-    assert {n.detector for n in report.not_run} == {"max-margin", "neural-cleanse", "patch-search", "blend-search"}
+    assert {n.detector for n in report.not_run} == {
+        "max-margin",
+        "neural-cleanse",
+        "patch-search",
+        "blend-search",
+    }
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
 
@@ -267,4 +276,7 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
 def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:
     few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
     assert few.verdict == "could_not_tell"
-    assert few.reason == "patch-search, blend-search and neural-cleanse: 10 clean images are too few; give at least 20"
+    assert (
+        few.reason
+        == "patch-search, blend-search and neural-cleanse: 10 clean images are too few; give at least 20"
+    )

@@ -19,13 +19,9 @@ from doorward.cli.bench import default_cache, open_store
 from doorward.records import Finding
 
 DIGITS = 3
-#: What each detector counts in the sums that are fused, for triggers in a place and for those all over the
-#: image; chosen on suites `bank` and `tuning`. Margins of clean models vary far more than masks and patches,
-#: and faint pictures count as much as they can without hiding a patch of `tuning`.
-HYPOTHESES = (
-    {"patch-search": 1.0, "neural-cleanse": 1.0, "max-margin": 0.25},
-    {"blend-search": 0.6, "patch-search": 0.25, "neural-cleanse": 0.25},
-)
+#: What each detector counts in the sum that is fused; chosen on suites `bank` and `tuning`. Margins of clean
+#: models, and how faint a picture reaches one of their classes, vary far more than masks and patches do.
+WEIGHTS = {"patch-search": 1.0, "neural-cleanse": 1.0, "max-margin": 0.25, "blend-search": 0.25}
 
 
 def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
@@ -77,7 +73,7 @@ def main(
         raise SystemExit("the results are of several versions, or numbers of images: run the suite anew")
     bank = Bank(
         settings=settings,
-        hypotheses=HYPOTHESES,
+        weights=WEIGHTS,
         images=images.pop(),
         made_with=json.loads(versions.pop()),
         models=tuple(models),

@@ -114,15 +114,14 @@ class Bank(Record):
 
     Attributes:
         settings: of each detector when the scores were made.
-        hypotheses: what each detector counts in the sum that is fused, for each kind of trigger that may be
-            there; a detector that is in none is one of its own. If none is given, all count 1 in one sum.
+        weights: of each detector in the sum that is fused; 1 where none is given.
         images: how many were given with every model.
         made_with: versions.
         models: the clean models.
     """
 
     settings: dict[str, dict[str, Any]]
-    hypotheses: tuple[dict[str, float], ...] = ()
+    weights: dict[str, float] = Field(default_factory=dict)
     images: int = 100
     made_with: dict[str, str]
     models: tuple[CleanModel, ...]
@@ -157,10 +156,9 @@ class Bank(Record):
         The model joins the bank, and all are treated alike: each detector's scores are measured from what is
         usual for the highest ones of models with about as many classes; a class's sum over the detectors,
         weighted, says how suspicious it is to all of them, so that detectors which agree on a class weigh
-        more than those that differ; of the sums for several kinds of trigger the highest counts. A model's
-        p-value is the share of models that have a class with so high a sum. For a clean model that is
-        exchangeable with those of the bank, p <= a comes up in at most a share a of cases (full conformal
-        prediction).
+        more than those that differ; a model's p-value is the share of models that have a class with so high a
+        sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in at most a
+        share a of cases (full conformal prediction).
 
         Returns None if the bank has too few models that can be compared.
 
@@ -183,9 +181,9 @@ class Bank(Record):
         counts = np.diff(np.append(starts, len(stack)))  # classes of each model
         # what a detector cannot tell of a class speaks neither for nor against it
         places = np.nan_to_num((stack - middle.repeat(counts, axis=0)) / spread.repeat(counts, axis=0))
-        weights = self._weights(names)  # (h, detectors)
-        sums = places @ weights.T  # (classes of all models, h)
-        tops = np.maximum.reduceat(sums.max(axis=1), starts)  # (n + 1,)
+        weights = np.array([self.weights.get(name, 1.0) for name in names])
+        sums = places @ weights  # of each class of each model
+        tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
         model = _Joined(
             own, places[starts[-1] :], sums[starts[-1] :], weights, Standard(middle[-1], spread[-1]), others
@@ -195,8 +193,7 @@ class Bank(Record):
         found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
         if p_value <= SUSPICIOUS and not any(one.flagged for one in found.values()):
             # each has another class on top: the one that speaks most for the common one stands for all
-            kind = int(model.sums[model.top].argmax())
-            first = names[int((model.places[model.top] * weights[kind]).argmax())]
+            first = names[int((model.places[model.top] * weights).argmax())]
             found[first] = found[first].model_copy(
                 update={
                     "flagged": True,
@@ -205,14 +202,6 @@ class Bank(Record):
                 }
             )
         return Comparison(p_value=p_value, standings=found)
-
-    def _weights(self, names: Sequence[str]) -> Floats:
-        """Return what detectors count: (h, detectors), a row for each kind of trigger that one looks for."""
-        kinds = self.hypotheses or (dict.fromkeys(names, 1.0),)
-        known = {name for kind in kinds for name in kind}
-        alone = [{name: 1.0} for name in names if name not in known]
-        rows = np.array([[kind.get(name, 0.0) for name in names] for kind in (*kinds, *alone)])
-        return rows[rows.any(axis=1)]
 
     def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
@@ -251,8 +240,7 @@ class _Joined:
     Attributes:
         table: (k, detectors) its scores, NaN where one cannot tell.
         places: (k, detectors) where they lie.
-        sums: (k, h) of a class over the detectors, weighted as for each of h kinds of trigger.
-        weights: (h, detectors).
+        sums: (k,) of a class over the detectors, weighted.
         standard: what is usual.
         others: (n,) the highest sums of the bank's models, in falling order.
     """
@@ -267,7 +255,7 @@ class _Joined:
     @property
     def top(self) -> int:
         """Return the most suspicious class."""
-        return int(self.sums.max(axis=1).argmax())
+        return int(self.sums.argmax())
 
     def enough(self, level: float) -> float:
         """Return the sum above which the p-value is at most `level`; infinite if none is."""
@@ -286,14 +274,12 @@ class _Joined:
         score, place = float(self.table[own, i]), float(self.places[own, i])
         strict = self.enough(BACKDOORED)
         least = self.enough(SUSPICIOUS) if own == self.top else strict
-        counts = self.weights[:, i] > 0  # the kinds of trigger that it is asked about
-        flagged = place > 0 and bool((self.sums[own, counts] > least).any())
-        lacks = (least - self.sums[own, counts]) / self.weights[counts, i]
-        needed = max(place + float(lacks.min()), 0.0)
+        flagged = place > 0 and bool(self.sums[own] > least)
+        needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
         threshold = float(self.standard.middle[i] + needed * self.standard.spread[i])
         # rounding must not part the threshold from what is flagged
         threshold = min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
-        further = np.flatnonzero((self.sums[:, counts] > strict).any(axis=1) & (self.places[:, i] > 0))
+        further = np.flatnonzero((self.sums > strict) & (self.places[:, i] > 0))
         targets = tuple(sorted({own, *further.tolist()})) if flagged else ()
         return Standing(p_value=p_value, threshold=threshold, flagged=flagged, targets=targets)
 
