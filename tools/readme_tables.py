@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 #: Where the table of each suite stands; those in the docs appear with their results.
 PAGES = {"scan-population": README, "null": README} | {
     suite: page
-    for suite, page in {"attacks": ROOT / "docs" / "attacks.md"}.items()
+    for suite, page in dict.fromkeys(("attacks", "scan-attacks"), ROOT / "docs" / "attacks.md").items()
     if show.results_file(RESULTS, suite, "cpu").is_file()
 }
 
