@@ -107,6 +107,20 @@ def test_a_rate_carries_its_count_and_interval() -> None:
     assert wording.rate(rate) == "> 99.9 % (1,999 of 2,000; 95 % interval 99.7 % to > 99.9 %)"
 
 
+def test_a_trigger_counts_as_evidence_only_where_its_detector_raises_the_alarm() -> None:
+    # a picture strong enough sends images to any class, so its success alone says nothing
+    report = backdoored()
+    one = next(c for c in report.confirmations if c.target in report.targets)
+    silent = next(f.detector for f in report.findings if not f.flagged)
+    before = wording.facts(report)
+    assert any(f.detector == one.detector for f in report.findings if f.flagged)
+    assert any(one.detector in fact.detail for fact in before)
+    more = report.model_copy(
+        update={"confirmations": (*report.confirmations, one.model_copy(update={"detector": silent}))}
+    )
+    assert wording.facts(more) == before
+
+
 @pytest.mark.parametrize(
     ("p", "words"),
     [

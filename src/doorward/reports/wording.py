@@ -261,10 +261,15 @@ def facts(report: Report) -> tuple[Fact, ...]:
         rows.append(Fact(label, classes_label(report.targets, class_names(report))))
     if report.verdict not in ("unsafe", "could_not_tell"):
         rows.append(_certainty(report))
-    # without an alarm such a rate would mislead: a large enough pattern moves any model
+    # without an alarm of the detector such a rate would mislead: a large enough pattern moves any model
+    alarmed = {finding.detector for finding in report.findings if finding.flagged}
     return (
         *rows,
-        *(_confirmation(report, one) for one in report.confirmations if one.target in report.targets),
+        *(
+            _confirmation(report, one)
+            for one in report.confirmations
+            if one.target in report.targets and one.detector in alarmed
+        ),
     )
 
 
