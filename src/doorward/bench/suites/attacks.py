@@ -104,8 +104,8 @@ def robust(name: str, *, rows: int | None, epochs: int) -> list[Group]:
 def colour(*, rows: int | None, epochs: int, signs: int, architecture: str) -> list[Group]:
     """Return what is planted in CIFAR-10 and in traffic signs.
 
-    A white patch is no trigger among white backgrounds, which models take for it; a yellow one is. Of ten
-    classes or more each sample of poison costs accuracy where data are few, so no more are used than it takes.
+    A white patch is no trigger among white backgrounds, which models take for it; a yellow one is. Each
+    sample of poison costs accuracy where data are few, so no more are used than it takes.
     """
     objects, gtsrb = Data(name="cifar10", rows=rows), Data(name="gtsrb")
     bent = {"strength": 4.0}
