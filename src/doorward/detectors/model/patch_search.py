@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from doorward.detectors.model._twin import Twin
+from doorward.detectors.model._twins import Twins
 from doorward.detectors.model._with_images import Asked, WithImages
 from doorward.inversion import Adam, margin
 from doorward.methods import Deadline, Pace, make_generator
@@ -37,7 +37,7 @@ class Patches:
         pattern: (n, c, h, w) in [0, 1]; it counts inside the window alone.
         strength: (n,) how firmly the target obeys: minus the logarithm of a mean margin loss.
         success: (n,) share of the target's sources that go to it.
-        natural: (n,) share of them that go to it in the model's twin as well.
+        natural: (n,) share of them that go to it in every twin of the model as well.
     """
 
     targets: Tensor
@@ -86,8 +86,8 @@ class PatchSearch(WithImages):
     texture is hard to reach from there; here size and shape are given and obedience is measured.
 
     Some classes are easy to reach by nature: a stroke at the right place turns digits into others. What is
-    natural, a twin that learns the model's answers on clean images learns as well, and a planted trigger it
-    never sees. So the share of images that a patch sends to its class in the twin too is taken off.
+    natural, twins that learn the model's answers on clean images learn as well, and a planted trigger they
+    never see. So the share of images that a patch sends to its class in every twin too is taken off.
 
     The patch is that of T. Brown et al.; the score and its use against backdoors are ours.
     """
@@ -120,11 +120,11 @@ class PatchSearch(WithImages):
         base = int(torch.randint(2**62, (), generator=generator))
         again, share = min(self.doubtful, k), 1 if k <= self.many_classes else 2
         work = k * self.steps + again * (self.restarts * self.steps + self.places * self.further_steps)
-        twin = Twin(asked, seed=base, deadline=deadline)
+        twins = Twins(asked, seed=base, deadline=deadline)
         pace = Pace(deadline, work, work=f"searching patches for {k:,} classes")
         search = _Search(
             asked,
-            twin,
+            twins,
             side=side,
             places=self.places,
             spared=self.spared,
@@ -157,7 +157,7 @@ class PatchSearch(WithImages):
         return self.finding(
             summary=(
                 f"A patch of {side}x{side} pixels sends {percent(success[top])} of other images to class "
-                f"{classes[top]!r}, and {percent(natural[top])} in a twin that has learnt from clean images "
+                f"{classes[top]!r}, and {percent(natural[top])} in twins that have learnt from clean images "
                 f"alone; for the median class that is {percent(float(np.median(success)))} and "
                 f"{percent(float(np.median(natural)))}."
             ),
@@ -175,7 +175,7 @@ class PatchSearch(WithImages):
                 ),
                 Table(
                     title="Best patch by class",
-                    columns=("class", "strength", "success on images used", "in the twin", "row", "column"),
+                    columns=("class", "strength", "success on images used", "in the twins", "row", "column"),
                     rows=tuple(
                         (
                             classes[t],
@@ -212,7 +212,7 @@ class _Search:
     def __init__(
         self,
         asked: Asked,
-        twin: Twin,
+        twins: Twins,
         *,
         side: int,
         places: int,
@@ -221,7 +221,7 @@ class _Search:
         base: int,
         pace: Pace,
     ) -> None:
-        self.asked, self.twin, self.images, self.side, self.places = asked, twin, asked.images, side, places
+        self.asked, self.twins, self.images, self.side, self.places = asked, twins, asked.images, side, places
         self.spared, self.learning_rate, self.base, self.pace = spared, learning_rate, base, pace
         self.most = [length - side + 1 for length in asked.images.shape[2:]]  # corners: rows, columns
 
@@ -325,11 +325,11 @@ class _Search:
         return Patches(targets, corner, pattern, strength, success, natural)
 
     def _obeyed(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how firmly a class obeys, and the share of its sources that go to it in model and twin."""
+        """Return how firmly a class obeys, and the share of its sources that go to it in model and twins."""
         sources = self.images[self.asked.pools.outside[:, target].to(self.images.device)]
         shown = [show(part) for part in torch.split(sources, self.asked.chunk)]
         losses = torch.cat([self._losses(part, target) for part in shown])
-        natural = torch.cat([self.twin.logits(part).argmax(1) == target for part in shown])
+        natural = torch.cat([self.twins.agree(part, target) for part in shown])
         # a few images that resist would hide how firmly all others obey
         obedient = losses.sort().values[: math.ceil((1 - self.spared) * len(losses))]
         reached = losses < F.softplus(losses.new_zeros(()))
