@@ -38,6 +38,9 @@ class Twins:
         asked: the model and the clean images.
         seed: of the images that are made and of the twins' first weights.
 
+    Attributes:
+        networks: they take images as large as `agree` makes them, around 0.
+
     Raises:
         CouldNotTell: if the deadline is too near.
     """
@@ -52,13 +55,13 @@ class Twins:
             goal = batched_logits(asked.classifier, x, deadline).softmax(1)
         seen = self._seen(x)
         pace = Pace(deadline, TWINS * EPOCHS, work="learning what the model says of clean images")
-        self._networks = [_taught(seen, goal, generator, pace) for _ in range(TWINS)]
+        self.networks = [_taught(seen, goal, generator, pace) for _ in range(TWINS)]
 
     def agree(self, x: Tensor, target: int) -> Tensor:
         """Tell which images (n, c, h, w) in [0, 1] every twin takes for a class: (n,) bool."""
         seen = self._seen(x)
         with torch.no_grad():
-            return torch.stack([network(seen).argmax(1) == target for network in self._networks]).all(0)
+            return torch.stack([network(seen).argmax(1) == target for network in self.networks]).all(0)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return images as the twins take them."""
@@ -74,7 +77,8 @@ def _taught(x: Tensor, goal: Tensor, generator: torch.Generator, pace: Pace) -> 
     network = networks.build(ARCHITECTURE, spec, classes=goal.shape[1], generator=generator).to(x.device)
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * math.ceil(n / BATCH))
-    with torch.enable_grad():
+    # weights that autocast has cast once would never be seen to change
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         for _ in range(EPOCHS):
             for part in torch.split(torch.randperm(n, generator=generator).to(x.device), BATCH):
                 loss = F.cross_entropy(network(x[part]), goal[part])
