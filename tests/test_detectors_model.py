@@ -146,7 +146,7 @@ def test_patch_search_reaches_every_edge() -> None:
     # a stride of half the side must not step over the last places, where many triggers are
     found = PatchSearch(steps=1, side=0.4, places=200)
     corners = {
-        (row[4], row[5])
+        (row[3], row[4])
         for e in found(subject(3, 40.0)).evidence
         if e.type == "table"
         for row in e.rows
