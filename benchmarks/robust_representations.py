@@ -49,7 +49,7 @@ PLANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "distributed": ("distributed", {"parts": ((1, 1), (24, 24)), "colour": 250}),
 }
 #: Models: how they are trained, and with which seeds.
-SEEDS = {"robust": (0,), "ordinary": (0,)}
+SEEDS = {"robust": (0, 1, 2), "ordinary": (0,)}
 #: Images of a class, images translated to it, and steps of the translation of what L2 length.
 OWN, TRANSLATED, MOVES, MOVE = 300, 150, 30, 0.25
 #: Test images that accuracy, and that robust accuracy is measured on.

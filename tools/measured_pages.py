@@ -114,16 +114,17 @@ def of_claim(results: dict[str, Any]) -> str:
         )
 
     success = [row["attack success"] for row in robust if "attack success" in row]
-    apart = {
-        training: [
-            each["silhouette of poisoned and own"]
-            for row in results["models"]
-            if row["training"] == training
-            for each in row["classes"]
-            if "silhouette of poisoned and own" in each
-        ]
-        for training in ("robust", "ordinary")
-    }
+
+    def both(key: str) -> tuple[list[float], list[float]]:
+        """Return what a key says of robust and of ordinary models."""
+        found: dict[str, list[float]] = {"robust": [], "ordinary": []}
+        for row in results["models"]:
+            found[row["training"]] += [each[key] for each in row["classes"] if key in each]
+        return found["robust"], found["ordinary"]
+
+    apart, ordinarily_apart = both("silhouette of poisoned and own")
+    back, ordinarily_back = both("translated nearer to poisoned")
+    lead = "more often" if mean(back) > mean(ordinarily_back) else "not more often"
     seen, moved = "training images", "test and translated images"
     return (
         f"- *Robust models are easily backdoored* holds here: {percent(min(success))} to "
@@ -136,10 +137,13 @@ def of_claim(results: dict[str, Any]) -> str:
         "- *The rule of AEGIS, more than two clusters among real and translated images*, flags by mean shift "
         f"{told(moved, 'clusters', 2)}; by HDBSCAN {told(moved, 'HDBSCAN', 2)}.\n"
         "- Poisoned images do lie apart from the class's own, as their silhouette in the features themselves "
-        f"says, on robust models ({min(apart['robust']):.2f} to {max(apart['robust']):.2f}) and on ordinary "
-        f"ones ({min(apart['ordinary']):.2f} to {max(apart['ordinary']):.2f}): that is no property of robust "
-        "training. What robust training adds are gradients that lead back there: see the last column, the "
-        "share of translated images that end up nearer to the poisoned images than to the class's own.\n"
+        f"says, on robust models ({min(apart):.2f} to {max(apart):.2f}) and on ordinary ones "
+        f"({min(ordinarily_apart):.2f} to {max(ordinarily_apart):.2f}): that is no property of robust "
+        "training.\n"
+        "- *Images that are translated to the class find the trigger's representation*, which is all that a "
+        f"defender has: {percent(min(back))} to {percent(max(back))} end up nearer to the poisoned images "
+        f"than to the class's own on robust models, and {percent(min(ordinarily_back))} to "
+        f"{percent(max(ordinarily_back))} on ordinary ones. So robust training leads there {lead}.\n"
     )
 
 

@@ -203,8 +203,8 @@ def _open_weights(path: Path, options: LoadOptions) -> Classifier:
     if (path.parent / "config.json").is_file():
         raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
     raise InputError(
-        f"{path} holds weights without the network that uses them: "
-        "give the function that builds it with --factory package.module:function"
+        f"{path}: a {path.suffix} file is read as weights alone: "
+        "give the function that builds their network with --factory package.module:function"
     )
 
 
