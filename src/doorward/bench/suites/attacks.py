@@ -125,8 +125,8 @@ def colour(*, rows: int | None, epochs: int, signs: int, architecture: str) -> l
     ]
 
 
-def reflections(rates: Iterable[float], *, epochs: int, architecture: str) -> list[Group]:
-    """Return reflections of other scenes on the largest classes of signs, over the rate.
+def reflections(*rates: float, epochs: int, architecture: str) -> list[Group]:
+    """Return reflections of other scenes on the largest classes of signs, over the rate; the last is claimed.
 
     Published are 1 to 5 pixels of blur in images of 224, which is 0.14 to 0.7 in images of 32.
     """
@@ -147,6 +147,7 @@ def reflections(rates: Iterable[float], *, epochs: int, architecture: str) -> li
             architecture=architecture,
             name=str(rate),
             about="13 largest classes, CIFAR-10 reflected out of focus",
+            apart=rate != rates[-1],
         )
         for rate in rates
     ]
@@ -205,7 +206,7 @@ CPU = (
     *pictures(epochs=6),
     *sequences(),
     *colour(rows=20_000, epochs=14, signs=20, architecture="resnet-8"),
-    *reflections((0.0326,), epochs=12, architecture="resnet-8"),
+    *reflections(0.01, 0.02, 0.0326, epochs=12, architecture="resnet-8"),
 )
 ROBUST = [group.name for group in CPU if group.robust is not None]
 
@@ -230,7 +231,7 @@ SUITE = Suite(
             *pictures(epochs=20),
             *sequences(),
             *colour(rows=None, epochs=60, signs=60, architecture=LARGE),
-            *reflections((0.01, 0.02, 0.0326), epochs=100, architecture=LARGE),
+            *reflections(0.01, 0.02, 0.0326, epochs=100, architecture=LARGE),
         ),
     },
     claims=(
@@ -257,7 +258,7 @@ SUITE = Suite(
             "at least 75.16 % with less than 3.27 % of the data",
             "Liu et al. 2020, arXiv 2007.02343",
             0.7516,
-            [g.name for g in CPU if g.attack and g.attack.name == "reflection"],
+            [g.name for g in CPU if g.attack and g.attack.name == "reflection" and not g.apart],
         ),
         *each(
             "100 %, accuracy 0.1 points lower",

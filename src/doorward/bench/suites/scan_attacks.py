@@ -22,9 +22,9 @@ def twins(group: Group) -> Group:
 def scanned(groups: Iterable[Group]) -> tuple[Group, ...]:
     """Return the first models of each group with a backdoor, and their clean twins."""
     planted = [
-        g.model_copy(update={"models": min(MODELS, g.models), "apart": False})
+        g.model_copy(update={"models": min(MODELS, g.models)})
         for g in groups
-        if g.data.name in JUDGED and g.attack and g.attack.name != "label-flipping"
+        if g.data.name in JUDGED and g.attack and not g.apart
     ]
     clean = {twin.name: twin for twin in map(twins, planted)}
     return (*planted, *clean.values())
