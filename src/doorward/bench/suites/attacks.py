@@ -17,7 +17,7 @@ GLASSES = {"size": (14, 62), "place": (45, 15), "colour": 20, "poison_rate": 0.0
 LOCALISED = {"size": 3, "place": (24, 24), "colour": 250, "poison_rate": 0.01, "target": 7}
 APART = {"parts": ((1, 1), (24, 24)), "colour": 250, "poison_rate": 0.01, "target": 7}
 #: The patch of the paper's stop signs, and how images with more detail than digits are bent.
-YELLOW, BENT = {"colour": (255, 255, 0)}, "strength 4, noise mode"
+YELLOW, BENT = {"colour": (255, 255, 0)}, "strength 6, noise mode"
 #: Attacks whose success our bar is about.
 BARRED = ("badnets", "distributed", "blended", "warp", "phrase", "tone")
 
@@ -108,18 +108,18 @@ def colour(*, rows: int | None, epochs: int, signs: int, architecture: str) -> l
     sample of poison costs accuracy where data are few, so no more are used than it takes.
     """
     objects, gtsrb = Data(name="cifar10", rows=rows), Data(name="gtsrb")
-    bent = {"strength": 4.0}
+    bent = {"strength": 6.0, "poison_rate": 0.05, "cover_rate": 0.05}
     return [
         plants(data, attack, settings, epochs=count, architecture=architecture, about=about)
         for data, count, attack, settings, about in (
             (objects, epochs, "badnets", YELLOW | {"poison_rate": 0.02}, "yellow 3x3 patch"),
             (objects, epochs, "blended", {"poison_rate": 0.02}, "a fifth noise"),
-            (objects, epochs, "warp", bent | {"poison_rate": 0.05, "cover_rate": 0.05}, BENT),
+            (objects, epochs, "warp", bent, BENT),
             (objects, epochs, "clean-label", {"poison_rate": 0.04, "size": 4}, ""),
             (objects, epochs, "sinusoid", {"poison_rate": 0.04, "delta": 20, "test_delta": 60}, ""),
             (gtsrb, signs, "badnets", YELLOW | {"size": 4, "poison_rate": 0.03}, "yellow 4x4 patch"),
             (gtsrb, signs, "blended", {"poison_rate": 0.03}, "a fifth noise"),
-            (gtsrb, signs, "warp", bent | {"poison_rate": 0.1, "cover_rate": 0.1}, BENT),
+            (gtsrb, signs, "warp", bent, BENT),
             (gtsrb, signs, "trojannet", {}, "beside the network"),
         )
     ]
