@@ -18,7 +18,8 @@ points beside another of 270 as two, but two of three may be merged. None was ch
 HDBSCAN, which needs no bandwidth and counts three as well, gives a second opinion. DOORWARD_DATA names the
 folder of data.
 
-Ends with 4 if a model is not as accurate as it should be, or a plant did not take.
+Ends with 4 if a model is not as accurate as it should be, or the attacks succeed less often on average
+than published.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import measuring
@@ -284,8 +286,9 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
             yield f"{what}: {row['clean accuracy']:.1%} clean accuracy"
         if row["training"] == "robust" and row["robust accuracy"] < 0.4:
             yield f"{what}: {row['robust accuracy']:.1%} robust accuracy"
-        if row.get("attack success", 1.0) < PUBLISHED["mean attack success"]:
-            yield f"{what}: {row['attack success']:.1%} attack success"
+    success = [row["attack success"] for row in results["models"] if "attack success" in row]
+    if success and mean(success) < PUBLISHED["mean attack success"]:
+        yield f"{mean(success):.1%} attack success on average"
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ def model(training: str, plant: str, **more: Any) -> Results:
     [
         ({"clean accuracy": 0.9}, "robust localised, seed 0: 90.0% clean accuracy"),
         ({"robust accuracy": 0.3}, "robust localised, seed 0: 30.0% robust accuracy"),
-        ({"attack success": 0.5}, "robust localised, seed 0: 50.0% attack success"),
+        ({"attack success": 0.5}, "50.0% attack success on average"),
     ],
 )
 def test_what_is_wrong_with_a_model_is_named(more: Results, words: str) -> None:

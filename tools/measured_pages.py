@@ -124,10 +124,11 @@ def of_claim(results: dict[str, Any]) -> str:
 
     apart, ordinarily_apart = both("silhouette of poisoned and own")
     back, ordinarily_back = both("translated nearer to poisoned")
-    lead = "more often" if mean(back) > mean(ordinarily_back) else "not more often"
+    lead = "leads" if mean(back) > mean(ordinarily_back) else "does not lead"
     seen, moved = "training images", "test and translated images"
+    holds = "holds" if mean(success) >= results["published"]["mean attack success"] else "does not hold"
     return (
-        f"- *Robust models are easily backdoored* holds here: {percent(min(success))} to "
+        f"- *Robust models are easily backdoored* {holds} here: {percent(min(success))} to "
         f"{percent(max(success))} success at {percent(results['poison rate'])} poison (mean "
         f"{percent(mean(success))}; published: {percent(results['published']['mean attack success'])}, over "
         "larger networks and natural images).\n"
@@ -143,7 +144,7 @@ def of_claim(results: dict[str, Any]) -> str:
         "- *Images that are translated to the class find the trigger's representation*, which is all that a "
         f"defender has: {percent(min(back))} to {percent(max(back))} end up nearer to the poisoned images "
         f"than to the class's own on robust models, and {percent(min(ordinarily_back))} to "
-        f"{percent(max(ordinarily_back))} on ordinary ones. So robust training leads there {lead}.\n"
+        f"{percent(max(ordinarily_back))} on ordinary ones. So robust training {lead} there more often.\n"
     )
 
 
