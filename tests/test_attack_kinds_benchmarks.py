@@ -125,7 +125,7 @@ def model(training: str, plant: str, **more: Any) -> Results:
     [
         ({"clean accuracy": 0.9}, "robust localised, seed 0: 90.0% clean accuracy"),
         ({"robust accuracy": 0.3}, "robust localised, seed 0: 30.0% robust accuracy"),
-        ({"attack success": 0.5}, "50.0% attack success on average"),
+        ({"attack success": 0.5}, "50.0% attack success in robust models on average"),
     ],
 )
 def test_what_is_wrong_with_a_model_is_named(more: Results, words: str) -> None:

@@ -124,6 +124,7 @@ def of_claim(results: dict[str, Any]) -> str:
 
     apart, ordinarily_apart = both("silhouette of poisoned and own")
     back, ordinarily_back = both("translated nearer to poisoned")
+    parts = "parts" if mean(apart) > mean(ordinarily_apart) else "does not part"
     lead = "leads" if mean(back) > mean(ordinarily_back) else "does not lead"
     seen, moved = "training images", "test and translated images"
     holds = "holds" if mean(success) >= results["published"]["mean attack success"] else "does not hold"
@@ -139,8 +140,7 @@ def of_claim(results: dict[str, Any]) -> str:
         f"{told(moved, 'clusters', 2)}; by HDBSCAN {told(moved, 'HDBSCAN', 2)}.\n"
         "- Poisoned images do lie apart from the class's own, as their silhouette in the features themselves "
         f"says, on robust models ({min(apart):.2f} to {max(apart):.2f}) and on ordinary ones "
-        f"({min(ordinarily_apart):.2f} to {max(ordinarily_apart):.2f}): that is no property of robust "
-        "training.\n"
+        f"({min(ordinarily_apart):.2f} to {max(ordinarily_apart):.2f}): robust training {parts} them more.\n"
         "- *Images that are translated to the class find the trigger's representation*, which is all that a "
         f"defender has: {percent(min(back))} to {percent(max(back))} end up nearer to the poisoned images "
         f"than to the class's own on robust models, and {percent(min(ordinarily_back))} to "
