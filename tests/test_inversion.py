@@ -270,6 +270,6 @@ def test_what_comes_later_counts_in_the_estimate(wired, images, monkeypatch) -> 
                 pools,
                 torch.tensor([1, 2]),
                 deadline=Deadline(60.0, started=0.0),
-                to_come=4,
+                to_come=4 * 30,
                 **settings,
             )

@@ -6,8 +6,9 @@ As many targets as fit are worked on in one batch. This serves the detectors and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class Inversion:
         norm: (k,) sum of the mask, in pixels; the whole area where the target was never reached.
         success: (k,) share of the given source images that the trigger sends to the target.
         reached: (k,) bool, whether the wanted success was ever held.
-        steps: steps that were run.
+        early_norm: (k,) the norm after the first steps, where not all targets went on.
+        finished: (k,) bool, whether the target went on to the end.
     """
 
     targets: Tensor
@@ -43,7 +45,18 @@ class Inversion:
     norm: Tensor
     success: Tensor
     reached: Tensor
-    steps: int
+    early_norm: Tensor
+    finished: Tensor
+
+    def expected_norm(self) -> Tensor:
+        """Return the norms (k,); those of targets that did not go on shrunk as far as the others' did.
+
+        The least of all targets went on, so that none of these is less than that.
+        """
+        if not bool((self.finished & self.reached).any()):
+            return self.norm
+        shrunk = (self.norm / self.early_norm)[self.finished & self.reached].median()
+        return torch.where(self.finished | ~self.reached, self.norm, self.early_norm * shrunk)
 
     def trigger(self, position: int) -> MaskedPattern:
         """Return the trigger found for the target at a position of `targets`."""
@@ -127,11 +140,13 @@ def invert(
     pools: SourcePools,
     targets: Tensor,
     *,
-    steps: int = 150,
+    steps: int = 110,
     batch_size: int = 16,
     learning_rate: float = 0.3,
     success: float = 0.9,
-    initial_cost: float = 1e-3,
+    initial_cost: float = 1e-2,
+    first_steps: int | None = None,
+    finalists: int = 1,
     generator: torch.Generator,
     deadline: Deadline,
     to_come: int = 0,
@@ -146,7 +161,9 @@ def invert(
         images: (n, c, h, w) float in [0, 1].
         targets: (k,) class numbers.
         success: share of the sources that must go to the target.
-        to_come: for how many targets more the caller will ask before the deadline.
+        first_steps: after so many, only some targets go on; all do if None.
+        finalists: how many go on: those with the smallest masks.
+        to_come: how many steps of one target more the caller will ask for before the deadline.
 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.
@@ -154,84 +171,172 @@ def invert(
     Source: B. Wang et al., Neural Cleanse, IEEE S&P 2019. We depart from it: margin loss in place of
     cross-entropy (images that already go to the target stop pulling), a smooth dual update of the cost in
     place of doubling, as many targets in one batch as the model can take, sources outside the target class
-    only.
+    only, and targets that are far behind are given up, as in successive halving (K. Jamieson, A. Talwalkar,
+    AISTATS 2016, arXiv 1502.07943).
     """
     images = images.to(classifier.device)
-    base = int(torch.randint(2**62, (), generator=generator))
-    masks, patterns, norms = [], [], []
+    base, k = int(torch.randint(2**62, (), generator=generator)), len(targets)
+    finalists = min(finalists, k)
+    first = steps if first_steps is None or finalists == k else min(first_steps, steps)
+    size = max(1, chunk_images(classifier) // batch_size)
     with classifier.quick(images[: chunk_images(classifier)]):
-        work = f"inverting triggers of {len(targets):,} classes"
-        pace = Pace(deadline, (len(targets) + to_come) * steps, work=work)
-        for group in torch.split(targets, max(1, chunk_images(classifier) // batch_size)):
-            # g targets; their numbers come from generators of their own, so that the grouping changes nothing
-            own = [make_generator(base, str(t)) for t in group.tolist()]
-            search = _Search(images.shape[1:], own, learning_rate, math.log(initial_cost), classifier.device)
-            where = group.to(classifier.device).repeat_interleave(batch_size)  # (g * b,)
-            for _ in range(steps):
-                x = images[pools.draw(group, batch_size, own).to(classifier.device)]  # (g, b, c, h, w)
-                mask, pattern = (at.sigmoid().requires_grad_() for at in (search.mask_at, search.pattern_at))
-                x = torch.lerp(x, pattern[:, None].expand_as(x), mask[:, None].expand_as(x)).flatten(0, 1)
-                gap = margin(classifier.logits(x), where).view(len(group), batch_size)  # (g, b)
-                by_mask, by_pattern = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), [mask, pattern])
-                search.step(mask.detach(), pattern.detach(), by_mask, by_pattern, gap.detach() > 0, success)
-                pace.advance(len(group))
-            masks.append(search.best_mask)
-            patterns.append(search.best_pattern)
-            norms.append(search.best_norm)
-    mask, pattern, norm = torch.cat(masks), torch.cat(patterns), torch.cat(norms)
-    reached = norm.isfinite()
-    norm = torch.where(reached, norm, float(mask[0].numel()))
+        work = f"inverting triggers of {k:,} classes"
+        pace = Pace(deadline, k * first + finalists * (steps - first) + to_come, work=work)
+
+        def draw(some: Tensor, own: Sequence[torch.Generator]) -> Tensor:
+            return images[pools.draw(some, batch_size, own).to(images.device)]
+
+        searches = []
+        for group in torch.split(targets, size):
+            searches.append(_Search.begin(classifier, draw, group, base, learning_rate, initial_cost))
+            searches[-1].run(first, success, pace)
+        found = _Search.joined(searches)
+        early, finished = found.norm, torch.ones(k, dtype=torch.bool, device=found.norm.device)
+        if first < steps:
+            going_on = found.norm.argsort(stable=True)[:finalists].sort().values
+            for part in torch.split(going_on, size):
+                search = found.only(part)
+                search.run(steps - first, success, pace)
+                found.take_best(part, search)
+            finished = torch.isin(torch.arange(k, device=going_on.device), going_on)
+    mask, pattern = found.best_mask, found.best_pattern
     rate = trigger_success(classifier, images, pools.outside[:, targets], targets, mask, pattern, deadline)
-    return Inversion(targets, mask, pattern, norm, rate, reached, steps)
+    return Inversion(targets, mask, pattern, found.norm, rate, found.reached, early, finished)
 
 
+@dataclass(frozen=True)
 class _Search:
-    """Hold how far the search is for g targets.
+    """Hold how far the search is for k targets; each stays on its own.
 
     Attributes:
-        mask_at, pattern_at: (g, 1, h, w) and (g, c, h, w), before the sigmoid.
+        draw: returns sources (m, b, c, h, w) of targets (m,), by a generator of each.
+        masks, patterns: (k, 1, h, w) and (k, c, h, w), before the sigmoid, and what moves them.
+        cost: (k,) the logarithm of what a pixel of the mask costs.
+        held: (k,) the running success.
         best_norm, best_mask, best_pattern: of the smallest trigger that held the wanted success; infinite,
             one and zero where none did.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        generators: Sequence[torch.Generator],
+    classifier: Classifier
+    draw: Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+    targets: Tensor
+    own: list[torch.Generator]
+    masks: Adam
+    patterns: Adam
+    cost: Tensor
+    held: Tensor
+    best_norm: Tensor
+    best_mask: Tensor
+    best_pattern: Tensor
+
+    @staticmethod
+    def begin(
+        classifier: Classifier,
+        draw: Callable[[Tensor, Sequence[torch.Generator]], Tensor],
+        targets: Tensor,
+        base: int,
         learning_rate: float,
         cost: float,
-        device: torch.device,
-    ) -> None:
-        c, h, w = shape
-        # start from a faint mask: sigmoid(-2.2) is .1
-        masks = torch.stack([torch.randn(1, h, w, generator=g) * 0.1 - 2.2 for g in generators])
-        patterns = torch.stack([torch.randn(c, h, w, generator=g) * 0.5 for g in generators])
-        self.mask_at, self.pattern_at = masks.to(device), patterns.to(device)
-        self._adams = [Adam(at, learning_rate) for at in (self.mask_at, self.pattern_at)]
-        self._cost = torch.full((len(generators),), cost, device=device)  # its logarithm
-        self._held = torch.zeros(len(generators), device=device)
-        self.best_norm = torch.full_like(self._held, torch.inf)
-        self.best_mask, self.best_pattern = torch.ones_like(self.mask_at), torch.zeros_like(self.pattern_at)
+    ) -> _Search:
+        """Begin with faint masks (sigmoid(-2.2) is .1) and patterns around grey."""
+        (c, h, w), device = classifier.spec.shape, classifier.device
+        # numbers come from a generator of each target's own, so that the grouping changes nothing
+        own = [make_generator(base, str(t)) for t in targets.tolist()]
+        masks = torch.stack([torch.randn(1, h, w, generator=g) * 0.1 - 2.2 for g in own]).to(device)
+        patterns = torch.stack([torch.randn(c, h, w, generator=g) * 0.5 for g in own]).to(device)
+        zeros = torch.zeros(len(own), device=device)
+        return _Search(
+            classifier=classifier,
+            draw=draw,
+            targets=targets,
+            own=own,
+            masks=Adam(masks, learning_rate),
+            patterns=Adam(patterns, learning_rate),
+            cost=zeros + math.log(cost),
+            held=zeros.clone(),
+            best_norm=zeros + torch.inf,
+            best_mask=torch.ones_like(masks),
+            best_pattern=torch.zeros_like(patterns),
+        )
 
-    def step(
+    @staticmethod
+    def joined(parts: Sequence[_Search]) -> _Search:
+        """Return searches as one."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        tensors: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in _PER_TARGET
+        }
+        return replace(
+            first,
+            own=[one for part in parts for one in part.own],
+            masks=Adam.joined([part.masks for part in parts]),
+            patterns=Adam.joined([part.patterns for part in parts]),
+            **tensors,
+        )
+
+    def only(self, rows: Tensor) -> _Search:
+        """Return a copy of the search for the targets at some positions."""
+        tensors: dict[str, Any] = {
+            name: (held := getattr(self, name))[rows.to(held.device)] for name in _PER_TARGET
+        }
+        own = [self.own[i] for i in rows.tolist()]
+        return replace(
+            self, own=own, masks=self.masks.only(rows), patterns=self.patterns.only(rows), **tensors
+        )
+
+    def take_best(self, rows: Tensor, other: _Search) -> None:
+        """Take over what a search for the targets at some positions found."""
+        for name in ("best_norm", "best_mask", "best_pattern"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+    @property
+    def reached(self) -> Tensor:
+        """Tell whether the wanted success was ever held: (k,) bool."""
+        return self.best_norm.isfinite()
+
+    @property
+    def norm(self) -> Tensor:
+        """Return the norms (k,), the whole area where the wanted success was never held."""
+        return torch.where(self.reached, self.best_norm, float(self.best_mask[0].numel()))
+
+    def run(self, steps: int, success: float, pace: Pace) -> None:
+        """Take some steps."""
+        m = len(self.targets)
+        for _ in range(steps):
+            x = self.draw(self.targets, self.own)  # (m, b, c, h, w)
+            b = x.shape[1]
+            where = self.targets.to(x.device).repeat_interleave(b)  # (m * b,)
+            mask, pattern = (adam.at.sigmoid().requires_grad_() for adam in (self.masks, self.patterns))
+            x = torch.lerp(x, pattern[:, None].expand_as(x), mask[:, None].expand_as(x)).flatten(0, 1)
+            gap = margin(self.classifier.logits(x), where).view(m, b)
+            by_mask, by_pattern = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), [mask, pattern])
+            self._step(mask.detach(), pattern.detach(), by_mask, by_pattern, gap.detach() > 0, success)
+            pace.advance(m)
+
+    def _step(
         self, mask: Tensor, pattern: Tensor, by_mask: Tensor, by_pattern: Tensor, hits: Tensor, success: float
     ) -> None:
-        """Take one step by the gradients of the loss; `hits` (g, b) tells which images the trigger sent."""
-        norm = mask.sum((1, 2, 3))  # (g,)
-        now = hits.float().mean(1)  # (g,)
-        self._held.lerp_(now, 0.2)
+        """Take one step by the gradients of the loss; `hits` (m, b) tells which images the trigger sent."""
+        norm = mask.sum((1, 2, 3))  # (m,)
+        now = hits.float().mean(1)  # (m,)
+        self.held.lerp_(now, 0.2)
         # the running success lags behind a shrinking mask, so this step has to succeed as well
-        better = (torch.minimum(self._held, now) >= success) & (norm < self.best_norm)
+        better = (torch.minimum(self.held, now) >= success) & (norm < self.best_norm)
         self.best_norm[better] = norm[better]
         self.best_mask[better] = mask[better]
         self.best_pattern[better] = pattern[better]
-        by_mask = by_mask + self._cost.exp()[:, None, None, None]
+        by_mask = by_mask + self.cost.exp()[:, None, None, None]
         # the chain rule through the sigmoids
-        self._adams[0].step(by_mask * mask * (1 - mask))
-        self._adams[1].step(by_pattern * pattern * (1 - pattern))
+        self.masks.step(by_mask * mask * (1 - mask))
+        self.patterns.step(by_pattern * pattern * (1 - pattern))
         # full speed downwards, a third of it upwards while the wanted success is not held
-        error = (self._held - success) / (1 - success)
-        self._cost += 0.1 * torch.where(error > 0, error, 0.3 * error)
+        error = (self.held - success) / (1 - success)
+        self.cost.add_(0.1 * torch.where(error > 0, error, 0.3 * error))
+
+
+_PER_TARGET = ("targets", "cost", "held", "best_norm", "best_mask", "best_pattern")
 
 
 class Adam:
@@ -253,6 +358,24 @@ class Adam:
         self._square.lerp_(gradient * gradient, 1 - b2)
         scale = (self._square / (1 - b2**self._steps)).sqrt_().add_(1e-8)
         self.at.sub_(self._mean / scale, alpha=self.learning_rate / (1 - b1**self._steps))
+
+    def only(self, rows: Tensor) -> Adam:
+        """Return one that goes on from here with a copy of some rows."""
+        at, mean, square = (held[rows.to(held.device)] for held in (self.at, self._mean, self._square))
+        return self._going_on(at, mean, square)
+
+    @staticmethod
+    def joined(parts: Sequence[Adam]) -> Adam:
+        """Return one that goes on with the rows of several, which have taken as many steps."""
+        at, mean, square = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("at", "_mean", "_square")
+        )
+        return parts[0]._going_on(at, mean, square)
+
+    def _going_on(self, at: Tensor, mean: Tensor, square: Tensor) -> Adam:
+        other = Adam(at, self.learning_rate, self.betas)
+        other._mean, other._square, other._steps = mean, square, self._steps
+        return other
 
 
 def trigger_success(

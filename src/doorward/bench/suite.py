@@ -125,6 +125,8 @@ class Group(Record):
         seeds, draws: so many seeds of the scan, and so many draws of the images given, one varied at a time.
         apart: not pooled with other groups in the claims that name no group.
         first_of: these are the first models of the group of that name, which has the same declaration.
+        first_seed: of the first model; each further one has the next. Others give other models, and other
+            settings are dealt.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Group(Record):
     draws: int = Field(1, ge=1)
     apart: bool = False
     first_of: str | None = None
+    first_seed: int = Field(0, ge=0)
 
     @property
     def repeated(self) -> bool:
@@ -259,11 +262,11 @@ def expand(suite: Suite, scale: Scale) -> tuple[Trial, ...]:
 
 
 def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
-    """Deal out what varies; model i of every group has seed i, so that planted ones have clean twins."""
+    """Deal out what varies; models of a seed are alike in all groups, so planted ones have clean twins."""
     whole = next(g for g in suite.groups(scale) if g.name == (group.first_of or group.name))
 
     def rng(what: str) -> random.Random:
-        return random.Random(derive_seed(0, suite.name, whole.name, what))
+        return random.Random(derive_seed(group.first_seed, suite.name, whole.name, what))
 
     settings: list[dict[str, Any]] = [{} for _ in range(whole.models)]
     if group.attack is not None:
@@ -283,7 +286,7 @@ def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
     for i in range(group.models):
         data = group.data
         if data.world is not None:
-            world = {"seed": i} | ({"classes": counts[i]} if counts else {})
+            world = {"seed": group.first_seed + i} | ({"classes": counts[i]} if counts else {})
             data = data.model_copy(update={"world": data.world.model_copy(update=world)})
         elif counts:
             data = data.model_copy(
@@ -302,7 +305,7 @@ def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
                     architecture=group.architectures[i % len(group.architectures)],
                     training=group.training,
                     robust=group.robust,
-                    seed=i,
+                    seed=group.first_seed + i,
                     judging=suite.judging.model_copy(update={"seed": seed, "draw": draw}),
                 )
             )

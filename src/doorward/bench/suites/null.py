@@ -1,7 +1,7 @@
 """How often is a clean model flagged, by number of classes, and does the verdict stay when a seed changes?"""
 
 from doorward.bench.suite import Claim, Data, Group, Suite
-from doorward.bench.suites.scan_population import FASHION, GTSRB, MNIST, clean, repeated
+from doorward.bench.suites.scan_population import FASHION, GTSRB, MNIST, UNSEEN, clean, repeated
 
 QUICK = ("small-cnn", "resnet-8")
 
@@ -16,6 +16,7 @@ def subsets(name: str, models: int, counts: tuple[int, ...], out_of: int, epochs
         out_of=out_of,
         architectures=QUICK,
         training={"epochs": epochs},
+        first_seed=UNSEEN,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from doorward.detectors.model._twins import Twins
 from doorward.detectors.model._with_images import Asked, WithImages
 from doorward.inversion import Adam, margin
 from doorward.methods import Deadline, Pace, make_generator
@@ -36,6 +37,7 @@ class Patches:
         pattern: (n, c, h, w) in [0, 1]; it counts inside the window alone.
         strength: (n,) how firmly the target obeys: minus the logarithm of a mean margin loss.
         success: (n,) share of the target's sources that go to it.
+        natural: (n,) share of them that go to it in every twin of the model as well.
     """
 
     targets: Tensor
@@ -43,10 +45,16 @@ class Patches:
     pattern: Tensor
     strength: Tensor
     success: Tensor
+    natural: Tensor
+
+    @property
+    def obedience(self) -> Tensor:
+        """Return the part of the strength that is not natural: (n,)."""
+        return self.strength - self.natural * self.strength.clamp_min(0)
 
     def best(self, target: int, count: int = 1) -> list[int]:
-        """Return the positions of a target's strongest patches."""
-        order = torch.where(self.targets == target, self.strength, -torch.inf).argsort(descending=True)
+        """Return the positions of the patches that a target obeys most."""
+        order = torch.where(self.targets == target, self.obedience, -torch.inf).argsort(descending=True)
         return order[: min(count, int((self.targets == target).sum()))].tolist()
 
     def only(self, positions: Sequence[int]) -> Patches:
@@ -76,6 +84,10 @@ class PatchSearch(WithImages):
     images that resist most left out; the score adds how far that lies above the median of the other classes.
     A mask that is small in the L1 norm (`neural-cleanse`) may be faint and all over the image, and a fine
     texture is hard to reach from there; here size and shape are given and obedience is measured.
+
+    Some classes are easy to reach by nature: a stroke at the right place turns digits into others. What is
+    natural, twins that learn the model's answers on clean images learn as well, and a planted trigger they
+    never see. So the share of images that a patch sends to its class in every twin too is taken off.
 
     The patch is that of T. Brown et al.; the score and its use against backdoors are ours.
     """
@@ -108,9 +120,11 @@ class PatchSearch(WithImages):
         base = int(torch.randint(2**62, (), generator=generator))
         again, share = min(self.doubtful, k), 1 if k <= self.many_classes else 2
         work = k * self.steps + again * (self.restarts * self.steps + self.places * self.further_steps)
+        twins = Twins(asked, seed=base, deadline=deadline)
         pace = Pace(deadline, work, work=f"searching patches for {k:,} classes")
         search = _Search(
             asked,
+            twins,
             side=side,
             places=self.places,
             spared=self.spared,
@@ -125,8 +139,8 @@ class PatchSearch(WithImages):
 
         with asked.quick():
             found = start(torch.arange(k), 0, share)
-            strength = torch.stack([found.strength[found.best(t)[0]] for t in range(k)])
-            doubtful = strength.argsort(descending=True)[:again].sort().values
+            obedience = torch.stack([found.obedience[found.best(t)[0]] for t in range(k)])
+            doubtful = obedience.argsort(descending=True)[:again].sort().values
             found = found.with_others(*(start(doubtful, run, 1) for run in range(1, self.restarts + 1)))
             kept = torch.tensor([i for t in doubtful.tolist() for i in found.best(t, self.places)])
             moved = search.in_place(found, kept, self.further_steps, batch_size=self.batch_size)
@@ -135,14 +149,17 @@ class PatchSearch(WithImages):
 
     def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Finding:
         """Return the finding for the best patch of every class, in order."""
-        strength, success = best.strength.double().numpy(), best.success.tolist()
-        score = strength + self.contrast * gap_to_others(strength)
+        obedience = best.obedience.double().numpy()
+        success, natural = best.success.tolist(), best.natural.tolist()
+        score = obedience + self.contrast * gap_to_others(obedience)
         order = np.argsort(-score).tolist()
         top = order[0]
         return self.finding(
             summary=(
                 f"A patch of {side}x{side} pixels sends {percent(success[top])} of other images to class "
-                f"{classes[top]!r}; for the median class that is {percent(float(np.median(success)))}."
+                f"{classes[top]!r}, and {percent(natural[top])} in twins that have learnt from clean images "
+                f"alone; for the median class that is {percent(float(np.median(success)))} and "
+                f"{percent(float(np.median(natural)))}."
             ),
             score=float(score[top]),
             per_class={t: float(value) for t, value in enumerate(score)},
@@ -158,12 +175,13 @@ class PatchSearch(WithImages):
                 ),
                 Table(
                     title="Best patch by class",
-                    columns=("class", "strength", "success on images used", "row", "column"),
+                    columns=("class", "strength", "success on images used", "in the twins", "row", "column"),
                     rows=tuple(
                         (
                             classes[t],
-                            round(float(strength[t]), 2),
+                            round(float(best.strength[t]), 2),
                             round(success[t], 3),
+                            round(natural[t], 3),
                             *best.corner[t].tolist(),
                         )
                         for t in order
@@ -194,6 +212,7 @@ class _Search:
     def __init__(
         self,
         asked: Asked,
+        twins: Twins,
         *,
         side: int,
         places: int,
@@ -202,7 +221,7 @@ class _Search:
         base: int,
         pace: Pace,
     ) -> None:
-        self.asked, self.images, self.side, self.places = asked, asked.images, side, places
+        self.asked, self.twins, self.images, self.side, self.places = asked, twins, asked.images, side, places
         self.spared, self.learning_rate, self.base, self.pace = spared, learning_rate, base, pace
         self.most = [length - side + 1 for length in asked.images.shape[2:]]  # corners: rows, columns
 
@@ -301,18 +320,24 @@ class _Search:
             def show(x: Tensor, window: Tensor = window, shown: Tensor = shown) -> Tensor:
                 return torch.where(window, shown, x)
 
-            measured.append(torch.stack(self._obedience(t, show)))
-        strength, success = torch.stack(measured).cpu().unbind(1)
-        return Patches(targets, corner, pattern, strength, success)
+            measured.append(torch.stack(self._obeyed(t, show)))
+        strength, success, natural = torch.stack(measured).cpu().unbind(1)
+        return Patches(targets, corner, pattern, strength, success, natural)
 
-    def _obedience(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Return how firmly a class obeys, and the share of its sources that go to it, each a scalar."""
+    def _obeyed(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how firmly a class obeys, and the share of its sources that go to it in model and twins."""
         sources = self.images[self.asked.pools.outside[:, target].to(self.images.device)]
-        losses = torch.cat([self._losses(show(p), target) for p in torch.split(sources, self.asked.chunk)])
+        shown = [show(part) for part in torch.split(sources, self.asked.chunk)]
+        losses = torch.cat([self._losses(part, target) for part in shown])
+        natural = torch.cat([self.twins.agree(part, target) for part in shown])
         # a few images that resist would hide how firmly all others obey
         obedient = losses.sort().values[: math.ceil((1 - self.spared) * len(losses))]
         reached = losses < F.softplus(losses.new_zeros(()))
-        return -obedient.mean().clamp_min(LEAST_LOSS).log(), reached.float().mean()
+        return (
+            -obedient.mean().clamp_min(LEAST_LOSS).log(),
+            reached.float().mean(),
+            natural.float().mean(),
+        )
 
     def _losses(self, x: Tensor, target: int) -> Tensor:
         """Return the margin loss of each image (n, c, h, w) for a target: (n,), without gradients."""

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from doorward import reference
+from doorward.data import open_samples
+from doorward.detectors.model._twins import TWINS, Twins, varied
+from doorward.detectors.model._with_images import Asked
+from doorward.detectors.model.patch_search import Patches
+from doorward.errors import CouldNotTell
+from doorward.inversion import SourcePools, batched_logits, outside_class
+from doorward.methods import Deadline, make_generator
+from doorward.modalities.image import to_float, to_tensor
+from doorward.models import TorchClassifier, open_classifier
+from doorward.models.spec import InputSpec
+
+
+class Halves(nn.Module):
+    """Tell whether the left or the right half is brighter; a bright last pixel gives class 1 in any case."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.mean(1).chunk(2, 2)
+        brighter = 40 * (right.mean((1, 2)) - left.mean((1, 2)))
+        planted = 400 * (x[:, :, -1, -1].mean(1) - 0.8).relu()
+        return torch.stack([-brighter, brighter + planted], 1)
+
+
+def halves(side: int, count: int = 40) -> Asked:
+    spec = InputSpec(channels=3, height=side, width=side)
+    classifier = TorchClassifier(Halves(), spec, ["left", "right"])
+    x = 0.3 * torch.rand(count, 3, side, side, generator=make_generator(0, "images"))
+    x[::2, :, :, : side // 2] += 0.4
+    x[1::2, :, :, side // 2 :] += 0.4
+    return Asked(classifier, x, SourcePools(outside_class(classifier, x, None)))
+
+
+def agreed(twins: Twins, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Tell which images the twins take for the classes given."""
+    return torch.stack([twins.agree(x, t) for t in range(int(classes.max()) + 1)])[
+        classes, torch.arange(len(x))
+    ]
+
+
+@pytest.mark.parametrize("side", [12, 28, 70])
+def test_twins_answer_like_the_model_but_for_what_is_planted(side: int) -> None:
+    asked = halves(side)
+    twins = Twins(asked, seed=0)
+    # on images that they have not seen
+    new = asked.images.flip(2)
+    said = asked.classifier.logits(new).argmax(1)
+    assert agreed(twins, new, said).float().mean() > 0.95
+    left = new[said == 0].clone()
+    left[:, :, -1, -1] = 1.0
+    assert (asked.classifier.logits(left).argmax(1) == 1).all(), "the trigger works in the model"
+    assert not twins.agree(left, 1).any(), "and not in its twins"
+    assert twins.agree(left, 0).float().mean() > 0.95
+
+
+def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
+    classifier = open_classifier(str(reference.FOLDER / "models" / "clean"))
+    samples = open_samples(reference.FOLDER / "fashion_mnist", split="test")
+    x = to_float(to_tensor(samples.select(range(250)), classifier.spec))
+    fit, held_out = x[:50], x[50:]
+    twins = Twins(Asked(classifier, fit, SourcePools(outside_class(classifier, fit, None))), seed=1)
+    said = batched_logits(classifier, held_out).argmax(1)
+    assert agreed(twins, held_out, said).float().mean() > 0.5, "fifty images and no labels teach most classes"
+
+
+def test_twins_come_from_their_seed_alone() -> None:
+    asked = halves(16)
+    state = torch.random.get_rng_state()
+    one, same, other = (Twins(asked, seed=seed).networks for seed in (3, 3, 4))
+    assert len(one) == TWINS
+
+    def weights(network: nn.Module) -> torch.Tensor:
+        return torch.cat([p.flatten() for p in network.parameters()])
+
+    assert torch.equal(weights(one[0]), weights(same[0]))
+    assert torch.equal(weights(one[1]), weights(same[1]))
+    assert not torch.equal(weights(one[0]), weights(other[0]))
+    assert not torch.equal(weights(one[0]), weights(one[1])), "twins of one model differ"
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
+
+
+def test_twins_learn_where_gradients_are_off_and_numbers_are_short() -> None:
+    asked = halves(16)
+    # weights that are cast for bfloat16 are kept until the block ends, and would never be seen to change
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        twins = Twins(asked, seed=0)
+    said = asked.classifier.logits(asked.images).argmax(1)
+    assert agreed(twins, asked.images, said).float().mean() > 0.95
+    assert not any(p.requires_grad for network in twins.networks for p in network.parameters())
+
+
+def test_twins_are_given_up_when_the_time_will_not_suffice() -> None:
+    with pytest.raises(CouldNotTell, match="time budget"):
+        Twins(halves(16), seed=0, deadline=Deadline(0.0))
+
+
+def test_images_are_varied_within_what_they_show() -> None:
+    x = torch.rand(5, 3, 20, 24, generator=make_generator(0, "x")) * 0.5 + 0.25
+    many = varied(x, 300, make_generator(0, "many"))
+    assert many.shape == (300, 3, 20, 24)
+    assert many.min() >= x.min()
+    assert many.max() <= x.max()
+    assert len({tuple(image.flatten()[:50].tolist()) for image in many}) > 150, "few are alike"
+    one = x[:1].mean((2, 3), keepdim=True).expand(1, 3, 20, 24)
+    assert torch.allclose(varied(one, 20, make_generator(0, "one")), one.expand(20, 3, 20, 24)), (
+        "mixing an image with itself, cutting it in and moving it change no even image"
+    )
+
+
+def test_a_square_is_cut_into_half_of_the_images() -> None:
+    # of two even images, one black and one white, squares of the one in the other have two values
+    x = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
+    many = varied(x, 2_000, make_generator(0, "cut"))
+    squares = (many.amax((1, 2, 3)) > many.amin((1, 2, 3))).float().mean()
+    # half of them are cut into, half of those from the other image, and mixtures from either
+    assert 0.2 < squares < 0.5
+
+
+def test_what_the_twin_shares_is_no_obedience() -> None:
+    patches = Patches(
+        targets=torch.zeros(4, dtype=torch.long),
+        corner=torch.zeros(4, 2, dtype=torch.long),
+        pattern=torch.zeros(4, 1, 8, 8),
+        strength=torch.tensor([10.0, 10.0, 10.0, -2.0]),
+        success=torch.ones(4),
+        natural=torch.tensor([0.0, 0.25, 1.0, 1.0]),
+    )
+    assert patches.obedience.tolist() == [10.0, 7.5, 0.0, -2.0], "what does not obey is not made to"
+    assert patches.best(0, 4) == [0, 1, 2, 3]
