@@ -60,19 +60,23 @@ class Ours(Record):
     """Hold a run of the detector, and of its first inversion in three ways.
 
     Attributes:
-        batched_seconds: all classes in one batch.
+        raced_seconds: as the detector does it: all classes in one batch, most given up early.
+        batched_seconds: all classes in one batch, to the end.
         apart_seconds: the same code, class by class.
         serial_seconds: the published loop, class by class, with as many steps of as many images.
-        judged: what the detector's masks are.
+        expected: norms that the race gives: those of classes given up are estimated.
+        judged: what the masks are when all classes go on to the end.
         alike: what they are when nearly as much success is asked for as with the published ones.
     """
 
     detector_seconds: float
     verdict: str
     targets: tuple[int, ...]
+    raced_seconds: float
     batched_seconds: float
     apart_seconds: float
     serial_seconds: float
+    expected: tuple[float, ...]
     judged: Judged
     alike: Judged
 
@@ -202,7 +206,12 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
     method = NeuralCleanse()
     pools = SourcePools(outside_class(case.classifier, case.images, case.labels))
 
-    def inversion(targets: Tensor, steps: int = method.steps, success: float = method.success) -> Inversion:
+    k = len(case.targets)
+    race = {"first_steps": method.first_steps, "finalists": method.going_on(k)}
+
+    def inversion(
+        targets: Tensor, steps: int = method.steps, success: float = method.success, **more: int
+    ) -> Inversion:
         return invert(
             case.classifier,
             case.images,
@@ -214,16 +223,18 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
             success=success,
             generator=make_generator(options.seed, "inversion"),
             deadline=Deadline(),
+            **more,
         )
 
     inversion(case.targets, steps=2)  # the first calls of a process are slower
     subject = Subject(classifier=case.classifier, clean=case.clean)
     finding, detector_seconds = timed(lambda: method(subject, seed=options.seed, device=options.device))
     say(f"  detector: {detector_seconds:.1f} s, {finding.verdict}")
+    raced, raced_seconds = timed(lambda: inversion(case.targets, **race))
     batched, batched_seconds = timed(lambda: inversion(case.targets))
     _, apart_seconds = timed(lambda: [inversion(one) for one in torch.split(case.targets, 1)])
     equal = Schedule(steps=method.steps, mini_batches=1, batch_size=method.batch_size, stop_after=None)
-    say(f"  one batch: {batched_seconds:.1f} s; class by class: {apart_seconds:.1f} s")
+    say(f"  race {raced_seconds:.1f} s, one batch {batched_seconds:.1f} s, by class {apart_seconds:.1f} s")
     serial = run_published(case, np.arange(len(case.targets)), equal, options)
     assert serial is not None
     alike = inversion(case.targets, success=method.confirm_success)
@@ -231,9 +242,11 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
         detector_seconds=detector_seconds,
         verdict=finding.verdict,
         targets=finding.targets,
+        raced_seconds=raced_seconds,
         batched_seconds=batched_seconds,
         apart_seconds=apart_seconds,
         serial_seconds=serial.seconds,
+        expected=tuple(raced.expected_norm().tolist()),
         judged=judge(case, batched.mask, batched.pattern),
         alike=judge(case, alike.mask, alike.pattern),
     )
@@ -297,10 +310,12 @@ def timed(run: Callable[[], T]) -> tuple[T, float]:
 def summarise(rows: list[Row]) -> dict[str, Any]:
     """Return the ratios over all models, and how each way of judging did."""
     detector = [row.ours.detector_seconds for row in rows]
-    serial, apart, batched = (
-        [getattr(row.ours, f"{way}_seconds") for row in rows] for way in ("serial", "apart", "batched")
+    serial, apart, batched, raced = (
+        [getattr(row.ours, f"{way}_seconds") for row in rows]
+        for way in ("serial", "apart", "batched", "raced")
     )
     summary: dict[str, Any] = {
+        "serial_over_raced": ratio(serial, raced),
         "serial_over_batched": ratio(serial, batched),
         "apart_over_batched": ratio(apart, batched),
     }
@@ -313,6 +328,8 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             summary[f"published_{name}_classes_run"] = sum(len(run.classes) for run in runs)
     suspicious = [row.ours.targets if row.ours.verdict == "suspicious" else () for row in rows]
     summary["detector"] = detection(rows, suspicious)
+    medians = [[float(np.median(norms)) for norms in (r.ours.expected, r.ours.judged.norms)] for r in rows]
+    summary["median_norm_raced_over_batched"] = ratio(*map(list, zip(*medians, strict=True)))
     ours, alike = [row.ours.judged for row in rows], [row.ours.alike for row in rows]
     theirs = [row.early.judged for row in rows if row.early is not None and row.early.judged is not None]
     summary["our_masks_by_published_rule"] = detection(rows, [one.flagged for one in ours]) | sizes(ours)

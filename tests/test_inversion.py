@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from doorward.errors import CouldNotTell
-from doorward.inversion import SourcePools, batched_logits, invert, margin, outside_class, trigger_success
+from doorward.inversion import (
+    Inversion,
+    SourcePools,
+    batched_logits,
+    invert,
+    margin,
+    outside_class,
+    trigger_success,
+)
 from doorward.methods import Deadline, make_generator
 from doorward.models.classifier import TorchClassifier
 from doorward.models.spec import InputSpec
@@ -77,6 +87,48 @@ def test_chunks_change_nothing(wired, images, monkeypatch) -> None:
     monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 8)
     parts = run(wired, images, list(range(CLASSES)))
     torch.testing.assert_close(whole.norm, parts.norm, atol=1e-3, rtol=1e-3)
+
+
+def test_the_smallest_masks_go_on_as_if_alone_and_others_stay(wired, images, monkeypatch) -> None:
+    every = list(range(CLASSES))
+    whole, early = run(wired, images, every), run(wired, images, every, steps=40)
+    assert whole.finished.all()
+    assert torch.equal(whole.early_norm, whole.norm)
+    for elements in (SIDE * SIDE * 1000, SIDE * SIDE * 8):  # in one batch, and each on its own
+        monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", elements)
+        raced = run(wired, images, every, first_steps=40, finalists=2)
+        assert raced.finished.sum() == 2
+        torch.testing.assert_close(raced.early_norm, early.norm, atol=1e-2, rtol=1e-3)
+        assert raced.finished.tolist() == (early.norm <= early.norm.sort().values[1]).tolist()
+        on = raced.finished
+        torch.testing.assert_close(raced.norm[on], whole.norm[on], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(raced.norm[~on], early.norm[~on], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(raced.norm, raced.mask.sum((1, 2, 3)))
+
+
+def test_as_many_finalists_as_targets_are_no_race(wired, images) -> None:
+    for settings in ({"first_steps": 20, "finalists": 2}, {"first_steps": 90}):
+        raced, whole = run(wired, images, [0, 3], **settings), run(wired, images, [0, 3])
+        assert torch.equal(raced.norm, whole.norm)
+        assert raced.finished.all()
+
+
+def test_what_was_given_up_is_expected_to_shrink_as_the_others_did() -> None:
+    k, blank = 5, torch.zeros(5, 1, 1, 1)
+    found = Inversion(
+        targets=torch.arange(k),
+        mask=blank,
+        pattern=blank,
+        norm=torch.tensor([10.0, 30.0, 24.0, 60.0, 64.0]),
+        success=torch.ones(k),
+        reached=torch.tensor([True, True, True, True, False]),
+        early_norm=torch.tensor([40.0, 40.0, 48.0, 60.0, 64.0]),
+        finished=torch.tensor([True, True, True, False, False]),
+    )
+    # the finalists shrank to a quarter, to three quarters, and to half
+    assert found.expected_norm().tolist() == [10.0, 30.0, 24.0, 30.0, 64.0]
+    none = replace(found, reached=torch.zeros(k, dtype=torch.bool))
+    assert none.expected_norm().tolist() == found.norm.tolist()
 
 
 def test_repeats_under_a_seed_and_leaves_the_weights_alone(wired, images) -> None:

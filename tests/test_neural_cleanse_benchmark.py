@@ -134,8 +134,8 @@ def row(
 ) -> speed.Row:
     mine = speed.Ours(
         detector_seconds=2, verdict="suspicious" if ours else "nothing_found", targets=ours,
-        batched_seconds=1, apart_seconds=2 * factor, serial_seconds=3 * factor,
-        judged=judged([9, 11, 50], ours), alike=judged([8, 10, 50], ours),
+        raced_seconds=0.5, batched_seconds=1, apart_seconds=2 * factor, serial_seconds=3 * factor,
+        expected=(9, 22, 50), judged=judged([9, 11, 50], ours), alike=judged([8, 10, 50], ours),
     )  # fmt: skip
     early = speed.Published(
         classes=(0, 1, 2), steps=(9, 9, 9), norms=(10, 10, 10), seconds=20, seconds_for_all=20 * factor,
@@ -148,6 +148,8 @@ def test_the_summary_by_hand() -> None:
     found = speed.summarise(
         [row((1,), ours=(1,), theirs=(0,), factor=1), row((), ours=(), theirs=(2,), factor=4)]
     )
+    assert found["serial_over_raced"]["ratio"] == pytest.approx(12)
+    assert found["median_norm_raced_over_batched"]["ratio"] == pytest.approx(2)
     assert found["serial_over_batched"]["ratio"] == pytest.approx(6)
     assert found["apart_over_batched"]["ratio"] == pytest.approx(4)
     assert found["published_early_over_detector"]["ratio"] == pytest.approx(20)

@@ -104,7 +104,7 @@ class NeuralCleanse(WithImages):
                 learning_rate=self.learning_rate,
                 success=success,
                 first_steps=self.first_steps,
-                finalists=max(again + 1, math.ceil(self.finalists * k)),
+                finalists=self.going_on(k),
                 generator=generator,
                 deadline=deadline,
                 to_come=to_come * self.steps,
@@ -119,6 +119,10 @@ class NeuralCleanse(WithImages):
         strong = run(np.argsort(norms)[:1], self.confirm_success, 0)
         area = classifier.spec.height * classifier.spec.width
         return self._conclude(asked.classes, norms, area, [*runs, strong])
+
+    def going_on(self, k: int) -> int:
+        """Return how many of k classes go on after the first steps."""
+        return min(k, max(self.doubtful + 1, math.ceil(self.finalists * k)))
 
     def _conclude(
         self, classes: tuple[str, ...], norms: npt.NDArray[np.float64], area: int, runs: Sequence[Run]
