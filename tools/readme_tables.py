@@ -12,6 +12,7 @@ from pathlib import Path
 
 from doorward.bench import show
 from doorward.bench.suite import get_suite
+from doorward.calibration import shipped
 from doorward.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,11 @@ PAGES = {"scan-population": README, "null": README} | {
     for suite, page in dict.fromkeys(("attacks", "scan-attacks"), ROOT / "docs" / "attacks.md").items()
     if show.results_file(RESULTS, suite, "cpu").is_file()
 }
+
+#: What is said above results that are not of the scan as it is shipped.
+EARLIER = (
+    "*These are results of an earlier version of the scan, by an earlier bank; they are to be measured anew.*"
+)
 
 
 def marks(suite: str) -> re.Pattern[str]:
@@ -37,7 +43,13 @@ def table(suite: str, folder: Path = RESULTS) -> str:
         InputError: if its results are missing, or are something else.
     """
     held = show.read_results(show.results_file(folder, suite, "cpu"))
-    return show.to_markdown(show.summarise(get_suite(suite), held))
+    shown = show.to_markdown(show.summarise(get_suite(suite), held))
+    return shown if is_current(held) else f"{EARLIER}\n\n{shown}"
+
+
+def is_current(held: show.Results) -> bool:
+    """Tell whether results are judged by the bank that is shipped, if by any."""
+    return held.made_with.get("bank", ()) in ((), (show.bank_label(shipped()),))
 
 
 def in_page(page: str, folder: Path = RESULTS) -> str:
