@@ -80,8 +80,10 @@ def test_what_it_cost_is_counted(clean: Report) -> None:
     settings = by_name["max-margin"].settings
     assert by_name["max-margin"].cost.gradients == 10 * settings["starts"] * settings["steps"]
     settings = by_name["neural-cleanse"].settings
-    runs = 10 + settings["restarts"] * settings["doubtful"] + 1  # and one to confirm
-    assert by_name["neural-cleanse"].cost.gradients == runs * settings["steps"] * settings["batch_size"]
+    # four of ten go on after the first steps, three are run again twice, one is run to confirm
+    first, whole = settings["first_steps"], settings["steps"]
+    steps = 10 * first + 4 * (whole - first) + 3 * 2 * whole + whole
+    assert by_name["neural-cleanse"].cost.gradients == steps * settings["batch_size"]
     assert by_name["neural-cleanse"].cost.forwards > 0
     assert by_name["unsafe-code"].cost.gradients == 0
 
