@@ -9,8 +9,8 @@ from torch import nn
 
 from doorward.data import InMemorySamples
 from doorward.detectors.base import Detector
-from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model._twins import Twins
+from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
 from doorward.detectors.model.patch_search import PatchSearch
