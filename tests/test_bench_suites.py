@@ -27,6 +27,7 @@ from doorward.bench.suite import (
     matching,
     suite_names,
 )
+from doorward.bench.suites.scan_population import UNSEEN
 from doorward.errors import InputError
 from doorward.models.networks import NAMES
 from doorward.training import AdversarialSettings, TrainingSettings
@@ -193,6 +194,26 @@ def test_classes_and_worlds_are_drawn() -> None:
     assert len({t.data.classes for t in found}) > 2
     made = trials(clean(3, data=Data(name="glyphs", rows=100, world=World()), class_counts=(5,)))
     assert [t.data.world for t in made] == [World(classes=5, seed=i) for i in range(3)]
+
+
+def test_models_from_another_first_seed_on_are_others() -> None:
+    varied = {"target": OneOf(values=tuple(range(10))), "poison_rate": Between(low=0.1, high=0.2)}
+    groups = [
+        planted(6, attack=Method(name="badnets", settings=varied), class_counts=(4, 5), out_of=10, **more)
+        for more in ({}, {"first_seed": 0}, {"first_seed": 100})
+    ]
+    usual, same, unseen = (trials(group) for group in groups)
+    assert usual == same
+    assert [t.seed for t in unseen] == list(range(100, 106))
+    assert [t.attack for t in unseen] != [t.attack for t in usual], "other settings are dealt"
+    assert [t.data for t in unseen] != [t.data for t in usual], "and other classes"
+    worlds = trials(clean(3, data=Data(name="glyphs", rows=100, world=World()), first_seed=100))
+    assert [t.data.world.seed for t in worlds if t.data.world] == [100, 101, 102]
+
+
+def test_no_model_is_judged_that_was_seen_when_rules_were_made() -> None:
+    for name in ("null", "scan-population"):
+        assert min(t.seed for t in expand(get_suite(name), "cpu")) >= UNSEEN
 
 
 def test_seeds_and_draws_vary_one_at_a_time() -> None:
