@@ -25,6 +25,7 @@ from torch import Tensor
 from doorward import measures, reference
 from doorward.data import Samples, open_samples
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
+from doorward.devices import keep_freed_memory
 from doorward.examination import environment
 from doorward.inversion import Inversion, SourcePools, invert, outside_class, trigger_success
 from doorward.methods import Deadline, derive_seed, make_generator
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compare on every model, write and print."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does
     rows: list[Row] = []
     for model, data in options.subject or embedded():
         say(f"{model}: {options.images} images")

@@ -27,6 +27,7 @@ from doorward.bench.suite import (
     matching,
     suite_names,
 )
+from doorward.bench.suites.null import FIRST
 from doorward.bench.suites.scan_population import UNSEEN
 from doorward.errors import InputError
 from doorward.models.networks import NAMES
@@ -212,8 +213,9 @@ def test_models_from_another_first_seed_on_are_others() -> None:
 
 
 def test_no_model_is_judged_that_was_seen_when_rules_were_made() -> None:
-    for name in ("null", "scan-population"):
-        assert min(t.seed for t in expand(get_suite(name), "cpu")) >= UNSEEN
+    assert (FIRST, UNSEEN) == (100, 200)
+    for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
+        assert min(t.seed for t in expand(get_suite(name), "cpu")) == first
 
 
 def test_seeds_and_draws_vary_one_at_a_time() -> None:

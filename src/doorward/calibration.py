@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 SHIPPED = Path(__file__).parent / "reference" / "null.json"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
-SUSPICIOUS, BACKDOORED = 0.02, 0.01
+SUSPICIOUS, BACKDOORED = 0.05, 0.01
 
 #: Numbers of classes whose scores are alike.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+
 from doorward.errors import InputError
+
+#: Parameters of glibc's `mallopt` by number, and the size in bytes up to which freed memory is kept.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _KEPT = -3, -1, 256 * 1024 * 1024
+
+
+def keep_freed_memory() -> bool:
+    """Have this process use freed memory again, where glibc hands it out; tell whether it will.
+
+    Else each large tensor is mapped anew, and the system clears its pages every time they are touched first:
+    about a third of the time that small networks take to compute gradients of a batch. Results are the same.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    return all([library.mallopt(name, _KEPT) == 1 for name in (_MMAP_THRESHOLD, _TRIM_THRESHOLD)])
 
 
 def check_device(name: str) -> str:

@@ -15,7 +15,7 @@ CONFIRMED = 0.75
 def conclude(report: Report, bank: Bank | None = None) -> Report:
     """Return the report with every finding judged by the bank, and with its verdict.
 
-    Found goes before could-not-tell before nothing-found. `suspicious`: the fused p-value is at most .02;
+    Found goes before could-not-tell before nothing-found. `suspicious`: the fused p-value is at most .05;
     `backdoored`: at most .01, and the trigger that a detector recovered for a class that it flags works on
     images that were kept back: the lower 95 % bound of its success is at least .75. What the bank does not
     cover is at most `suspicious`.

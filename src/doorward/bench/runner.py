@@ -26,6 +26,7 @@ from doorward.bench.cache import ModelCache
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.suite import parts_of
 from doorward.bench.trials import Outcome, Planned, Sources, Workbench
+from doorward.devices import keep_freed_memory
 from doorward.errors import DoorwardError
 from doorward.examination import environment
 
@@ -313,6 +314,7 @@ def _work(connection: Connection, settings: RunSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to hear
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     bench = Workbench(ModelCache(settings.cache), Sources(settings.data), settings.device)
     while True:
         for planned in connection.recv():

@@ -15,6 +15,7 @@ import typer
 
 from doorward import __version__
 from doorward.cli import bench, demo, list_methods, plant, scan, train, verify
+from doorward.devices import keep_freed_memory
 from doorward.errors import DoorwardError, UnsafeArtifact
 
 app = typer.Typer(
@@ -62,6 +63,7 @@ def main() -> None:
     # Torch reads this when it is imported. Threads that wait busily take the processor from those that work
     # wherever other programs run too: on a loaded machine scans were up to twenty times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal lacks ends no scan
             stream.reconfigure(errors="backslashreplace")

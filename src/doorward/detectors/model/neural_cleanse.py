@@ -73,8 +73,8 @@ class NeuralCleanse(WithImages):
     )
     order: ClassVar[int] = 20
 
-    steps: int = Field(110, ge=10, le=10_000, description="Optimisation steps for a class")
-    first_steps: int = Field(60, ge=1, description="Steps after which most classes are given up")
+    steps: int = Field(150, ge=10, le=10_000, description="Optimisation steps for a class")
+    first_steps: int = Field(40, ge=1, description="Steps after which most classes are given up")
     finalists: float = Field(
         0.3, gt=0, le=1, description="Share of the classes that go on; more than those in doubt do"
     )
