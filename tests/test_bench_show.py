@@ -260,7 +260,7 @@ def test_clean_suites_have_no_columns_of_planted_models() -> None:
     summary = summarise(suite(clean(1)), held(result("clean-00", "clean", 0.5)))
     text = show.to_markdown(summary)
     assert "| group | clean flagged | could not tell | one scan |" in text
-    line = "1 | 0 of 1 (0 % to 97.5 %) | 0 of 1 (0 % to 97.5 %) | 0 of 1 (0 % to 97.5 %) |"
+    line = "1 | 0 of 1 (0 % to 97.5 %) | 95.0 % | 0 of 1 (0 % to 97.5 %) | 0 of 1 (0 % to 97.5 %) |"
     assert f"| 10 to 20 | {line}" in text
     assert f"| fashion_mnist | {line}" in text
     assert "| models | 0 | 0 | 0 | 0 | 1 | 0 | 0 | 0 | 0 | 0 |" in text

@@ -22,6 +22,7 @@ from doorward.measures import (
     robust_accuracy,
     time_ratio,
     tpr_at_fpr,
+    upper_bound,
 )
 
 
@@ -62,6 +63,24 @@ def test_each_bound_leaves_a_fortieth_outside(pair: tuple[int, int]) -> None:
 
 def test_of_no_trials_nothing_is_known() -> None:
     assert rate(0, 0).model_dump() == {"successes": 0, "n": 0, "value": 0.0, "low": 0.0, "high": 1.0}
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 59), (5, 120), (6, 120), (40, 40), (39, 40)])
+def test_a_one_sided_bound_is_where_the_binomial_test_begins_to_reject(successes: int, n: int) -> None:
+    bound = upper_bound(successes, n)
+    if successes == n:
+        assert bound == 1
+        return
+    assert stats.binom.cdf(successes, n, bound) == pytest.approx(0.05)
+    assert successes / n < bound < rate(successes, n).high
+
+
+def test_a_bound_of_nothing_says_nothing() -> None:
+    """None of 59 is the textbook's smallest sample that rules out one in twenty."""
+    assert upper_bound(0, 0) == 1
+    assert upper_bound(0, 59) < 0.05 < upper_bound(0, 58)
+    with pytest.raises(ValueError, match="bound"):
+        upper_bound(3, 2)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, -1)])

@@ -88,6 +88,22 @@ def rate(successes: int, n: int) -> Rate:
     return Rate(successes=successes, n=n, value=successes / n if n else 0.0, low=low, high=high)
 
 
+def upper_bound(successes: int, n: int) -> float:
+    """Return what a proportion is at most, with 95 % confidence: one-sided, after Clopper and Pearson.
+
+    It is where a test of "at least so much" begins to reject; the upper end of `rate` is one of 97.5 %, since
+    two ends share the error there. Of no trials it is 1.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n.
+    """
+    from scipy.stats import beta
+
+    if not 0 <= successes <= n:
+        raise ValueError(f"a bound needs 0 <= successes <= n, got {successes} of {n}")
+    return float(beta.ppf(0.95, successes + 1, n - successes)) if successes < n else 1.0
+
+
 def accuracy(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Rate:
     """Return how many predictions (n,) equal their labels (n,).
 

@@ -25,7 +25,7 @@ from doorward.bench.store import Row, Store
 from doorward.bench.suite import Claim, Group, Measure, Scale, Suite, content_key, expand
 from doorward.calibration import BUCKETS, Bank, shipped
 from doorward.errors import InputError
-from doorward.measures import Ranking, ranking, rate
+from doorward.measures import Ranking, ranking, rate, upper_bound
 from doorward.records import SEVERITY, Rate, Record, Report, Verdict
 from doorward.reports import wording
 from doorward.verdict import conclude
@@ -695,6 +695,8 @@ def notes(summary: Summary) -> list[str]:
         "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
         "Time and memory are medians."
     ]
+    if summary.buckets and not has_plants(summary):
+        said.append("At most: the one-sided bound of 95 % for the share of models with p <= .05.")
     if has_plants(summary):
         said.append("The clean models of a line are those of the same data. AUROC is that of the p-value.")
     if harder := [row.group for row in summary.groups if row.apart]:
@@ -769,7 +771,9 @@ def plant_cells(row: PlantRow) -> list[str]:
 
 def clean_cells(row: CleanRow) -> list[str]:
     """Return a table's line of clean models."""
-    return [row.name, str(row.models), *map(counts, (row.alarms_at_5, row.alarms_at_1, row.unknown))]
+    alarms = row.alarms_at_5
+    bound = wording.percent(upper_bound(alarms.successes, alarms.n)) if alarms.n else ""
+    return [row.name, str(row.models), counts(alarms), bound, *map(counts, (row.alarms_at_1, row.unknown))]
 
 
 def spread_line(summary: Summary) -> str:
@@ -782,7 +786,7 @@ def spread_line(summary: Summary) -> str:
 
 
 #: Heads of the tables; the first cell of a line is its name.
-CLEAN_HEADS = ("clean models", "p ≤ .05", "p ≤ .01", "could not tell")
+CLEAN_HEADS = ("clean models", "p ≤ .05", "at most (95 %)", "p ≤ .01", "could not tell")
 STABLE_HEADS = ("group", "scans of each model", "models with one verdict and target", "scans of the others")
 
 
