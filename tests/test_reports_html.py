@@ -139,6 +139,18 @@ def test_an_uncalibrated_result_says_so_in_words() -> None:
     assert "The most suspicious class first. Uncalibrated." in text
 
 
+def test_a_class_above_the_threshold_that_is_not_named_is_explained() -> None:
+    """The threshold is that of the highest class; more is asked of any other."""
+    report = backdoored()
+    finding = report.findings[1]
+    second = sorted(finding.per_class, key=lambda c: -(finding.per_class[c] or 0))[1]
+    why = "The threshold is that of the first class"
+    assert why not in to_html(report)
+    higher = finding.model_copy(update={"per_class": finding.per_class | {second: finding.score}})
+    findings = tuple(higher if f == finding else f for f in report.findings)
+    assert why in to_html(report.model_copy(update={"findings": findings}))
+
+
 def test_hostile_strings_are_text() -> None:
     markup = to_html(hostile())
     page = Page(markup)
