@@ -60,8 +60,8 @@ class NeuralCleanse(WithImages):
     which comes from a bank of clean models (see `doorward.calibration`) and not from a MAD index above 2 (it
     flags 17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion`): classes
     whose masks are still large when the smallest have begun to settle are given up, and what they would have
-    come to is estimated from how far the others shrank. Asked for about as much
-    success as the paper's triggers have, these few steps leave larger masks than its long schedule does
+    come to is estimated from how far the others shrank. Asked for about as much success as the paper's
+    triggers have, masks come out about as large as those of its long schedule
     (`benchmarks/neural_cleanse_speed.py` measures both). The paper's index is in the evidence table.
     """
 
