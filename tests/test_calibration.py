@@ -97,7 +97,7 @@ def by_hand(held: Bank, scores: dict[str, Table]) -> float:
     def place(name: str, classes: int, score: float | None) -> float:
         if score is None:
             return 0.0
-        usual = [max(known(t[name])) for t in joined if bucket(len(t[name])) == bucket(classes)]
+        usual = [max(known(t[name])) for t in joined if (len(t[name]) > 2) == (classes > 2)]
         middle = float(np.median(usual))
         return (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
 
@@ -120,11 +120,17 @@ def test_a_p_value_is_the_place_among_clean_models() -> None:
 
 def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     # the same shape of scores, elsewhere and wider: the same places
-    few, many = ([model(k, a + b * s) for s in range(20)] for k, a, b in ((5, 0, 1), (30, 7, 3)))
+    few, many = ([model(k, a + b * s) for s in range(20)] for k, a, b in ((2, 0, 1), (30, 7, 3)))
     held = bank([*few, *many])
     for s in (3.0, 12.5, 19.5):
-        assert p_of(held, s, 4) == p_of(held, 7 + 3 * s, 43)
-    assert p_of(held, 1000.0, 5) == 1 / 41
+        assert p_of(held, s, 2) == p_of(held, 7 + 3 * s, 43)
+    assert p_of(held, 1000.0, 25) == 1 / 41
+
+
+def test_more_than_two_classes_are_compared_as_they_are() -> None:
+    held = bank([model(k, float(s)) for s in range(20) for k in (5, 30)])
+    for s in (3.0, 12.5, 19.5):
+        assert p_of(held, s, 4) == p_of(held, s, 43)
 
 
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])

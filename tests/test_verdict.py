@@ -52,7 +52,7 @@ def test_what_is_not_confirmed_is_suspicious(held: Bank, success) -> None:
 
 def test_between_the_two_levels_a_model_is_suspicious(held: Bank) -> None:
     seen = {}
-    for score in np.linspace(0, 12, 60):
+    for score in np.linspace(0, 30, 60):
         found = conclude(report(finding(float(score)), LOW), held)
         assert found.p_value is not None
         verdict = "backdoored" if found.p_value <= BACKDOORED else "suspicious"

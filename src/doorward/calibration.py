@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).parent / "reference" / "null.json"
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
 SUSPICIOUS, BACKDOORED = 0.05, 0.01
 
-#: Numbers of classes whose scores are alike.
+#: Numbers of classes by which models are told apart where they are counted.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
 #: Every model of the bank has at least so many.
@@ -43,8 +43,8 @@ FEWEST = 10
 class Standard:
     """Hold where scores of models lie, and how far their upper half spreads, for each detector.
 
-    More classes have a larger maximum by chance alone; measured from here, scores of models with few and
-    with many classes can be compared.
+    With two classes each is the other's only measure; measured from here, scores of models with two and
+    with more classes can be compared.
 
     Attributes:
         middle, spread: (detectors,).
@@ -154,11 +154,11 @@ class Bank(Record):
         """Compare a model's scores of each class, by detector, with those of clean models.
 
         The model joins the bank, and all are treated alike: each detector's scores are measured from what is
-        usual for the highest ones of models with about as many classes; a class's sum over the detectors,
-        weighted, says how suspicious it is to all of them, so that detectors which agree on a class weigh
-        more than those that differ; a model's p-value is the share of models that have a class with so high a
-        sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in at most a
-        share a of cases (full conformal prediction).
+        usual for the highest ones of models like it (of two classes, or of more); a class's sum over the
+        detectors, weighted, says how suspicious it is to all of them, so that detectors which agree on a
+        class weigh more than those that differ; a model's p-value is the share of models that have a class
+        with so high a sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in at most
+        a share a of cases (full conformal prediction).
 
         Returns None if the bank has too few models that can be compared.
 
@@ -171,7 +171,7 @@ class Bank(Record):
         held, starts, of = self._stacked(tuple(names))
         own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
         stack, starts = np.vstack([held, own]), np.append(starts, len(held))
-        of = np.append(of, bucket(classes))
+        of = np.append(of, _alike(classes))
         highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
         middle, spread = np.empty_like(highest), np.empty_like(highest)
         for b in set(of.tolist()):
@@ -206,7 +206,7 @@ class Bank(Record):
     def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
 
-        Returns (classes of all models, detectors), the row where each model begins, and its bucket.
+        Returns (classes of all models, detectors), the row where each model begins, and what it is alike to.
         """
         if names not in self._stacks:
             kept = [
@@ -216,7 +216,7 @@ class Bank(Record):
             ]
             tables = [np.array([m.scores[n] for n in names], dtype=np.float64).T for m in kept]
             starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
-            of = np.array([bucket(m.classes) for m in kept], dtype=np.int64)
+            of = np.array([_alike(m.classes) for m in kept], dtype=np.int64)
             self._stacks[names] = np.vstack([*tables, np.empty((0, len(names)))]), starts, of
         return self._stacks[names]
 
@@ -287,6 +287,15 @@ class _Joined:
 def bucket(classes: int) -> int:
     """Return which bucket a number of classes falls into; the last for more than there are."""
     return next((b for b, (_, high) in enumerate(BUCKETS) if classes <= high), len(BUCKETS) - 1)
+
+
+def _alike(classes: int) -> int:
+    """Return which models a model's scores are measured among: of two classes, or of more.
+
+    Of two, each is the other's only measure. Further buckets would be finer than the bank is wide: those of
+    more than twenty classes are generated but for two, and natural images score far from what is usual there.
+    """
+    return int(classes > 2)
 
 
 @lru_cache
