@@ -157,8 +157,8 @@ class Bank(Record):
         usual for the highest ones of models like it (of two classes, or of more); a class's sum over the
         detectors, weighted, says how suspicious it is to all of them, so that detectors which agree on a
         class weigh more than those that differ; a model's p-value is the share of models that have a class
-        with so high a sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in at most
-        a share a of cases (full conformal prediction).
+        with so high a sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in
+        at most a share a of cases (full conformal prediction).
 
         Returns None if the bank has too few models that can be compared.
 
