@@ -256,6 +256,17 @@ def test_the_markdown_table_is_as_it_was() -> None:
     ]
 
 
+def test_alarms_are_held_against_the_bar_for_every_number_of_classes() -> None:
+    """Of 29 without an alarm the bound is 1 - .05 ** (1 / 29) = .098, of 28 it is .101."""
+
+    def said(count: int) -> str:
+        made = [result(f"clean-{i:02}", "clean", 0.5) for i in range(count)]
+        return " ".join(show.notes(summarise(suite(clean(count)), held(*made))))
+
+    assert "with every number of classes: reached." in said(29)
+    assert "with every number of classes: not reached with 10 to 20 classes." in said(28)
+
+
 def test_clean_suites_have_no_columns_of_planted_models() -> None:
     summary = summarise(suite(clean(1)), held(result("clean-00", "clean", 0.5)))
     text = show.to_markdown(summary)

@@ -212,7 +212,8 @@ def test_models_from_another_first_seed_on_are_others() -> None:
     assert [t.data.world.seed for t in worlds if t.data.world] == [100, 101, 102]
 
 
-def test_no_model_is_judged_that_was_seen_when_rules_were_made() -> None:
+def test_judged_models_have_seeds_of_their_own() -> None:
+    """README and docs/design.md say which rules came after a look at which seeds."""
     assert (FIRST, UNSEEN) == (100, 200)
     for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
         assert min(t.seed for t in expand(get_suite(name), "cpu")) == first

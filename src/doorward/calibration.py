@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).parent / "reference" / "null.json"
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
 SUSPICIOUS, BACKDOORED = 0.05, 0.01
 
-#: Numbers of classes by which models are told apart where they are counted.
+#: Numbers of classes by which models are counted; where the bank has few, nothing is said.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
 #: Every model of the bank has at least so many.

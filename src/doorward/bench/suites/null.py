@@ -31,18 +31,13 @@ def subsets(
     )
 
 
-def further(group: Group) -> Group:
-    """Return as many further models of a group."""
-    return group.model_copy(update={"name": f"{group.name}-further", "first_seed": FIRST})
-
-
-def newer(group: Group) -> Group:
-    """Return as many models of a group that were made after all rules were."""
-    return group.model_copy(update={"name": f"{group.name}-newer", "first_seed": UNSEEN})
+def others(group: Group, kind: str, first_seed: int) -> Group:
+    """Return as many other models of a group."""
+    return group.model_copy(update={"name": f"{group.name}-{kind}", "first_seed": first_seed})
 
 
 WHOLE = (clean(FASHION, 20), clean(MNIST, 20), clean(GTSRB, 10))
-FURTHER = tuple(further(group) for group in WHOLE)
+FURTHER = tuple(others(group, "further", FIRST) for group in WHOLE)
 FEW, SOME, MANY = (3, 4, 5, 6, 7, 8, 9), (10, 12, 15, 20), (25, 30, 35, 40)
 #: The quickest, so that there are enough models in every bucket.
 CHEAP = QUICK[:1]
@@ -59,7 +54,8 @@ CPU = (
     subsets("gtsrb", 20, SOME, 43, 12, CHEAP),
     subsets("gtsrb", 12, MANY, 43, 12),
     subsets("gtsrb", 56, MANY, 43, 12, CHEAP),
-    newer(subsets("gtsrb", 24, MANY, 43, 12, CHEAP)),
+    # made after all rules were
+    others(subsets("gtsrb", 24, MANY, 43, 12, CHEAP), "newer", UNSEEN),
     *(repeated(group.data.name, group, models) for group, models in zip(FURTHER[:2], (3, 3), strict=True)),
 )
 
