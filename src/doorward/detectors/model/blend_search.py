@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from doorward.detectors.model._even import colours, even_opacity
 from doorward.detectors.model._with_images import Asked, WithImages
 from doorward.inversion import Adam, margin, trigger_success
 from doorward.methods import Deadline, Pace, make_generator
@@ -31,8 +32,9 @@ class BlendSearch(WithImages):
     A picture of the image's size is moved for every class (margin loss); how much of it images show falls as
     long as enough of them go to the class, and rises otherwise. Networks can be steered towards any class by
     faint pictures, but towards the target of a backdoor whose trigger is spread over the image by far fainter
-    ones. The score is the logarithm of how many times fainter a class's picture is than that of the next
-    class: classes of clean models lie along a line, of which the first is seldom far ahead.
+    ones. What counts is how many times fainter a class's picture is than an even one of the same colour that
+    does the same; the score is how far, on a log scale, that lies above that of the next class: classes of
+    clean models lie along a line, of which the first is seldom far ahead.
 
     This is Neural Cleanse with one number in place of the mask; the score is ours, as its use of pictures.
     """
@@ -56,26 +58,29 @@ class BlendSearch(WithImages):
     shown: int = Field(3, ge=1, description="Of how many classes the picture is kept as evidence")
 
     def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
-        """Return a finding with one score per class: how much fainter its picture is than the next one."""
+        """Return a finding with one score per class: how far it is ahead of the next in faintness."""
+        k, (h, w) = len(asked.classes), asked.images.shape[2:]
         with asked.quick():
             opacity, picture = self._search(asked, generator, deadline)
-        k, (h, w) = len(opacity), picture.shape[2:]
-        mask = opacity[:, None, None, None].expand(k, 1, h, w)
+            mask = opacity[:, None, None, None].expand(k, 1, h, w)
+            even = even_opacity(asked, colours(mask, picture), deadline)
         targets = torch.arange(k)
         success = trigger_success(
             asked.classifier, asked.images, asked.pools.outside, targets, mask, picture, deadline
         ).tolist()
-        score = gap_to_nearest(-np.log(opacity.double().cpu().numpy()))
+        fainter = (even / opacity).clamp_min(1).double().cpu().numpy()
+        score = gap_to_nearest(np.log(fainter))
         order, classes = np.argsort(-score).tolist(), asked.classes
         top = order[0]
         return self.finding(
             summary=(
                 f"A picture blended in at {percent(float(opacity[top]))} sends other images to class "
-                f"{classes[top]!r}; the next class needs {percent(float(np.exp(score[top]) * opacity[top]))}."
+                f"{classes[top]!r}, {fainter[top]:.1f} times fainter than an even one; for the next class "
+                f"that is {fainter[order[1]]:.1f} times."
             ),
             score=float(score[top]),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="log of how many times fainter the picture is than that of the next class",
+            score_name="how much fainter the picture is than an even one, beside the next class (logarithms)",
             evidence=(
                 *(
                     RecoveredTrigger(
@@ -87,13 +92,20 @@ class BlendSearch(WithImages):
                 ),
                 Table(
                     title="Faintest picture by class",
-                    columns=("class", "opacity", "success on images used", "times fainter than the next"),
+                    columns=(
+                        "class",
+                        "opacity",
+                        "success on images used",
+                        "opacity of an even picture",
+                        "times fainter than that",
+                    ),
                     rows=tuple(
                         (
                             classes[t],
                             round(float(opacity[t]), 4),
                             round(success[t], 3),
-                            round(float(np.exp(score[t])), 2),
+                            round(float(even[t]), 4),
+                            round(float(fainter[t]), 2),
                         )
                         for t in order
                     ),

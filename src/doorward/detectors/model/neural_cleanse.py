@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from doorward.detectors.model._even import colours, even_opacity
 from doorward.detectors.model._with_images import Asked, WithImages
 from doorward.inversion import Inversion, invert
 from doorward.methods import Deadline
@@ -49,19 +51,25 @@ class Run:
         """Return a class's success on the images used."""
         return float(self.found.success[self.position(target)])
 
+    def colour(self, target: int) -> Tensor:
+        """Return the mean colour of a class's trigger: (1, c)."""
+        at = [self.position(target)]
+        return colours(self.found.mask[at], self.found.pattern[at])
+
 
 @register("detector")
 class NeuralCleanse(WithImages):
     """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
-    The size is the L1 norm of the mask; the score is how far it lies below the median of the other classes
-    on a log scale, and below the whole image: clean models have classes that are easy beside the others, but
-    few that need a few pixels alone. We depart from the paper in this score, in the decision,
-    which comes from a bank of clean models (see `doorward.calibration`) and not from a MAD index above 2 (it
-    flags 17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion`): classes
-    whose masks are still large when the smallest have begun to settle are given up, and what they would have
-    come to is estimated from how far the others shrank. Asked for about as much success as the paper's
-    triggers have, masks come out about as large as those of its long schedule
+    The size is the L1 norm of the mask; the score is how far it lies, on a log scale, below that of an even
+    mask of the same colour that does the same (the whole image, if none does), and how much farther than
+    those of the other classes: clean models have classes that are easy beside the others, but few that need a
+    few pixels alone, and where they do, any faint addition often serves as well. We depart from the paper in
+    this score, in the decision, which comes from a bank of clean models (see `doorward.calibration`) and not
+    from a MAD index above 2 (it flags 17 to 33 % of clean ten-class models), and in the optimisation (see
+    `doorward.inversion`): classes whose masks are still large when the smallest have begun to settle are
+    given up, and what they would have come to is estimated from how far the others shrank. Asked for about as
+    much success as the paper's triggers have, masks come out about as large as those of its long schedule
     (`benchmarks/neural_cleanse_speed.py` measures both). The paper's index is in the evidence table.
     """
 
@@ -118,26 +126,34 @@ class NeuralCleanse(WithImages):
         runs += [run(doubtful, self.success, left * again + 1) for left in reversed(range(self.restarts))]
         # the median: the least of several runs would make an outlier of any class that is run again
         norms = np.nanmedian([one.norms(k) for one in runs], axis=0)
-        strong = run(np.argsort(norms)[:1], self.confirm_success, 0)
+        runs.append(run(np.argsort(norms)[:1], self.confirm_success, 0))
+        # shown and tried out is what works best
+        best = [
+            max((run for run in runs if t in run.classes), key=lambda r: (r.success(t), -r.norm(t)))
+            for t in range(k)
+        ]
+        seen = torch.cat([run.colour(t) for t, run in enumerate(best)])
+        with asked.quick():
+            even = even_opacity(asked, seen, deadline).double().cpu().numpy()
         area = classifier.spec.height * classifier.spec.width
-        return self._conclude(asked.classes, norms, area, [*runs, strong])
+        return self._conclude(asked.classes, norms, even * area, best)
 
     def going_on(self, k: int) -> int:
         """Return how many of k classes go on after the first steps."""
         return min(k, max(self.doubtful + 1, math.ceil(self.finalists * k)))
 
     def _conclude(
-        self, classes: tuple[str, ...], norms: npt.NDArray[np.float64], area: int, runs: Sequence[Run]
+        self,
+        classes: tuple[str, ...],
+        norms: npt.NDArray[np.float64],
+        even: npt.NDArray[np.float64],
+        best: Sequence[Run],
     ) -> Finding:
-        gap = gap_to_others(-np.log(norms))
-        score = gap + self.size_weight * np.log(area / norms)
-        order = np.argsort(norms)
-        top = int(order[0])
-        # shown and tried out is what works best
-        best = [
-            max((run for run in runs if t in run.classes), key=lambda r: (r.success(t), -r.norm(t)))
-            for t in range(len(classes))
-        ]
+        """Return the finding for the mask norms of all classes, those of even masks, and the best runs."""
+        smaller = np.log(np.maximum(even / norms, 1))
+        score = gap_to_others(smaller) + self.size_weight * smaller
+        order = np.argsort(-score, kind="stable")
+        top, gap = int(order[0]), gap_to_others(-np.log(norms))
         paper = mad_index(-norms)
         triggers = [
             RecoveredTrigger(
@@ -154,6 +170,7 @@ class NeuralCleanse(WithImages):
                 "mask norm (pixels)",
                 "success on images used",
                 "times smaller than the others' median",
+                "even mask that does the same (pixels)",
                 "MAD index (paper)",
                 "given up early, size estimated",
             ),
@@ -163,8 +180,9 @@ class NeuralCleanse(WithImages):
                     round(float(norms[t]), 2),
                     round(best[t].success(t), 3),
                     round(float(np.exp(gap[t])), 2),
+                    round(float(even[t]), 1),
                     round(float(paper[t]), 2) if np.isfinite(paper[t]) else None,
-                    "" if runs[0].finished(t) else "yes",
+                    "" if best[t].finished(t) else "yes",
                 )
                 for t in order.tolist()
             ),
@@ -176,6 +194,7 @@ class NeuralCleanse(WithImages):
             ),
             score=float(score.max()),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="how small the mask is beside those of the other classes, and in itself (logarithms)",
+            score_name="how small the mask is beside an even one that does the same, and how much smaller than "
+            "others (logarithms)",
             evidence=(*triggers, table),
         )
