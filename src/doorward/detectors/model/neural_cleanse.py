@@ -194,6 +194,6 @@ class NeuralCleanse(WithImages):
             ),
             score=float(score.max()),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="how small the mask is beside an even one, in itself and next to the others (logarithms)",
+            score_name="how small the mask is beside an even one, in itself and next to others (logarithms)",
             evidence=(*triggers, table),
         )
