@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -99,7 +101,8 @@ def by_hand(held: Bank, scores: dict[str, Table]) -> float:
             return 0.0
         usual = [max(known(t[name])) for t in joined if (len(t[name]) > 2) == (classes > 2)]
         middle = float(np.median(usual))
-        return (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
+        far = (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
+        return math.copysign(math.log(1 + abs(far)), far)
 
     sums = [
         max(
@@ -160,6 +163,10 @@ def test_the_standard_by_hand() -> None:
     found = Standard.among(np.array([[1.0], [2.0], [3.0], [4.0], [10.0]]))
     assert (found.middle[0], found.spread[0]) == (3.0, pytest.approx(2 * 8 / 5))
     assert Standard.among(np.ones((5, 1))).of(np.ones((1, 1))) == 0.0
+    # 3.2 above the middle is one spread, 12.8 four
+    places = found.of(np.array([[3.0 + 3.2], [3.0 - 12.8]]))
+    assert places == pytest.approx(np.log([[2.0], [1 / 5.0]]))
+    assert found.at(places) == pytest.approx(np.array([[6.2], [-9.8]]))
 
 
 def test_buckets_are_those_of_the_design() -> None:

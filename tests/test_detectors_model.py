@@ -9,11 +9,15 @@ from torch import nn
 
 from doorward.data import InMemorySamples
 from doorward.detectors.base import Detector
+from doorward.detectors.model import _even
+from doorward.detectors.model._even import OPACITIES, colours, even_opacity
 from doorward.detectors.model._twins import Twins
+from doorward.detectors.model._with_images import Asked
 from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
 from doorward.detectors.model.patch_search import PatchSearch
+from doorward.inversion import SourcePools, outside_class
 from doorward.methods import Deadline, make_generator
 from doorward.modalities.image import to_float, to_tensor
 from doorward.models import TorchClassifier
@@ -26,25 +30,34 @@ SIDE = 12
 
 
 class Bands(nn.Module):
-    """Tell the class by the brightest of k rows; the last pixel adds `wired` to class 2, for a trigger."""
+    """Tell the class by the brightest of k rows; for a trigger, a bright last pixel adds `wired` to class 2.
 
-    def __init__(self, classes: int, wired: float) -> None:
+    It has to be brighter than its neighbour, so that an even picture does nothing. What an image's
+    mean is above .2 adds `sinking` to class 1, for which an even picture does as well as any.
+    """
+
+    def __init__(self, classes: int, wired: float, sinking: float = 0.0) -> None:
         super().__init__()
-        self.classes, self.wired = classes, wired
+        self.classes, self.wired, self.sinking = classes, wired, sinking
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = 10 * x[:, 0, : self.classes, :-2].mean(2)  # (n, k)
         wire = torch.zeros(self.classes, device=x.device)
         wire[2 % self.classes] = self.wired
-        return z + x[:, 0, -1, -1, None] * wire
+        sink = torch.eye(self.classes, device=x.device)[1 % self.classes]
+        shown = x[:, 0, -1, -1] - x[:, 0, -1, -2]
+        return z + shown[:, None] * wire + self.sinking * (x.mean((1, 2, 3)) - 0.2).relu()[:, None] * sink
 
 
-def subject(classes: int, wired: float, *, images: int = 60, labelled: bool = True) -> Subject:
+def subject(
+    classes: int, wired: float, *, images: int = 60, labelled: bool = True, sinking: float = 0.0
+) -> Subject:
     spec = InputSpec(channels=1, height=SIDE, width=SIDE)
-    classifier = TorchClassifier(Bands(classes, wired), spec, [f"band {i}" for i in range(classes)])
+    network = Bands(classes, wired, sinking)
+    classifier = TorchClassifier(network, spec, [f"band {i}" for i in range(classes)])
     rng = np.random.default_rng(0)
     x = rng.integers(0, 60, (images, SIDE, SIDE), dtype=np.uint8)
-    x[:, -1, -1] = 0  # no clean image shows the trigger
+    x[:, -1, -2:] = 0  # no clean image shows the trigger
     labels = np.arange(images) % classes
     for image, label in zip(x, labels, strict=True):
         image[label] = 200
@@ -182,8 +195,8 @@ def test_a_start_that_is_better_is_taken() -> None:
     # every further canvas can only raise the doubtful classes, and leaves the others as they are
     firmness = []
     for restarts in (0, 3):
-        found = PatchSearch(steps=5, further_steps=1, restarts=restarts, doubtful=2, contrast=0.0)
-        firmness.append(found(subject(6, 3.0)).per_class)
+        found = PatchSearch(steps=8, further_steps=1, restarts=restarts, doubtful=2, contrast=0.0)
+        firmness.append(found(subject(6, 6.0)).per_class)
     changed = {t for t in range(6) if firmness[0][t] != firmness[1][t]}
     assert 1 <= len(changed) <= 2
     assert all((firmness[1][t] or 0.0) > (firmness[0][t] or 0.0) for t in changed)
@@ -233,6 +246,58 @@ def test_a_class_that_no_picture_reaches_needs_a_whole_one() -> None:
 
 def test_blend_search_takes_as_many_gradients_as_it_says() -> None:
     assert BlendSearch(steps=10, batch_size=8)(subject(6, 0.0)).cost.gradients == 6 * 8 * 10
+
+
+def asked(one: Subject) -> Asked:
+    assert one.classifier is not None
+    assert one.clean is not None
+    images = to_float(to_tensor(one.clean, one.classifier.spec))
+    return Asked(one.classifier, images, SourcePools(outside_class(one.classifier, images, None)))
+
+
+def test_even_pictures_by_hand() -> None:
+    one = asked(subject(4, 40.0, sinking=100.0))
+    colour = torch.tensor([[1.0], [0.9], [1.0], [0.0]])
+    least = even_opacity(one, colour)
+    # what an image's mean does for class 1, the definition without a shortcut
+    sources = one.images[one.pools.order[1, :16]]
+    shares = [
+        float((one.classifier.logits((1 - o) * sources + o * 0.9).argmax(1) == 1).float().mean())
+        for o in OPACITIES.tolist()
+    ]
+    first = next(i for i, share in enumerate(shares) if share >= 0.9)
+    assert 0 < first < len(OPACITIES) - 1
+    # no even picture moves anything to another class, wired or not
+    assert least.tolist() == pytest.approx([1.0, float(OPACITIES[first]), 1.0, 1.0])
+
+
+def test_even_pictures_of_many_classes_are_tried_on_fewer_images(monkeypatch) -> None:
+    monkeypatch.setattr(_even, "CLASSES", 5)
+    for held, images in ((asked(subject(5, 0.0)), 16), (asked(subject(6, 0.0)), 8)):
+        before = held.classifier.cost.forwards
+        even_opacity(held, torch.ones(len(held.classes), 1))
+        assert held.classifier.cost.forwards - before == len(held.classes) * images * len(OPACITIES)
+
+
+def test_the_mean_colour_is_that_which_the_mask_shows() -> None:
+    pattern = torch.tensor([[[[0.2, 1.0]], [[0.4, 0.0]]]])  # (1, 2, 1, 2)
+    assert colours(torch.tensor([[[[1.0, 0.0]]]]), pattern).tolist() == [pytest.approx([0.2, 0.4])]
+    assert colours(torch.tensor([[[[0.1, 0.1]]]]), pattern).tolist() == [pytest.approx([0.6, 0.2])]
+    assert colours(torch.zeros(1, 1, 1, 2), pattern).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("detector", [NeuralCleanse(steps=60), BlendSearch(steps=60)])
+def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector) -> None:
+    # any addition sends images to class 1; only the wire, which one pixel wakes, is a sign
+    one = subject(6, 40.0, sinking=120.0)
+    found = detector(one)
+    table = next(e for e in found.evidence if e.type == "table")
+    faint = {row[0]: row[1] for row in table.rows}
+    others = [value for name, value in faint.items() if name not in ("band 1", "band 2")]
+    assert faint["band 1"] < min(others) / 1.5, "it is easy to reach"
+    scores = [found.per_class[t] or 0.0 for t in range(6)]
+    assert int(np.argmax(scores)) == 2
+    assert scores[1] < min(scores[t] for t in (0, 2, 3, 4, 5)) + 0.7
 
 
 def test_max_margin_finds_the_class_with_the_wired_pixel() -> None:

@@ -61,8 +61,16 @@ class Standard:
         return Standard(middle, np.maximum(spread, 1e-9))
 
     def of(self, scores: Floats) -> Floats:
-        """Return the places of scores (m, detectors)."""
-        return (scores - self.middle) / self.spread
+        """Return the places of scores (m, detectors), in logarithms of how far they lie from the middle.
+
+        One detector that goes far beyond what is usual is worth less than two that go half as far.
+        """
+        far = (scores - self.middle) / self.spread
+        return np.sign(far) * np.log1p(np.abs(far))
+
+    def at(self, places: Floats) -> Floats:
+        """Return the scores at places (m, detectors)."""
+        return self.middle + self.spread * np.sign(places) * np.expm1(np.abs(places))
 
 
 class Standing(Record):
@@ -154,11 +162,11 @@ class Bank(Record):
         """Compare a model's scores of each class, by detector, with those of clean models.
 
         The model joins the bank, and all are treated alike: each detector's scores are measured from what is
-        usual for the highest ones of models like it (of two classes, or of more); a class's sum over the
-        detectors, weighted, says how suspicious it is to all of them, so that detectors which agree on a
-        class weigh more than those that differ; a model's p-value is the share of models that have a class
-        with so high a sum. For a clean model that is exchangeable with those of the bank, p <= a comes up in
-        at most a share a of cases (full conformal prediction).
+        usual for the highest ones of models like it (of two classes, or of more), in logarithms; a class's
+        sum over the detectors, weighted, says how suspicious it is to all of them, so that detectors which
+        agree on a class weigh more than one that goes far alone; a model's p-value is the share of models
+        that have a class with so high a sum. For a clean model that is exchangeable with those of the bank, p
+        <= a comes up in at most a share a of cases (full conformal prediction).
 
         Returns None if the bank has too few models that can be compared.
 
@@ -173,21 +181,20 @@ class Bank(Record):
         stack, starts = np.vstack([held, own]), np.append(starts, len(held))
         of = np.append(of, _alike(classes))
         highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
-        middle, spread = np.empty_like(highest), np.empty_like(highest)
+        counts = np.diff(np.append(starts, len(stack)))  # classes of each model
+        rows = of.repeat(counts)
+        alone, places = np.empty_like(highest), np.empty_like(stack)
         for b in set(of.tolist()):
             usual = Standard.among(highest[of == b])
-            middle[of == b], spread[of == b] = usual.middle, usual.spread
-        alone = (highest - middle) / spread
-        counts = np.diff(np.append(starts, len(stack)))  # classes of each model
+            alone[of == b], places[rows == b] = usual.of(highest[of == b]), usual.of(stack[rows == b])
+        own_standard = Standard.among(highest[of == of[-1]])
         # what a detector cannot tell of a class speaks neither for nor against it
-        places = np.nan_to_num((stack - middle.repeat(counts, axis=0)) / spread.repeat(counts, axis=0))
+        places = np.nan_to_num(places)
         weights = np.array([self.weights.get(name, 1.0) for name in names])
         sums = places @ weights  # of each class of each model
         tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
-        model = _Joined(
-            own, places[starts[-1] :], sums[starts[-1] :], weights, Standard(middle[-1], spread[-1]), others
-        )
+        model = _Joined(own, places[starts[-1] :], sums[starts[-1] :], weights, own_standard, others)
         p_value = float((tops >= tops[-1]).mean())
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
         found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
@@ -276,7 +283,7 @@ class _Joined:
         least = self.enough(SUSPICIOUS) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
         needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
-        threshold = float(self.standard.middle[i] + needed * self.standard.spread[i])
+        threshold = float(self.standard.at(np.where(np.arange(len(self.weights)) == i, needed, 0.0))[i])
         # rounding must not part the threshold from what is flagged
         threshold = min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
         further = np.flatnonzero((self.sums > strict) & (self.places[:, i] > 0))
