@@ -51,26 +51,60 @@ class Run:
         """Return a class's success on the images used."""
         return float(self.found.success[self.position(target)])
 
+    def spread(self, target: int) -> float:
+        """Return over how many pixels a class's mask is spread for each of its norm: 1 if all are 0 or 1."""
+        mask = self.found.mask[self.position(target)]
+        return float(mask.sum() / mask.square().sum().clamp_min(1e-9))
+
     def colour(self, target: int) -> Tensor:
         """Return the mean colour of a class's trigger: (1, c)."""
         at = [self.position(target)]
         return colours(self.found.mask[at], self.found.pattern[at])
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Hold how large the masks of k classes are, in pixels.
+
+    Attributes:
+        norms: (k,) the sums of the masks.
+        pixels: (k,) over how many pixels they are spread.
+        even: (k,) the sums of even masks that do the same.
+        area: how many pixels there are.
+    """
+
+    norms: npt.NDArray[np.float64]
+    pixels: npt.NDArray[np.float64]
+    even: npt.NDArray[np.float64]
+    area: int
+
+    def smaller(self) -> npt.NDArray[np.float64]:
+        """Return, in logarithms, how much smaller each is than what any addition comes to: (k,)."""
+        return np.log(np.maximum(np.maximum(self.area / self.pixels, self.even / self.norms), 1))
+
+
+def _best(runs: Sequence[Run], target: int) -> Run:
+    """Return the run whose trigger for a class works best."""
+    own = [run for run in runs if target in run.classes]
+    return max(own, key=lambda run: (run.success(target), -run.norm(target)))
+
+
 @register("detector")
 class NeuralCleanse(WithImages):
     """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
-    The size is the L1 norm of the mask; the score is how far it lies, on a log scale, below that of an even
-    mask of the same colour that does the same (the whole image, if none does), and how much farther than
-    those of the other classes: clean models have classes that are easy beside the others, but few that need a
-    few pixels alone, and where they do, any faint addition often serves as well. We depart from the paper in
-    this score, in the decision, which comes from a bank of clean models (see `doorward.calibration`) and not
-    from a MAD index above 2 (it flags 17 to 33 % of clean ten-class models), and in the optimisation (see
-    `doorward.inversion`): classes whose masks are still large when the smallest have begun to settle are
-    given up, and what they would have come to is estimated from how far the others shrank. Asked for about as
-    much success as the paper's triggers have, masks come out about as large as those of its long schedule
-    (`benchmarks/neural_cleanse_speed.py` measures both). The paper's index is in the evidence table.
+    A mask's size is its L1 norm. Clean models have classes that are easy beside the others, but few that need
+    a few pixels alone; some have one that any faint addition all over the image reaches, whose mask sums to
+    few pixels as well. So what counts is how few pixels the mask is spread over (the square of its sum by the
+    sum of its squares), or how much less it sums to than an even mask of its mean colour that does the same,
+    whichever says more; the score is that, on a log scale, and how much more it is than for the median of the
+    other classes. We depart from the paper in this score, in the decision, which comes from a bank of clean
+    models (see `doorward.calibration`) and not from a MAD index above 2 (it flags 17 to 33 % of clean
+    ten-class models), and in the optimisation (see `doorward.inversion`): classes whose masks are still large
+    when the smallest have begun to settle are given up, and what they would have come to is estimated from
+    how far the others shrank. Asked for about as much success as the paper's triggers have, masks come out
+    about as large as those of its long schedule (`benchmarks/neural_cleanse_speed.py` measures both). The
+    paper's index is in the evidence table.
     """
 
     title = "Neural Cleanse"
@@ -126,32 +160,28 @@ class NeuralCleanse(WithImages):
         runs += [run(doubtful, self.success, left * again + 1) for left in reversed(range(self.restarts))]
         # the median: the least of several runs would make an outlier of any class that is run again
         norms = np.nanmedian([one.norms(k) for one in runs], axis=0)
-        runs.append(run(np.argsort(norms)[:1], self.confirm_success, 0))
         # shown and tried out is what works best
-        best = [
-            max((run for run in runs if t in run.classes), key=lambda r: (r.success(t), -r.norm(t)))
-            for t in range(k)
-        ]
-        seen = torch.cat([run.colour(t) for t, run in enumerate(best)])
+        best = [_best(runs, t) for t in range(k)]
+        seen = torch.cat([one.colour(t) for t, one in enumerate(best)])
         with asked.quick():
             even = even_opacity(asked, seen, deadline).double().cpu().numpy()
         area = classifier.spec.height * classifier.spec.width
-        return self._conclude(asked.classes, norms, even * area, best)
+        sizes = Sizes(norms, norms * [one.spread(t) for t, one in enumerate(best)], even * area, area)
+        top = int(self._score(sizes).argmax())
+        best[top] = _best([*runs, run(np.array([top]), self.confirm_success, 0)], top)
+        return self._conclude(asked.classes, sizes, best)
 
     def going_on(self, k: int) -> int:
         """Return how many of k classes go on after the first steps."""
         return min(k, max(self.doubtful + 1, math.ceil(self.finalists * k)))
 
-    def _conclude(
-        self,
-        classes: tuple[str, ...],
-        norms: npt.NDArray[np.float64],
-        even: npt.NDArray[np.float64],
-        best: Sequence[Run],
-    ) -> Finding:
-        """Return the finding for the mask norms of all classes, those of even masks, and the best runs."""
-        smaller = np.log(np.maximum(even / norms, 1))
-        score = gap_to_others(smaller) + self.size_weight * smaller
+    def _score(self, sizes: Sizes) -> npt.NDArray[np.float64]:
+        """Return the score of each class: (k,)."""
+        smaller = sizes.smaller()
+        return gap_to_others(smaller) + self.size_weight * smaller
+
+    def _conclude(self, classes: tuple[str, ...], sizes: Sizes, best: Sequence[Run]) -> Finding:
+        score, norms = self._score(sizes), sizes.norms
         order = np.argsort(-score, kind="stable")
         top, gap = int(order[0]), gap_to_others(-np.log(norms))
         paper = mad_index(-norms)
@@ -170,7 +200,8 @@ class NeuralCleanse(WithImages):
                 "mask norm (pixels)",
                 "success on images used",
                 "times smaller than the others' median",
-                "even mask that does the same (pixels)",
+                "spread over pixels",
+                "even mask that does the same",
                 "MAD index (paper)",
                 "given up early, size estimated",
             ),
@@ -180,7 +211,8 @@ class NeuralCleanse(WithImages):
                     round(float(norms[t]), 2),
                     round(best[t].success(t), 3),
                     round(float(np.exp(gap[t])), 2),
-                    round(float(even[t]), 1),
+                    round(float(sizes.pixels[t]), 1),
+                    round(float(sizes.even[t]), 1),
                     round(float(paper[t]), 2) if np.isfinite(paper[t]) else None,
                     "" if best[t].finished(t) else "yes",
                 )
