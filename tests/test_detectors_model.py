@@ -15,9 +15,9 @@ from doorward.detectors.model._twins import Twins
 from doorward.detectors.model._with_images import Asked
 from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
-from doorward.detectors.model.neural_cleanse import NeuralCleanse
+from doorward.detectors.model.neural_cleanse import NeuralCleanse, Run, Sizes
 from doorward.detectors.model.patch_search import PatchSearch
-from doorward.inversion import SourcePools, outside_class
+from doorward.inversion import Inversion, SourcePools, outside_class
 from doorward.methods import Deadline, make_generator
 from doorward.modalities.image import to_float, to_tensor
 from doorward.models import TorchClassifier
@@ -298,6 +298,32 @@ def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector) -> Non
     scores = [found.per_class[t] or 0.0 for t in range(6)]
     assert int(np.argmax(scores)) == 2
     assert scores[1] < scores[2] - 1.5
+
+
+def test_sizes_by_hand() -> None:
+    # compact; faint all over, as an even mask is; faint, but far fainter than an even one; never reached
+    sizes = Sizes(
+        norms=np.array([4.0, 5.0, 5.0, 100.0]),
+        pixels=np.array([5.0, 80.0, 80.0, 100.0]),
+        even=np.array([6.0, 10.0, 100.0, 90.0]),
+        area=100,
+    )
+    assert sizes.smaller() == pytest.approx(np.log([100 / 5, 2.0, 20.0, 1.0]))
+
+
+def test_over_how_many_pixels_a_mask_is_spread() -> None:
+    masks = torch.zeros(3, 1, 4, 4)
+    masks[0, 0, 1, :3] = 1.0  # three whole ones
+    masks[1] = 0.25  # all, faintly
+    masks[2, 0, 0, :2] = torch.tensor([1.0, 0.5])  # 1.5 squared by 1.25
+    nothing = torch.zeros(3)
+    patterns = torch.zeros(3, 1, 4, 4)
+    found = Inversion(
+        torch.arange(3), masks, patterns, masks.sum((1, 2, 3)), nothing, nothing > 0, nothing, nothing > 0
+    )
+    run = Run(found, np.array([5, 0, 7]))
+    spread = [run.spread(t) * run.norm(t) for t in (5, 0, 7)]
+    assert spread == pytest.approx([3.0, 16.0, 1.5**2 / 1.25])
 
 
 def test_max_margin_finds_the_class_with_the_wired_pixel() -> None:
