@@ -27,7 +27,7 @@ from doorward.bench.suite import (
     matching,
     suite_names,
 )
-from doorward.bench.suites.null import FIRST
+from doorward.bench.suites.null import FIRST, NEWEST
 from doorward.bench.suites.scan_population import UNSEEN
 from doorward.errors import InputError
 from doorward.models.networks import NAMES
@@ -214,9 +214,11 @@ def test_models_from_another_first_seed_on_are_others() -> None:
 
 def test_judged_models_have_seeds_of_their_own() -> None:
     """README and docs/design.md say which rules came after a look at which seeds."""
-    assert (FIRST, UNSEEN) == (100, 200)
+    assert (FIRST, UNSEEN, NEWEST) == (100, 200, 300)
     for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
         assert min(t.seed for t in expand(get_suite(name), "cpu")) == first
+    newest = [t.seed for t in expand(get_suite("null"), "cpu") if t.group.endswith("-newest")]
+    assert min(newest) == NEWEST
 
 
 def test_seeds_and_draws_vary_one_at_a_time() -> None:

@@ -241,6 +241,23 @@ def test_a_threshold_is_where_the_flag_begins() -> None:
     assert standing(high + 0.5).threshold == pytest.approx(high, abs=0.1)
 
 
+def test_no_threshold_is_told_where_no_score_lies() -> None:
+    # a detector of little weight would have to go very far alone
+    held = bank(drawn(400), max_margin=0.25)
+    compared = held.compare({"neural-cleanse": table(0.0, 12), "max-margin": table(0.0, 12)})
+    assert compared is not None
+    assert compared.standings["max-margin"].threshold == math.inf
+    # of a usual score of what weighs more it is told, in the range of scores
+    highest = max(max(s for s in m.scores["neural-cleanse"] if s is not None) for m in held.models)
+    assert compared.standings["neural-cleanse"].threshold < 10 * highest
+    (_, margins) = judge([finding(0.0), finding(0.0, name="max-margin")], held).findings
+    assert margins.threshold is None
+    # where the sum is enough all the same, the finding is flagged and has one
+    both = held.compare({"neural-cleanse": table(90.0, 12), "max-margin": table(60.0, 12)})
+    assert both is not None
+    assert all(s.flagged and s.threshold < math.inf for s in both.standings.values())
+
+
 def test_a_finding_that_speaks_against_the_class_is_not_flagged() -> None:
     held = bank(drawn(400))
     high = [60.0 if t == 3 else -9.0 for t in range(12)]

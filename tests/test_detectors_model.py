@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse, Run, Sizes
 from doorward.detectors.model.patch_search import PatchSearch
+from doorward.errors import CouldNotTell
 from doorward.inversion import Inversion, SourcePools, outside_class
 from doorward.methods import Deadline, make_generator
 from doorward.modalities.image import to_float, to_tensor
 from doorward.models import TorchClassifier
 from doorward.models.spec import InputSpec
-from doorward.outliers import gamma_order_p
+from doorward.outliers import gamma_order_p, gap_to_nearest, gap_to_others
 from doorward.subject import Subject
 from doorward.triggers import Trigger
 
@@ -297,7 +299,45 @@ def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector) -> Non
     assert faint["band 1"] < min(others) / 1.5, "it is easy to reach"
     scores = [found.per_class[t] or 0.0 for t in range(6)]
     assert int(np.argmax(scores)) == 2
-    assert scores[1] < scores[2] - 1.5
+    # what it is worth beside an even picture is the only thing that counts
+    worth = {row[0]: float(row[table.columns.index(found_in(table.columns))]) for row in table.rows}
+    assert worth["band 1"] < worth["band 2"] / 3
+    logs = np.log([worth[f"band {t}"] for t in range(6)])
+    expected = gap_to_others(logs) + logs if isinstance(detector, NeuralCleanse) else gap_to_nearest(logs)
+    assert scores == pytest.approx(expected.tolist(), abs=0.05)
+
+
+def found_in(columns: Sequence[str]) -> str:
+    """Return which column says what a class's trigger is worth."""
+    return next(
+        name for name in columns if name in ("times smaller than any addition", "times fainter than that")
+    )
+
+
+def test_a_mask_as_large_as_an_even_one_is_worth_nothing() -> None:
+    # class 1 is reached by brightness alone, wherever it is: its mask is all over the image, as an even one
+    table = next(
+        e for e in NeuralCleanse(steps=100)(subject(6, 40.0, sinking=120.0)).evidence if e.type == "table"
+    )
+    row = dict(zip(table.columns, next(row for row in table.rows if row[0] == "band 1"), strict=True))
+    norm, pixels, even = (
+        float(row[name])
+        for name in ("mask norm (pixels)", "spread over pixels", "even mask that does the same")
+    )
+    assert even < 3 * norm, "an even mask does the same"
+    worth = float(row["times smaller than any addition"])
+    assert worth == pytest.approx(max(SIDE**2 / pixels, even / norm, 1.0), rel=0.02)
+    assert worth < 0.8 * SIDE**2 / norm, "which is less than its own size says"
+
+
+def test_even_pictures_keep_to_the_time_and_to_the_chunks(monkeypatch) -> None:
+    one, colour = asked(subject(4, 40.0, sinking=100.0)), torch.full((4, 1), 0.9)
+    with pytest.raises(CouldNotTell, match="trying even pictures for 4 classes"):
+        even_opacity(one, colour, Deadline(0.0))
+    whole = even_opacity(one, colour)
+    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 20)
+    assert one.chunk == 20
+    assert even_opacity(one, colour).tolist() == whole.tolist()
 
 
 def test_sizes_by_hand() -> None:

@@ -19,8 +19,8 @@ from doorward.cli.bench import default_cache, open_store
 from doorward.records import Finding
 
 DIGITS = 3
-#: What each detector counts in the sum that is fused; chosen on suites `bank` and `tuning`. Margins of clean
-#: models, and how faint a picture reaches one of their classes, vary far more than masks and patches do.
+#: What each detector counts in the sum that is fused; chosen on suites `bank` and `tuning`, where patches are
+#: found less often if margins and faint pictures count as much as masks and patches do.
 WEIGHTS = {"patch-search": 1.0, "neural-cleanse": 1.0, "max-margin": 0.25, "blend-search": 0.25}
 
 

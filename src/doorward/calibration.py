@@ -2,8 +2,8 @@
 
 Outlier rules over the classes of one model are no p-values, since real classes are not exchangeable; clean
 models of data sets and architectures that differ are much more so. The bank holds each detector's score on
-some hundreds of them (`tools/rebuild_bank.py` writes it), and a score's p-value is its place among those. It
-holds as far as a user's model is like one of the bank's.
+some hundreds of them (`tools/rebuild_bank.py` writes it), and a model's p-value is the share of them with a
+class as suspicious. It holds as far as a user's model is like one of the bank's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ SUSPICIOUS, BACKDOORED = 0.05, 0.01
 #: Numbers of classes by which models are counted; where the bank has few, nothing is said.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
+#: Spreads above what is usual from which on no threshold is told: hardly any score lies there.
+FARTHEST = 20.0
+
 #: Every model of the bank has at least so many.
 FEWEST_CONVOLUTIONS = 2
 #: Clean models in a bucket below which nothing is said of it.
@@ -61,7 +64,7 @@ class Standard:
         return Standard(middle, np.maximum(spread, 1e-9))
 
     def of(self, scores: Floats) -> Floats:
-        """Return the places of scores (m, detectors), in logarithms of how far they lie from the middle.
+        """Return the places of scores (m, detectors): sign(d) log(1 + |d|), d spreads above the middle.
 
         One detector that goes far beyond what is usual is worth less than two that go half as far.
         """
@@ -69,7 +72,7 @@ class Standard:
         return np.sign(far) * np.log1p(np.abs(far))
 
     def at(self, places: Floats) -> Floats:
-        """Return the scores at places (m, detectors)."""
+        """Return the scores at places, of the same shape, which ends in (detectors,): the inverse of `of`."""
         return self.middle + self.spread * np.sign(places) * np.expm1(np.abs(places))
 
 
@@ -78,7 +81,8 @@ class Standing(Record):
 
     Attributes:
         p_value: of the highest score alone.
-        threshold: the least highest score that would be flagged, all else as it is; infinite if none would.
+        threshold: the least highest score that would be flagged, all else as it is; infinite if none would,
+            or only one that is farther from what is usual than scores are.
         flagged: whether it speaks for a class that the detectors together find suspicious.
         targets: that class, and others that would be enough for a backdoor alone; none if not flagged.
     """
@@ -283,7 +287,10 @@ class _Joined:
         least = self.enough(SUSPICIOUS) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
         needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
-        threshold = float(self.standard.at(np.where(np.arange(len(self.weights)) == i, needed, 0.0))[i])
+        # the other detectors' places do not matter here
+        threshold = float(self.standard.at(np.full(len(self.weights), min(needed, np.log1p(FARTHEST))))[i])
+        if needed > np.log1p(FARTHEST) and not flagged:
+            threshold = float("inf")
         # rounding must not part the threshold from what is flagged
         threshold = min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
         further = np.flatnonzero((self.sums > strict) & (self.places[:, i] > 0))

@@ -13,7 +13,7 @@ from doorward.methods import Deadline, Pace
 OPACITIES = torch.from_numpy(np.geomspace(0.01, 0.9, 14)).float()
 #: Sources of a class on which they are tried, and how many classes there may be for so many.
 SOURCES, CLASSES = 16, 20
-#: Share of them that must go to the class, as of those that a mask or a picture is for.
+#: Share of them that must go to the class; of so few it asks for as many as the .93 of masks and pictures.
 SUCCESS = 0.9
 
 
@@ -24,15 +24,21 @@ def colours(masks: Tensor, patterns: Tensor) -> Tensor:
 
 
 def even_opacity(asked: Asked, colour: Tensor, deadline: Deadline | None = None) -> Tensor:
-    """Return the least opacity at which an even picture sends images to each class: (k,), 1 if none does.
+    """Return the least opacity of an even picture that sends images to each class: (k,), 1 if none does.
+
+    Opacities from .01 to .9 are tried on 16 sources of each class, or on 8 where there are many classes; at
+    least nine in ten must go to it. The method is ours.
 
     Some models put whatever is not as dark as what they know into one class: any faint addition sends images
     there, the even one as well as those that are searched. So what a mask or a picture is worth as evidence
-    is how much less of it suffices than of its own mean colour. A trigger has a shape, or a texture, without
-    which it does nothing.
+    is how much less of it suffices than of its own mean colour. This assumes that a trigger has a shape, or a
+    texture, without which it does nothing: a planted tint is missed.
 
     Args:
         colour: (k, c) of the picture for each class, in [0, 1].
+
+    Returns:
+        float32 on the device of the images.
 
     Raises:
         CouldNotTell: if the deadline is too near.

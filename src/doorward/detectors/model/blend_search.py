@@ -45,8 +45,8 @@ class BlendSearch(WithImages):
     )
     limits = (
         "Sees backdoors that a faint, fixed picture over the whole image can wake, and some that bend the "
-        "image; small patches, source-specific triggers, several targets at once and modules without "
-        "gradients can escape it."
+        "image; small patches, pictures of one even colour, source-specific triggers, several targets at "
+        "once and modules without gradients can escape it."
     )
     order: ClassVar[int] = 16
 
@@ -68,7 +68,7 @@ class BlendSearch(WithImages):
         success = trigger_success(
             asked.classifier, asked.images, asked.pools.outside, targets, mask, picture, deadline
         ).tolist()
-        fainter = (even / opacity).clamp_min(1).double().cpu().numpy()
+        fainter = (even / opacity).clamp_min(1).cpu().double().numpy()
         score = gap_to_nearest(np.log(fainter))
         order, classes = np.argsort(-score).tolist(), asked.classes
         top = order[0]
@@ -104,7 +104,7 @@ class BlendSearch(WithImages):
                             classes[t],
                             round(float(opacity[t]), 4),
                             round(success[t], 3),
-                            round(float(even[t]), 4),
+                            round(float(even[t]), 4) if even[t] < 1 else None,
                             round(float(fainter[t]), 2),
                         )
                         for t in order

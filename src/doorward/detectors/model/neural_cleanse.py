@@ -69,7 +69,7 @@ class Sizes:
     Attributes:
         norms: (k,) the sums of the masks.
         pixels: (k,) over how many pixels they are spread.
-        even: (k,) the sums of even masks that do the same.
+        even: (k,) the sums of even masks that do the same, the area where none does.
         area: how many pixels there are.
     """
 
@@ -111,7 +111,8 @@ class NeuralCleanse(WithImages):
     source = "B. Wang et al., Neural Cleanse, IEEE S&P 2019, doi 10.1109/SP.2019.00031"
     limits = (
         "Sees backdoors that a small, fixed, visible patch can wake; large, blended, warped, input-dependent "
-        "or source-specific triggers, all-to-all backdoors and modules without gradients can escape it."
+        "or source-specific triggers, those of one even colour all over the image, all-to-all backdoors and "
+        "modules without gradients can escape it."
     )
     order: ClassVar[int] = 20
 
@@ -129,10 +130,10 @@ class NeuralCleanse(WithImages):
     )
     size_weight: float = Field(1.0, ge=0, description="What a mask's own size counts, beside that of others")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
-    doubtful: int = Field(3, ge=1, description="How many of the most suspicious classes are run again")
+    doubtful: int = Field(3, ge=1, description="How many classes, those of the smallest masks, run again")
 
     def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
-        """Return a finding with one score per class: how far its log norm lies below the others' median."""
+        """Return a finding with one score per class: how small its mask is, in itself and next to others."""
         classifier, k = asked.classifier, len(asked.classes)
         again = min(self.doubtful, k)
 
@@ -164,12 +165,13 @@ class NeuralCleanse(WithImages):
         best = [_best(runs, t) for t in range(k)]
         seen = torch.cat([one.colour(t) for t, one in enumerate(best)])
         with asked.quick():
-            even = even_opacity(asked, seen, deadline).double().cpu().numpy()
+            even = even_opacity(asked, seen, deadline).cpu().double().numpy()
         area = classifier.spec.height * classifier.spec.width
         sizes = Sizes(norms, norms * [one.spread(t) for t, one in enumerate(best)], even * area, area)
         top = int(self._score(sizes).argmax())
+        estimated = [not any(one.finished(t) for one in runs if t in one.classes) for t in range(k)]
         best[top] = _best([*runs, run(np.array([top]), self.confirm_success, 0)], top)
-        return self._conclude(asked.classes, sizes, best)
+        return self._conclude(asked.classes, sizes, best, estimated)
 
     def going_on(self, k: int) -> int:
         """Return how many of k classes go on after the first steps."""
@@ -180,8 +182,10 @@ class NeuralCleanse(WithImages):
         smaller = sizes.smaller()
         return gap_to_others(smaller) + self.size_weight * smaller
 
-    def _conclude(self, classes: tuple[str, ...], sizes: Sizes, best: Sequence[Run]) -> Finding:
-        score, norms = self._score(sizes), sizes.norms
+    def _conclude(
+        self, classes: tuple[str, ...], sizes: Sizes, best: Sequence[Run], estimated: Sequence[bool]
+    ) -> Finding:
+        score, norms, smaller = self._score(sizes), sizes.norms, sizes.smaller()
         order = np.argsort(-score, kind="stable")
         top, gap = int(order[0]), gap_to_others(-np.log(norms))
         paper = mad_index(-norms)
@@ -202,6 +206,7 @@ class NeuralCleanse(WithImages):
                 "times smaller than the others' median",
                 "spread over pixels",
                 "even mask that does the same",
+                "times smaller than any addition",
                 "MAD index (paper)",
                 "given up early, size estimated",
             ),
@@ -212,17 +217,19 @@ class NeuralCleanse(WithImages):
                     round(best[t].success(t), 3),
                     round(float(np.exp(gap[t])), 2),
                     round(float(sizes.pixels[t]), 1),
-                    round(float(sizes.even[t]), 1),
+                    round(float(sizes.even[t]), 1) if sizes.even[t] < sizes.area else None,
+                    round(float(np.exp(smaller[t])), 2),
                     round(float(paper[t]), 2) if np.isfinite(paper[t]) else None,
-                    "" if best[t].finished(t) else "yes",
+                    "yes" if estimated[t] else "",
                 )
                 for t in order.tolist()
             ),
         )
         return self.finding(
             summary=(
-                f"A mask of {norms[top]:.1f} pixels sends other images to class {classes[top]!r}; "
-                f"the median class needs {np.median(norms):.1f}."
+                f"A mask of {norms[top]:.1f} pixels, spread over {sizes.pixels[top]:.1f}, sends other images "
+                f"to class {classes[top]!r}; the median class needs {np.median(norms):.1f}, spread over "
+                f"{np.median(sizes.pixels):.1f}."
             ),
             score=float(score.max()),
             per_class={t: float(value) for t, value in enumerate(score)},
