@@ -187,18 +187,17 @@ class Bank(Record):
         highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
         counts = np.diff(np.append(starts, len(stack)))  # classes of each model
         rows = of.repeat(counts)
+        usual = {b: Standard.among(highest[of == b]) for b in set(of.tolist())}
         alone, places = np.empty_like(highest), np.empty_like(stack)
-        for b in set(of.tolist()):
-            usual = Standard.among(highest[of == b])
-            alone[of == b], places[rows == b] = usual.of(highest[of == b]), usual.of(stack[rows == b])
-        own_standard = Standard.among(highest[of == of[-1]])
+        for b, standard in usual.items():
+            alone[of == b], places[rows == b] = standard.of(highest[of == b]), standard.of(stack[rows == b])
         # what a detector cannot tell of a class speaks neither for nor against it
         places = np.nan_to_num(places)
         weights = np.array([self.weights.get(name, 1.0) for name in names])
         sums = places @ weights  # of each class of each model
         tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
-        model = _Joined(own, places[starts[-1] :], sums[starts[-1] :], weights, own_standard, others)
+        model = _Joined(own, places[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others)
         p_value = float((tops >= tops[-1]).mean())
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
         found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
