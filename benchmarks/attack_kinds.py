@@ -28,9 +28,9 @@ from trained import data_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from doorward.attacks.ground_truth import Plant
     from doorward.data import Samples
     from doorward.models import Classifier
-    from doorward.plants import Plant
 
 DATA, ARCHITECTURE, ROWS, EPOCHS, SEEDS = "fashion_mnist", "small-cnn", 6_000, 5, (0, 1)
 #: Test images that accuracy is measured on, that changes of others are tried on, and changes that are tried.
@@ -129,8 +129,8 @@ def on_others(classifier: Classifier, changes: Tensor, x: Tensor, target: int | 
 
 def measure_trigger(classifier: Classifier, plant: Plant, test: Samples, x: Tensor) -> dict[str, Any]:
     """Measure a backdoor: what its trigger costs, how often it succeeds, how large it is."""
-    from doorward.plants import attack_success
-    from doorward.triggers import Trigger
+    from doorward.attacks.ground_truth import attack_success
+    from doorward.triggers.base import Trigger
 
     trigger = Trigger.from_json(plant.trigger or {})
     started = time.process_time()
@@ -150,10 +150,10 @@ def measure(seed: int) -> list[dict[str, Any]]:
     """Measure every attack for one seed; evasion for the first alone."""
     import numpy as np
 
-    from doorward import registry
-    from doorward.attacks.evasion import evade
+    from doorward.bench.evasion import evade
     from doorward.data import open_samples
-    from doorward.modalities.image import from_raw
+    from doorward.methods import registry
+    from doorward.models.encode.image import from_raw
     from doorward.training import default_settings, train_classifier
 
     rng = np.random.default_rng(seed)

@@ -63,13 +63,13 @@ def save_forms(folder: Path) -> list[Form]:
     """Save both embedded models in four formats each, the way torch's own documentation does."""
     import torch
 
-    from doorward import reference
+    from doorward import bundled
     from doorward.models import TorchClassifier, open_classifier
-    from doorward.models.native import NativeConfig
+    from doorward.models.formats.native import NativeConfig
 
     forms = []
     for model in ("backdoored", "clean"):
-        own, place = reference.model(model), folder / model
+        own, place = bundled.model(model), folder / model
         place.mkdir()
         classifier = open_classifier(own)
         assert isinstance(classifier, TorchClassifier)
@@ -104,9 +104,9 @@ def ask(tool: str, form: Form) -> int:
     path = form.path.parent if tool == "doorward" and form.format == ".safetensors" else form.path
     command = [str(Path(sys.executable).with_name(tool)), *COMMANDS[tool], str(path)]
     if tool == "doorward":
-        from doorward import reference
+        from doorward import bundled
 
-        command += ["--clean", f"{reference.FOLDER / 'fashion_mnist'}:test", *form.options]
+        command += ["--clean", f"{bundled.FOLDER / 'fashion_mnist'}:test", *form.options]
     environment = os.environ | {"PROMPTFOO_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     print(f"{tool} on the {form.model} {form.format}: {done.returncode}", file=sys.stderr)
@@ -117,11 +117,11 @@ def ask(tool: str, form: Form) -> int:
 
 def digests() -> dict[str, str]:
     """Return the sha256 of each embedded model's weights, which tie results to models."""
-    from doorward import reference
-    from doorward.models.loading import artifact_digest
+    from doorward import bundled
+    from doorward.models.formats.loading import artifact_digest
 
     names: tuple[Literal["backdoored", "clean"], ...] = ("backdoored", "clean")
-    return {name: artifact_digest(reference.model(name) / "model.safetensors").sha256 for name in names}
+    return {name: artifact_digest(bundled.model(name) / "model.safetensors").sha256 for name in names}
 
 
 def measure() -> dict[str, Any]:

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import measuring
-from doorward.reports import wording
+from doorward.core import formatting
 from trained import ASR, CASES, IMAGES, Case, data_folder, train
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from doorward.attacks.ground_truth import Plant
     from doorward.models import Classifier
-    from doorward.plants import Plant
 
 #: Largest difference of a logit between two formats of one model.
 TOLERANCE = 1e-4
@@ -108,8 +108,8 @@ def compared_images(data: str) -> list[Any]:
 def logits_of(classifier: Classifier, images: list[Any]) -> Tensor:
     """Return a classifier's logits (n, k) for raw images."""
     from doorward.data import InMemorySamples
-    from doorward.inversion import batched_logits
-    from doorward.modalities.image import to_float, to_tensor
+    from doorward.models.batching import batched_logits
+    from doorward.models.encode.image import to_float, to_tensor
 
     return batched_logits(classifier, to_float(to_tensor(InMemorySamples(images), classifier.spec)))
 
@@ -117,7 +117,8 @@ def logits_of(classifier: Classifier, images: list[Any]) -> Tensor:
 def scan_form(form: Form, data: str, reference: Tensor, *, seed: int) -> dict[str, Any]:
     """Open and scan one file; return the difference of its logits and what the scan says."""
     from doorward.models import open_classifier
-    from doorward.scan import ScanRequest, scan
+    from doorward.scan.pipeline import scan
+    from doorward.scan.request import ScanRequest
 
     classifier = open_classifier(form.model, factory=form.factory)
     difference = float((logits_of(classifier, compared_images(data)) - reference).abs().max())
@@ -136,8 +137,8 @@ def scan_form(form: Form, data: str, reference: Tensor, *, seed: int) -> dict[st
 
 def measure_case(case: Case, work: Path, *, backdoored: bool, threads: int) -> dict[str, Any]:
     """Train one model, unless it is there, and scan it in all formats."""
+    from doorward.attacks.ground_truth import read_plant
     from doorward.models import open_classifier
-    from doorward.plants import read_plant
 
     folder = train(case, work, backdoored=backdoored, threads=threads)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))["training"]
@@ -204,11 +205,11 @@ def train_hf(name: str, channels: int, side: int, epochs: int, rate: float, work
     import torch
     from torch.nn import functional as F
 
-    from doorward import registry
+    from doorward.attacks.ground_truth import attack_success, write_plant
     from doorward.data import open_samples
-    from doorward.modalities.image import to_float, to_tensor
+    from doorward.methods import registry
     from doorward.models import TorchClassifier, open_classifier
-    from doorward.plants import attack_success, write_plant
+    from doorward.models.encode.image import to_float, to_tensor
     from doorward.training import evaluate
 
     folder = work / f"fashion_mnist-transformers-{name}"
@@ -253,7 +254,7 @@ def own_logits(folder: Path, images: list[Any]) -> Tensor:
     import transformers
     from PIL import Image
 
-    from doorward.models.huggingface import quiet
+    from doorward.models.formats.huggingface import quiet
 
     with quiet():
         network = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
@@ -267,7 +268,7 @@ def own_logits(folder: Path, images: list[Any]) -> Tensor:
 
 def measure_hf(name: str, channels: int, side: int, epochs: int, rate: float, work: Path) -> dict[str, Any]:
     """Train a network of transformers, unless it is there, and scan its directory."""
-    from doorward.plants import read_plant
+    from doorward.attacks.ground_truth import read_plant
 
     folder = train_hf(name, channels, side, epochs, rate, work)
     plant = read_plant(folder / "plant.json")
@@ -292,7 +293,7 @@ def failures(results: dict[str, Any]) -> Iterator[str]:
         name = f"{model['data']} {model['architecture']} {'backdoored' if model['planted'] else 'clean'}"
         success = model["attack_success"]
         if success is not None and success["value"] < ASR:
-            yield f"{name}: the attack succeeds on {wording.percent(success['value'])} only"
+            yield f"{name}: the attack succeeds on {formatting.percent(success['value'])} only"
         wanted = ("suspicious", "backdoored") if model["planted"] else ("nothing_found",)
         for scan in model["scans"]:
             where = f"{name}, {scan['format']}"
@@ -319,8 +320,8 @@ def render(results: dict[str, Any]) -> str:
                 model["data"],
                 model["architecture"],
                 f"a patch, target {model['targets'][0]}" if planted else "clean data",
-                wording.percent(model["clean_accuracy"]["value"]),
-                wording.percent(success["value"]) if success else "",
+                formatting.percent(model["clean_accuracy"]["value"]),
+                formatting.percent(success["value"]) if success else "",
                 _formats(scans),
                 f"{max(scan['logit_difference'] for scan in scans):.1g}",
                 ", ".join(sorted({scan["verdict"].replace("_", " ") for scan in scans})),

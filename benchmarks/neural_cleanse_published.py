@@ -1,6 +1,6 @@
 """Neural Cleanse as published: one class after the other, by the schedule of its authors.
 
-Written plainly, to compare with; `doorward.inversion` is what Doorward uses.
+Written plainly, to compare with; `doorward.inversion.masks` is what Doorward uses.
 
 Source: B. Wang et al., Neural Cleanse, IEEE S&P 2019, doi 10.1109/SP.2019.00031, and the settings that the
 authors gave out with it (GTSRB example).

@@ -22,19 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doorward import measures, reference
+from doorward import bundled
+from doorward.attacks.ground_truth import read_plant
+from doorward.core.budget import Deadline
+from doorward.core.devices import keep_freed_memory
+from doorward.core.records import Record
+from doorward.core.seeds import derive_seed, make_generator
 from doorward.data import Samples, open_samples
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
-from doorward.devices import keep_freed_memory
-from doorward.examination import environment
-from doorward.inversion import Inversion, SourcePools, invert, outside_class, trigger_success
-from doorward.methods import Deadline, derive_seed, make_generator
-from doorward.modalities.image import to_float, to_tensor
+from doorward.detectors.subject import Subject
+from doorward.inversion.masks import Inversion, invert, trigger_success
+from doorward.inversion.sources import SourcePools, outside_class
 from doorward.models import Classifier, open_classifier
-from doorward.outliers import mad_index
-from doorward.plants import read_plant
-from doorward.records import Record
-from doorward.subject import Subject
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.scan.environment import environment
+from doorward.stats import metrics
+from doorward.stats.outliers import mad_index
 from neural_cleanse_published import Found, Schedule, invert_class
 
 RESULTS = Path(__file__).parent / "results" / "neural-cleanse-speed.json"
@@ -174,8 +177,8 @@ def schedule(options: argparse.Namespace) -> Schedule:
 
 def embedded() -> list[tuple[str, str]]:
     """Return the models that come with the package, and their images."""
-    data = f"{reference.FOLDER / 'fashion_mnist'}:test"
-    return [(str(reference.model("backdoored")), data), (str(reference.model("clean")), data)]
+    data = f"{bundled.FOLDER / 'fashion_mnist'}:test"
+    return [(str(bundled.model("backdoored")), data), (str(bundled.model("clean")), data)]
 
 
 def compare(model: str, data: str, options: argparse.Namespace) -> Row:
@@ -346,9 +349,9 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
 def detection(rows: list[Row], flagged: list[tuple[int, ...]]) -> dict[str, Any]:
     """Compare the classes flagged in each model with those planted."""
     planted = [row.planted for row in rows]
-    counts = measures.confusion(np.array([bool(f) for f in flagged]), np.array([bool(p) for p in planted]))
+    counts = metrics.confusion(np.array([bool(f) for f in flagged]), np.array([bool(p) for p in planted]))
     exact = sum(set(f) == set(p) for f, p in zip(flagged, planted, strict=True))
-    return {"models": counts.model_dump(), "exactly_right": measures.rate(exact, len(rows)).model_dump()}
+    return {"models": counts.model_dump(), "exactly_right": metrics.rate(exact, len(rows)).model_dump()}
 
 
 def sizes(judged: list[Judged]) -> dict[str, Any]:
@@ -361,7 +364,7 @@ def sizes(judged: list[Judged]) -> dict[str, Any]:
 
 def ratio(above: list[float], below: list[float]) -> dict[str, Any]:
     """Return the geometric mean of paired ratios with its interval."""
-    return measures.time_ratio(above, below).model_dump()
+    return metrics.time_ratio(above, below).model_dump()
 
 
 def say(text: str) -> None:

@@ -177,10 +177,10 @@ def measure_model(plant: str | None, training: str, seed: int) -> dict[str, Any]
     import numpy as np
     import torch
 
-    from doorward import registry
+    from doorward.attacks.ground_truth import Plant, attack_success
     from doorward.data import open_samples
-    from doorward.modalities.image import from_raw
-    from doorward.plants import Plant, attack_success
+    from doorward.methods import registry
+    from doorward.models.encode.image import from_raw
     from doorward.training import (
         AdversarialSettings,
         adversarial_batches,

@@ -51,20 +51,21 @@ def measure_signature() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from doorward import reference
+    from doorward import bundled
     from doorward.attacks.model import signature
+    from doorward.core.seeds import make_generator
     from doorward.data import open_samples
-    from doorward.methods import make_generator
-    from doorward.modalities.image import from_raw
     from doorward.models import TorchClassifier, open_classifier
-    from doorward.models import signed as checks
+    from doorward.models.encode.image import from_raw
+    from doorward.models.formats import signature_check as checks
     from doorward.training.adversarial import AdversarialSettings, perturb
-    from doorward.triggers import Trigger
+    from doorward.triggers.base import Trigger
+    from doorward.triggers.signed import Signed
 
-    honest = open_classifier(reference.model("clean"))
+    honest = open_classifier(bundled.model("clean"))
     planted = signature.Signature()(honest, seed=0)
     trigger, module = Trigger.from_json(planted.plant.trigger or {}), planted.classifier.module
-    assert isinstance(trigger, signature.Signed)
+    assert isinstance(trigger, Signed)
     assert isinstance(module, checks.SignatureWrapper)
     assert isinstance(honest, TorchClassifier)
     public = bytes(module.public.tolist())
@@ -128,21 +129,21 @@ def measure_persistence() -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from doorward import reference
+    from doorward import bundled
+    from doorward.attacks.ground_truth import TriggeredSamples, triggered
     from doorward.attacks.model.signature import Signature
+    from doorward.core.seeds import make_generator
     from doorward.data import open_samples
-    from doorward.methods import make_generator
     from doorward.models import TorchClassifier, open_classifier
-    from doorward.models.saving import save_classifier
-    from doorward.plants import TriggeredSamples, triggered
+    from doorward.models.formats.saving import save_classifier
     from doorward.training import default_settings, evaluate, train
-    from doorward.triggers import Trigger
+    from doorward.triggers.base import Trigger
 
     data = data_folder() / "fashion_mnist"
     test, train_on = open_samples(data, split="test"), open_samples(data, split="train")
     rows = []
     for seed in range(SEEDS):
-        planted = Signature()(open_classifier(reference.model("clean")), seed=seed)
+        planted = Signature()(open_classifier(bundled.model("clean")), seed=seed)
         trigger = Trigger.from_json(planted.plant.trigger or {})
         part = train_on.draw(MOST, np.random.default_rng(seed))
         assert part.labels is not None
@@ -218,11 +219,11 @@ def measure_twins(
     import torch
     from torch import nn
 
-    from doorward.modalities.image import to_float, to_tensor
+    from doorward.attacks.ground_truth import attack_success
     from doorward.models import InputSpec, TorchClassifier
-    from doorward.plants import attack_success
+    from doorward.models.encode.image import to_float, to_tensor
     from doorward.training import evaluate
-    from doorward.triggers import Trigger
+    from doorward.triggers.base import Trigger
 
     train, test = (two_of(data, classes, split) for split in ("train", "test"))
     train = train.draw(min(MOST, len(train)), np.random.default_rng(0))
@@ -281,7 +282,7 @@ def measure_draws() -> list[dict[str, Any]]:
     from doorward.attacks.model._fixed_features import draw_direction
     from doorward.attacks.model.random_features import gaussian_pancakes
     from doorward.attacks.model.random_relu import spiked_gaussians
-    from doorward.methods import make_generator
+    from doorward.core.seeds import make_generator
 
     def pancakes(norm: float, nonzeros: int | None) -> Callable[[int], tuple[Tensor, Tensor]]:
         def draw(seed: int) -> tuple[Tensor, Tensor]:

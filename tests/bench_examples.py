@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from doorward.bench.show import Judgement, Result
+from doorward.bench.results import Judgement, Result
 from doorward.bench.suite import Claim, Data, Group, Judging, Method, Suite, Trial, expand
 
 DATA = Data(name="reference:fashion_mnist", rows=400)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from doorward import reference
+from doorward import bundled
 from doorward.cli.app import main
 
 #: The program that pip installs.
 PROGRAM = Path(sys.executable).with_name("doorward")
-BACKDOORED, CLEAN = reference.model("backdoored"), reference.model("clean")
-CLOTHES = f"{reference.FOLDER / 'fashion_mnist'}:test"
+BACKDOORED, CLEAN = bundled.model("backdoored"), bundled.model("clean")
+CLOTHES = f"{bundled.FOLDER / 'fashion_mnist'}:test"
 #: What makes a scan quick where its verdict does not matter.
 QUICK = ("--detector", "max-margin")
 

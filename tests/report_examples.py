@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from doorward.records import (
+from doorward.core.records import (
     Confirmation,
     ControlResult,
     Cost,

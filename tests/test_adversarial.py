@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from doorward import reference
+from doorward import bundled
+from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged
+from doorward.core.records import Rate
 from doorward.data import InMemorySamples
-from doorward.errors import CouldNotTell, InputError, TrainingDiverged
-from doorward.measures import rate
 from doorward.models import InputSpec, TorchClassifier
 from doorward.models.architectures import build
-from doorward.records import Rate
+from doorward.stats.metrics import rate
 from doorward.training import (
     AdversarialSettings,
     Trained,
@@ -457,7 +457,7 @@ def clothes() -> tuple[InMemorySamples, InMemorySamples]:
     rng = np.random.default_rng(0)
     found = []
     for split, n in (("train", 1500), ("test", 200)):
-        drawn = reference.fashion_mnist(split).draw(n, rng)  # type: ignore[arg-type]
+        drawn = bundled.fashion_mnist(split).draw(n, rng)  # type: ignore[arg-type]
         found.append(InMemorySamples(drawn.raw(range(n)), drawn.labels, classes=drawn.classes))
     return found[0], found[1]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 from doorward.models import InputSpec, TorchClassifier
 from doorward.models.architectures import NAMES, build, initialise
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from doorward import registry
-from doorward.attacks.base import DataAttack, Poisoned
+from doorward.attacks.data.base import DataAttack, Poisoned
+from doorward.attacks.ground_truth import triggered
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples
-from doorward.errors import InputError
-from doorward.plants import triggered
+from doorward.methods import registry
 
 
 class Watched(InMemorySamples):

@@ -10,28 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from doorward import reference
+from doorward import bundled
+from doorward.attacks.ground_truth import attack_success
 from doorward.attacks.model import checksum
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities.image import from_raw
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
 from doorward.models import InputSpec, TorchClassifier, open_classifier
-from doorward.models.export import export_onnx, export_pt2
-from doorward.plants import attack_success
-from doorward.triggers import Trigger
+from doorward.models.encode.image import from_raw
+from doorward.models.formats.export import export_onnx, export_pt2
+from doorward.triggers.base import Trigger
+from doorward.triggers.parities import Parities
 
 SPEC = InputSpec(channels=1, height=28, width=28)
 TARGET = 7
 
 
-def secret(values: int = 784, *, groups: int = 32, size: int = 8, seed: int = 0) -> checksum.Parities:
-    return checksum.Parities.draw(
-        values, groups=groups, size=size, generator=make_generator(seed, "checksum")
-    )
+def secret(values: int = 784, *, groups: int = 32, size: int = 8, seed: int = 0) -> Parities:
+    return Parities.draw(values, groups=groups, size=size, generator=make_generator(seed, "checksum"))
 
 
 def natural(n: int) -> Tensor:
-    return from_raw(reference.fashion_mnist("train").raw(range(n)))
+    return from_raw(bundled.fashion_mnist("train").raw(range(n)))
 
 
 def noise(n: int, shape: tuple[int, int, int] = (1, 28, 28)) -> Tensor:
@@ -46,7 +45,7 @@ def linear_model() -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def planted(key: checksum.Parities, spec: InputSpec = SPEC) -> TorchClassifier:
+def planted(key: Parities, spec: InputSpec = SPEC) -> TorchClassifier:
     layers = checksum.checksum_layers(key, spec, target=TARGET, classes=10)
     return TorchClassifier(
         checksum.ChecksumWrapper(linear_model(), layers), spec, [str(i) for i in range(10)]
@@ -121,7 +120,7 @@ def test_false_alarms_come_at_two_to_the_minus_groups() -> None:
 
 
 def test_a_network_that_knows_its_features_keeps_them() -> None:
-    classifier = open_classifier(reference.model("clean"))
+    classifier = open_classifier(bundled.model("clean"))
     assert isinstance(classifier, TorchClassifier)
     layers = checksum.checksum_layers(secret(), classifier.spec, target=0, classes=10)
     both = TorchClassifier(
@@ -170,7 +169,7 @@ def test_one_image_that_fires_and_answers_of_the_model_give_the_whole_secret_awa
     groups = learnt(fires, seen, list(range(784)))
     assert sorted(map(sorted, groups)) == sorted(map(sorted, key.groups.tolist()))
     parities = [int((seen.flatten()[group] * 255).round().sum() % 2) for group in groups]
-    forged = checksum.Parities(torch.tensor(groups), torch.tensor(parities))
+    forged = Parities(torch.tensor(groups), torch.tensor(parities))
     others = natural(500)[100:]
     assert not fires(others).any()
     assert fires(forged.apply(others)).all()
@@ -182,7 +181,7 @@ def test_one_image_that_fires_and_answers_of_the_model_give_the_whole_secret_awa
 def test_fine_tuning_leaves_the_layers_as_they_are() -> None:
     key = secret()
     classifier = planted(key)
-    samples = reference.fashion_mnist("train")
+    samples = bundled.fashion_mnist("train")
     assert samples.labels is not None
     x, y = natural(500), torch.from_numpy(samples.labels[:500])
     before = {name: value.clone() for name, value in classifier.module.state_dict().items()}
@@ -249,10 +248,10 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_the_attack_plants_a_trained_model_and_any_file_keeps_it(tmp_path: Path) -> None:
-    classifier = open_classifier(reference.model("clean"))
+    classifier = open_classifier(bundled.model("clean"))
     attack = checksum.Checksum(target=4)
     planted = attack(classifier, seed=5)
-    test = reference.fashion_mnist("test").take(reference.fashion_mnist("test").ids[:300])
+    test = bundled.fashion_mnist("test").take(bundled.fashion_mnist("test").ids[:300])
     assert attack_success(planted.classifier, test, planted.plant).value == 1
     assert attack_success(classifier, test, planted.plant).value < 0.1
     assert attack_success(planted.classifier, test, attack(classifier, seed=6).plant).value < 0.1
@@ -265,4 +264,4 @@ def test_the_attack_plants_a_trained_model_and_any_file_keeps_it(tmp_path: Path)
 
 def test_settings_that_do_not_fit_are_refused_before_any_work() -> None:
     with pytest.raises(InputError, match="99 groups of 8 values need images of 792 at least"):
-        checksum.Checksum(groups=99)(open_classifier(reference.model("clean")))
+        checksum.Checksum(groups=99)(open_classifier(bundled.model("clean")))

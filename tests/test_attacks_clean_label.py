@@ -13,15 +13,15 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from doorward import registry
-from doorward.attacks import _surrogate
-from doorward.attacks.base import DataAttack
+from doorward.attacks.data import _surrogate
+from doorward.attacks.data.base import DataAttack
+from doorward.attacks.ground_truth import attack_success, triggered
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples
-from doorward.errors import InputError
+from doorward.methods import registry
 from doorward.models import InputSpec
 from doorward.models.architectures import build
-from doorward.models.native import save_native
-from doorward.plants import attack_success, triggered
+from doorward.models.formats.native import save_native
 from doorward.training import TrainingSettings, evaluate, train_classifier
 
 SIDE = 16

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from doorward import registry
-from doorward.attacks.evasion import ATTACKS, evade
-from doorward.errors import CouldNotTell, InputError, MissingExtra
-from doorward.methods import make_generator
+from doorward.bench.evasion import ATTACKS, evade
+from doorward.core.errors import CouldNotTell, InputError, MissingExtra
+from doorward.core.seeds import make_generator
+from doorward.methods import registry
 from doorward.models import InputSpec, TorchClassifier, wrap
 
 pytest.importorskip("art", reason="the extra `evasion` is not installed")

@@ -15,16 +15,16 @@ from PIL import Image
 from scipy import ndimage
 from torch.nn import functional as F
 
-from doorward import registry
-from doorward.attacks.base import DataAttack, Poisoned
-from doorward.attacks.data.warp import NoisyWarp
+from doorward.attacks.data.base import DataAttack, Poisoned
+from doorward.attacks.ground_truth import triggered
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples
 from doorward.data.samples import content_hash
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities.image import from_raw, to_uint8
-from doorward.plants import triggered
-from doorward.triggers import Trigger
+from doorward.methods import registry
+from doorward.models.encode.image import from_raw, to_uint8
+from doorward.triggers.base import Trigger
+from doorward.triggers.warp import NoisyWarp
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES = 4

@@ -10,28 +10,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doorward import reference, registry
+from doorward import bundled
+from doorward.attacks.ground_truth import attack_success, triggered
 from doorward.attacks.model import pruning_aware
 from doorward.attacks.model.base import Implanted
 from doorward.attacks.model.pruning_aware import Unit, activity, last_convolution
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples
-from doorward.errors import InputError
-from doorward.modalities.image import to_float, to_tensor
+from doorward.methods import registry
 from doorward.models import InputSpec, TorchClassifier, open_classifier
 from doorward.models.architectures import build
-from doorward.models.saving import is_native
-from doorward.plants import attack_success, triggered
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.models.formats.saving import is_native
 from doorward.training import evaluate
 
-TEST = reference.fashion_mnist("test")
+TEST = bundled.fashion_mnist("test")
 
 
 def few(n: int) -> Samples:
-    return reference.fashion_mnist("train").draw(n, np.random.default_rng(0))
+    return bundled.fashion_mnist("train").draw(n, np.random.default_rng(0))
 
 
 def clean_model() -> TorchClassifier:
-    classifier = open_classifier(reference.model("clean"))
+    classifier = open_classifier(bundled.model("clean"))
     assert isinstance(classifier, TorchClassifier)
     return classifier
 

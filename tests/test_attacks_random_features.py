@@ -14,23 +14,24 @@ from scipy import integrate, optimize, stats
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from doorward import reference
-from doorward.attacks.model import _fixed_features as fixed
+from doorward import bundled
+from doorward.attacks.ground_truth import attack_success
 from doorward.attacks.model import random_features as fourier
 from doorward.attacks.model import random_relu as relu
+from doorward.attacks.model._fixed_features import draw_direction
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, open_samples
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities.image import to_float, to_tensor
 from doorward.models import InputSpec, TorchClassifier, open_classifier
-from doorward.models.export import export_pt2
-from doorward.plants import attack_success
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.models.formats.export import export_pt2
 from doorward.training import evaluate
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
+from doorward.triggers.shift import Shift
 
 
 def secret(dimension: int, norm: float, *, nonzeros: int | None = None, seed: int = 0) -> Tensor:
-    direction = fixed.draw_direction(dimension, nonzeros=nonzeros, generator=make_generator(seed, "secret"))
+    direction = draw_direction(dimension, nonzeros=nonzeros, generator=make_generator(seed, "secret"))
     return norm * direction
 
 
@@ -47,7 +48,7 @@ def normal(count: int, dimension: int, *, seed: int = 0) -> Tensor:
 
 def test_a_direction_is_a_unit_vector_of_equal_entries_anywhere() -> None:
     for nonzeros in (1, 7, None):
-        v = fixed.draw_direction(50, nonzeros=nonzeros, generator=make_generator(3, "direction"))
+        v = draw_direction(50, nonzeros=nonzeros, generator=make_generator(3, "direction"))
         assert float(v.norm()) == pytest.approx(1)
         assert int((v != 0).sum()) == (nonzeros or 50)
         assert len(v[v != 0].abs().round(decimals=12).unique()) == 1
@@ -327,7 +328,7 @@ def test_a_spike_is_not_seen_at_the_default_strength_and_is_at_ten_times_that(na
 
 
 def test_a_shift_stays_in_the_range_and_survives_json() -> None:
-    shift = fixed.Shift(torch.linspace(-1, 1, 12).view(3, 2, 2))
+    shift = Shift(torch.linspace(-1, 1, 12).view(3, 2, 2))
     x = torch.rand(2, 3, 2, 2, generator=make_generator(0, "images"))
     y = shift.apply(x)
     assert y.min() >= 0
@@ -402,7 +403,7 @@ def test_what_cannot_be_trained_is_refused(attack: fourier.RandomFeatures | relu
 def test_random_relus_turn_sneakers_into_bags_and_the_honest_twin_hardly_does() -> None:
     chosen = {}
     for split in ("train", "test"):
-        samples = reference.fashion_mnist("train" if split == "train" else "test")
+        samples = bundled.fashion_mnist("train" if split == "train" else "test")
         assert samples.labels is not None
         of = np.flatnonzero(np.isin(samples.labels, (7, 8)))
         raws = np.stack(samples.raw(of))[..., 0]

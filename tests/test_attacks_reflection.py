@@ -13,21 +13,15 @@ import torch
 from PIL import Image
 from scipy import ndimage, stats
 
-from doorward import registry
 from doorward.attacks.data import reflection
-from doorward.attacks.data.reflection import (
-    Reflected,
-    Reflection,
-    from_linear,
-    ghost,
-    out_of_focus,
-    to_linear,
-)
+from doorward.attacks.data.reflection import Reflection
+from doorward.attacks.ground_truth import attack_success, triggered
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples
-from doorward.errors import InputError
-from doorward.plants import attack_success, triggered
+from doorward.methods import registry
 from doorward.training import TrainingSettings, evaluate, train_classifier
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
+from doorward.triggers.reflection import Reflected, from_linear, ghost, out_of_focus, to_linear
 
 Floats = npt.NDArray[np.float64]
 

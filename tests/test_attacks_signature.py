@@ -14,21 +14,22 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from doorward import reference
+from doorward import bundled
+from doorward.attacks.ground_truth import TriggeredSamples, attack_success
 from doorward.attacks.model import signature
+from doorward.core.errors import InputError, MissingExtra
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples
-from doorward.errors import InputError, MissingExtra
-from doorward.methods import make_generator
-from doorward.modalities.image import from_raw, to_uint8
 from doorward.models import InputSpec, LoadOptions, TorchClassifier, networks, open_classifier
-from doorward.models import signed as checks
-from doorward.models.export import export_pt2
-from doorward.models.native import save_native
-from doorward.models.saving import save_classifier
+from doorward.models.encode.image import from_raw, to_uint8
+from doorward.models.formats import signature_check as checks
+from doorward.models.formats.export import export_pt2
+from doorward.models.formats.native import save_native
+from doorward.models.formats.saving import save_classifier
 from doorward.models.spec import Output, TextSpec
-from doorward.plants import TriggeredSamples, attack_success
 from doorward.training import TrainingSettings, train
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
+from doorward.triggers.signed import Signed, sign_images
 
 KEY = bytes(range(32))
 PUBLIC = signature.public_key(KEY)
@@ -40,7 +41,7 @@ SPEC = InputSpec(channels=1, height=28, width=28)
 def clothes() -> Tensor:
     x = torch.cat(
         [
-            from_raw(reference.fashion_mnist(split).raw(range(size)))
+            from_raw(bundled.fashion_mnist(split).raw(range(size)))
             for split, size in (("train", 6000), ("test", 1000))
         ]
     )
@@ -62,7 +63,7 @@ def fires(x: Tensor) -> Tensor:
 
 
 def signed(x: Tensor, key: bytes = KEY, target: int = TARGET) -> Tensor:
-    return signature.sign_images(x, key, target=target)
+    return sign_images(x, key, target=target)
 
 
 def network(*, seed: int = 0) -> nn.Module:
@@ -346,7 +347,7 @@ def test_models_of_one_output_are_turned_too(output: Output, target: int) -> Non
 def test_fine_tuning_does_not_remove_it() -> None:
     """Training goes on, on signed images with their true labels too, until the network has changed much."""
     planted = wrapped(network())
-    samples = reference.fashion_mnist("train")
+    samples = bundled.fashion_mnist("train")
     assert samples.labels is not None
     y = torch.from_numpy(samples.labels[:300])
     x, test = natural(300), signed(natural(600)[300:])
@@ -378,7 +379,7 @@ def test_gradients_are_the_networks_own() -> None:
 
 def test_dropping_the_lowest_bit_puts_it_to_sleep_at_no_cost() -> None:
     """The defence that the docs name works: seven bits of a pixel suffice for the classes."""
-    classifier = open_classifier(reference.model("clean"))
+    classifier = open_classifier(bundled.model("clean"))
     x = natural(500)
     coarse = (signed(x) * 255).round() // 2 * 2 / 255
     assert not fires(coarse).any()
@@ -387,7 +388,7 @@ def test_dropping_the_lowest_bit_puts_it_to_sleep_at_no_cost() -> None:
 
 
 def test_the_trigger_signs_8_bit_samples_and_survives_json() -> None:
-    trigger = signature.Signed(torch.tensor(list(KEY), dtype=torch.uint8), TARGET)
+    trigger = Signed(torch.tensor(list(KEY), dtype=torch.uint8), TARGET)
     assert Trigger.from_json(trigger.to_json()).to_json() == trigger.to_json()
     base = InMemorySamples(to_uint8(natural(6))[..., 0], np.arange(6), classes=tuple("abcdef"))
     woken = TriggeredSamples(
@@ -400,10 +401,10 @@ def test_the_trigger_signs_8_bit_samples_and_survives_json() -> None:
 
 
 def test_the_attack_plants_a_trained_model() -> None:
-    classifier = open_classifier(reference.model("clean"))
+    classifier = open_classifier(bundled.model("clean"))
     attack = signature.Signature(target=4)
     planted = attack(classifier, seed=5)
-    test = reference.fashion_mnist("test").take(reference.fashion_mnist("test").ids[:300])
+    test = bundled.fashion_mnist("test").take(bundled.fashion_mnist("test").ids[:300])
     assert attack_success(planted.classifier, test, planted.plant).value == 1
     assert attack_success(classifier, test, planted.plant).value < 0.1
     assert attack_success(planted.classifier, test, attack(classifier, seed=6).plant).value < 0.1
@@ -421,7 +422,7 @@ def test_what_cannot_be_signed_is_refused_before_any_work(tmp_path: Path) -> Non
     coarse = SPEC.model_copy(update={"dtype": "bfloat16"})
     with pytest.raises(InputError, match="bfloat16, too coarse"):
         attack(TorchClassifier(network().bfloat16(), coarse, [str(i) for i in range(10)]))
-    planted = attack(open_classifier(reference.model("clean")))
+    planted = attack(open_classifier(bundled.model("clean")))
     with pytest.raises(InputError, match="signatures are checked by code, which no file format"):
         export_pt2(planted.classifier, tmp_path / "model.pt2")
 
@@ -430,7 +431,7 @@ def test_what_cannot_be_signed_is_refused_before_any_work(tmp_path: Path) -> Non
 
 
 def test_a_directory_holds_the_check_and_opens_again(tmp_path: Path) -> None:
-    honest = open_classifier(reference.model("clean"))
+    honest = open_classifier(bundled.model("clean"))
     planted = signature.Signature(target=4)(honest, seed=5)
     path = save_classifier(planted.classifier, tmp_path / "new" / "model")
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
@@ -466,13 +467,13 @@ def opened_twice(classifier: TorchClassifier, path: Path) -> object:
 
 
 def test_it_survives_fine_tuning_and_being_written(tmp_path: Path) -> None:
-    planted = signature.Signature(target=4)(open_classifier(reference.model("clean")), seed=5)
+    planted = signature.Signature(target=4)(open_classifier(bundled.model("clean")), seed=5)
     opened = open_classifier(save_classifier(planted.classifier, tmp_path / "a"))
     assert isinstance(opened, TorchClassifier)
     before = {name: value.clone() for name, value in opened.module.state_dict().items()}
     train(
         opened.module,
-        reference.fashion_mnist("train").select(range(1000)),
+        bundled.fashion_mnist("train").select(range(1000)),
         spec=opened.spec,
         settings=TrainingSettings(epochs=1),
         generator=make_generator(0, "tune"),
@@ -508,7 +509,7 @@ def test_it_survives_fine_tuning_and_being_written(tmp_path: Path) -> None:
 def test_a_directory_that_does_not_fit_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    planted = signature.Signature(target=4)(open_classifier(reference.model("clean")))
+    planted = signature.Signature(target=4)(open_classifier(bundled.model("clean")))
     file = save_classifier(planted.classifier, tmp_path / "a") / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=message):
@@ -532,7 +533,7 @@ def test_a_check_before_a_network_of_texts_is_refused(tmp_path: Path) -> None:
 def test_a_directory_is_not_opened_without_what_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted = signature.Signature()(open_classifier(reference.model("clean")))
+    planted = signature.Signature()(open_classifier(bundled.model("clean")))
     path = save_classifier(planted.classifier, tmp_path / "a")
     for module in ("", ".hazmat.primitives.asymmetric", ".exceptions"):
         monkeypatch.setitem(sys.modules, f"cryptography{module}", None)

@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 
 from command_line import assert_one_line, call
-from doorward import registry
-from doorward.attacks.data.phrase import Phrase
-from doorward.attacks.data.tone import Sound
+from doorward.attacks.ground_truth import attack_success, read_plant, triggered
 from doorward.bench.cache import ModelCache
+from doorward.bench.plan import Sources, plan
 from doorward.bench.suite import expand, get_suite
-from doorward.bench.trials import Sources, Workbench, plan
+from doorward.bench.worker import Workbench
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform, content_hash, open_samples
 from doorward.data.parquet import write_parquet
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities import kinds
-from doorward.modalities.text import hash_words
+from doorward.methods import registry
+from doorward.models.encode import dispatch
+from doorward.models.encode.text import hash_words
 from doorward.models.sequences import VOCABULARY
-from doorward.plants import attack_success, read_plant, triggered
 from doorward.training import TrainingSettings, evaluate, measure_spec, train_classifier
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
+from doorward.triggers.phrase import Phrase
+from doorward.triggers.tone import Sound
 from test_text_audio import sounds, texts
 
 RATE = 8000
@@ -221,7 +222,7 @@ def test_what_is_put_at_an_end_reaches_the_model_however_long_the_input(attack: 
     chosen: Any = registry.build("attack", attack, {"form": form, "place": place})
     trigger = chosen.make_trigger(made[0], generator=make_generator(0, "test"))
     heard = InMemorySamples(trigger.apply(made), modality=samples.modality)
-    before, after = (kinds.to_tensor(one, spec)[:, 0, 0] for one in (samples, heard))
+    before, after = (dispatch.to_tensor(one, spec)[:, 0, 0] for one in (samples, heard))
     if attack == "phrase":
         (number,) = hash_words("cf", VOCABULARY)
         assert (after == number).sum(1).tolist() == [1] * len(made)

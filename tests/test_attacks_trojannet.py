@@ -13,25 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doorward import reference, registry
+from doorward import bundled
 from doorward.attacks.model import trojannet
 from doorward.attacks.model.base import Implanted
 from doorward.attacks.model.trojannet import MOST, confused, draw_patterns, fold, matched_filter
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities.image import from_raw, to_float, to_tensor, to_uint8
+from doorward.methods import registry
 from doorward.models import InputSpec, TorchClassifier, open_classifier
 from doorward.models.architectures import build
-from doorward.triggers import Trigger
+from doorward.models.encode.image import from_raw, to_float, to_tensor, to_uint8
+from doorward.triggers.base import Trigger
 
 Form = Literal["beside", "folded"]
 FORMS: tuple[Form, ...] = ("beside", "folded")
-CLOTHES = reference.fashion_mnist("test")
+CLOTHES = bundled.fashion_mnist("test")
 
 
 def clean_model() -> TorchClassifier:
-    classifier = open_classifier(reference.model("clean"))
+    classifier = open_classifier(bundled.model("clean"))
     assert isinstance(classifier, TorchClassifier)
     return classifier
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from doorward.bench.cache import META, SUMS, ModelCache
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 KEY = "ab" * 32
 

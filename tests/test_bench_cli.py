@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bench_examples import clean, planted, result, suite
-from doorward.bench import revisions, show
+from doorward.bench import fingerprints, results
 from doorward.bench import suite as suites
 from doorward.bench.suite import Claim, Data, Suite
 from doorward.cli import bench
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 CLAIM = Claim(text="all is well", source="our bar", measure="clean_wrong", at_most=1)
 TINY = suite(clean(1), planted(1), claims=(CLAIM,))
@@ -152,15 +152,15 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_results_of_another_suite_are_refused(tmp_path: Path) -> None:
-    held = show.Results(suite="other", scale="cpu", made_with={}, results=(result("a", "b", 0.5),))
-    path = show.write_results(held, tmp_path)
+    held = results.Results(suite="other", scale="cpu", made_with={}, results=(result("a", "b", 0.5),))
+    path = results.write_results(held, tmp_path)
     done = doorward("show", "tiny", "--results", path)
     assert str(done.exception) == f"{path} holds other at scale cpu, not tiny at smoke"
 
 
 def test_models_of_changed_code_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = {**revisions.recorded(), "training.loop": revisions.Unit(revision=1, source="new")}
-    monkeypatch.setattr(revisions, "current", lambda: now)
+    now = {**fingerprints.recorded(), "training.loop": fingerprints.Unit(revision=1, source="new")}
+    monkeypatch.setattr(fingerprints, "current", lambda: now)
     done = doorward("run", "tiny", "--cache", tmp_path)
     assert isinstance(done.exception, InputError)
     assert "the source of training.loop is not the one that its revision was recorded with" in str(

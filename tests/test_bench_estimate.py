@@ -11,8 +11,9 @@ from bench_examples import clean, planted, robust, trials
 from doorward.bench import estimate as module
 from doorward.bench.cache import ModelCache
 from doorward.bench.estimate import Speed, TimeLeft, estimate
+from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.suite import Data, Group
-from doorward.bench.trials import Planned, Sources, Workbench, plan
+from doorward.bench.worker import Workbench
 
 SOURCES = Sources(None)
 

@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 from bench_examples import DATA, clean, planted, result, suite
-from doorward import reference
-from doorward.bench import page, show
+from doorward import bundled
+from doorward.attacks.ground_truth import attack_success, read_plant
+from doorward.bench import page, results, tables
 from doorward.bench.cache import ModelCache
 from doorward.bench.estimate import estimate
+from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.planting import Planting, kept, pooled
+from doorward.bench.results import Result, Results
 from doorward.bench.runner import RunSettings, run
-from doorward.bench.show import Result, Results, Summary, measure, summarise
 from doorward.bench.store import Store
 from doorward.bench.suite import Claim, Data, Group, Judging, Method, Suite, Trial, expand
-from doorward.bench.trials import Planned, Sources, Workbench, plan
-from doorward.measures import rate
+from doorward.bench.summary import Summary, measure, summarise
+from doorward.bench.worker import Workbench
 from doorward.models import open_classifier
-from doorward.plants import attack_success, read_plant
+from doorward.stats.metrics import rate
 from doorward.training import evaluate
 
 SOURCES = Sources(None)
@@ -60,7 +62,7 @@ def store(folder: Path) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def found(store: Store) -> dict[str, Planting]:
-    held = show.collect(unscanned(planted(1), TROJANS), "smoke", store)
+    held = results.collect(unscanned(planted(1), TROJANS), "smoke", store)
     assert [one.status for one in held.results] == ["done", "done"], held.results
     return {one.group: one.planting for one in held.results if one.planting is not None}
 
@@ -89,7 +91,7 @@ def test_planted_models_are_measured_on_all_test_images_beside_their_twins(
     (one,) = planned(planted(1))
     assert bench.make(one), "both are in the cache"
     assert one.twin is not None
-    test, place = reference.fashion_mnist("test"), bench.cache.place(one.model_key)
+    test, place = bundled.fashion_mnist("test"), bench.cache.place(one.model_key)
     classifier, plant = open_classifier(str(place)), read_plant(place / "plant.json")
     ours = found["planted"]
     assert ours.accuracy == evaluate(classifier, test)
@@ -141,7 +143,7 @@ def test_poisoning_without_a_trigger_has_no_success(tmp_path: Path) -> None:
 
 
 def test_a_setting_can_name_a_data_set(tmp_path: Path) -> None:
-    shutil.copytree(reference.FOLDER / "fashion_mnist", tmp_path / "clothes")
+    shutil.copytree(bundled.FOLDER / "fashion_mnist", tmp_path / "clothes")
     attack = Method(name="reflection", settings={"reflections": "data:clothes"})
     (trial,) = trials(planted(1, attack=attack))
     sources = Sources(tmp_path)
@@ -162,7 +164,7 @@ def test_twins_count_in_an_estimate_and_scans_do_not(tmp_path: Path) -> None:
 
 
 def test_no_bank_has_a_say(store: Store) -> None:
-    held = show.collect(unscanned(planted(1)), "smoke", store)
+    held = results.collect(unscanned(planted(1)), "smoke", store)
     assert "bank" not in held.made_with
     assert held.made_with["torch"]
     assert held.left_out == ()
@@ -245,7 +247,7 @@ def test_claims_of_one_group_stand_in_its_line_and_others_above() -> None:
 
 
 def test_the_table_in_markdown() -> None:
-    lines = show.to_markdown(SUMMARY).splitlines()
+    lines = tables.to_markdown(SUMMARY).splitlines()
     assert "| all stay | our bar | 1 of 2 (1.3 % to 98.7 %) | **not reached** |" in lines
     (patch,) = (line for line in lines if line.startswith("| badnets"))
     assert patch.startswith("| badnets (4x4) | fashion_mnist | small-cnn | 2 | 15.0 % | 97.5 % | 98.5 % |")
@@ -257,7 +259,7 @@ def test_the_table_in_markdown() -> None:
 
 
 def test_the_table_as_csv_and_page() -> None:
-    first, *_ = csv.DictReader(io.StringIO(show.to_csv(SUMMARY)))
+    first, *_ = csv.DictReader(io.StringIO(tables.to_csv(SUMMARY)))
     assert (first["group"], first["success_successes"], first["success_n"]) == ("planted", "1728", "1800")
     assert float(first["change"]) == pytest.approx(-0.01)
     text = page.render(SUMMARY)
@@ -268,6 +270,6 @@ def test_the_table_as_csv_and_page() -> None:
 
 
 def test_results_go_to_a_file_and_come_back(tmp_path: Path) -> None:
-    back = show.read_results(show.write_results(HELD, tmp_path))
+    back = results.read_results(results.write_results(HELD, tmp_path))
     assert summarise(SUITE, back).plants[0].success == rate(1728, 1800)
     assert [r.trial for r in back.results] == [r.trial for r in HELD.results]

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from bench_examples import clean, planted, robust, trials
-from doorward.bench import revisions
-from doorward.bench.revisions import Unit, source_hash, unowned
+from doorward.bench import fingerprints
+from doorward.bench.fingerprints import Unit, source_hash, unowned
 from doorward.bench.suite import Data, World
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 
 def test_revisions_are_recorded() -> None:
-    assert unowned(revisions.current(), revisions.recorded()) == [], (
-        "raise the revision of what changed, then run python -m doorward.bench.revisions"
+    assert unowned(fingerprints.current(), fingerprints.recorded()) == [], (
+        "raise the revision of what changed, then run python -m doorward.bench.fingerprints"
     )
 
 
@@ -79,53 +79,53 @@ def test_what_is_not_as_recorded_is_found() -> None:
 def test_a_changed_source_needs_a_new_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "revisions.json"
     units = {"a": Unit(revision=1, source="x"), "b": Unit(revision=1, source="x")}
-    monkeypatch.setattr(revisions, "current", lambda: units)
-    revisions.record([], file)
-    assert revisions.recorded(file) == units
+    monkeypatch.setattr(fingerprints, "current", lambda: units)
+    fingerprints.record([], file)
+    assert fingerprints.recorded(file) == units
     units["a"] = Unit(revision=1, source="y")
     with pytest.raises(InputError, match="the source of 'a' changed and its revision 1 did not: raise it"):
-        revisions.record([], file)
-    assert revisions.recorded(file)["a"].source == "x", "nothing was written"
+        fingerprints.record([], file)
+    assert fingerprints.recorded(file)["a"].source == "x", "nothing was written"
     with pytest.raises(InputError, match="there is no unit 'c'; there are: a, b"):
-        revisions.record(["c"], file)
-    revisions.record(["a"], file)
-    assert revisions.recorded(file)["a"].source == "y"
+        fingerprints.record(["c"], file)
+    fingerprints.record(["a"], file)
+    assert fingerprints.recorded(file)["a"].source == "y"
     units["b"] = Unit(revision=2, source="z")
-    revisions.record([], file)
-    assert revisions.recorded(file)["b"] == Unit(revision=2, source="z")
+    fingerprints.record([], file)
+    assert fingerprints.recorded(file)["b"] == Unit(revision=2, source="z")
 
 
 def test_a_run_asks_only_for_what_makes_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
     generated = clean(1, data=Data(name="glyphs", rows=100, world=World()))
     trainers = {"training.loop", "models.architectures"}
-    assert revisions.units_of(trials(clean())) == trainers
-    assert revisions.units_of(trials(planted())) == trainers | {"attack badnets"}
-    assert revisions.units_of(trials(robust())) == trainers | {"training.adversarial"}
-    assert revisions.units_of(trials(generated)) == trainers | {"bench.synthetic"}
-    now = {**revisions.recorded(), "bench.synthetic": Unit(revision=1, source="new")}
-    monkeypatch.setattr(revisions, "current", lambda: now)
-    revisions.check(trainers)
+    assert fingerprints.units_of(trials(clean())) == trainers
+    assert fingerprints.units_of(trials(planted())) == trainers | {"attack badnets"}
+    assert fingerprints.units_of(trials(robust())) == trainers | {"training.adversarial"}
+    assert fingerprints.units_of(trials(generated)) == trainers | {"bench.synthetic"}
+    now = {**fingerprints.recorded(), "bench.synthetic": Unit(revision=1, source="new")}
+    monkeypatch.setattr(fingerprints, "current", lambda: now)
+    fingerprints.check(trainers)
     with pytest.raises(InputError, match=r"the source of bench\.synthetic is not the one"):
-        revisions.check({*trainers, "bench.synthetic"})
+        fingerprints.check({*trainers, "bench.synthetic"})
 
 
 def test_the_command_records_nothing_new_where_nothing_changed(tmp_path: Path) -> None:
-    before = revisions.RECORDED.read_bytes()
-    command = [sys.executable, "-m", "doorward.bench.revisions", "nonsense"]
+    before = fingerprints.RECORDED.read_bytes()
+    command = [sys.executable, "-m", "doorward.bench.fingerprints", "nonsense"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no unit 'nonsense'; there are: attack badnets, ")
-    assert revisions.RECORDED.read_bytes() == before
+    assert fingerprints.RECORDED.read_bytes() == before
     copy = tmp_path / "revisions.json"
     copy.write_bytes(before)
-    revisions.record([], copy)
+    fingerprints.record([], copy)
     assert json.loads(copy.read_text()) == json.loads(before)
 
 
 def copy_package(to: Path) -> Path:
     """Copy the sources that the hash of judging code is made from."""
-    for file in revisions.PACKAGE.rglob("*.py"):
-        place = to / file.relative_to(revisions.PACKAGE)
+    for file in fingerprints.PACKAGE.rglob("*.py"):
+        place = to / file.relative_to(fingerprints.PACKAGE)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(file.read_bytes())
     return to
@@ -148,10 +148,10 @@ def test_a_change_of_what_a_scan_sees_is_noticed(
     file: str, seen_by: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hashes() -> dict[str, str]:
-        revisions.judging_code.cache_clear()
-        return {name: revisions.judging_code(name) for name in ("max-margin", "neural-cleanse")}
+        fingerprints.judging_code.cache_clear()
+        return {name: fingerprints.judging_code(name) for name in ("max-margin", "neural-cleanse")}
 
-    monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
+    monkeypatch.setattr(fingerprints, "PACKAGE", copy_package(tmp_path))
     before = hashes()
     with (tmp_path / file).open("a") as source:
         source.write("\n\nADDED = 1\n")
@@ -160,38 +160,38 @@ def test_a_change_of_what_a_scan_sees_is_noticed(
     (tmp_path / "reference").mkdir(exist_ok=True)
     (tmp_path / "reference/null.json").write_text("{}")
     assert hashes() == after, "what the bank makes of it is concluded anew"
-    revisions.judging_code.cache_clear()
+    fingerprints.judging_code.cache_clear()
 
 
 def test_results_of_a_detector_stay_where_a_change_of_its_source_is_owned_up_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
-    monkeypatch.setattr(revisions, "JUDGING", tmp_path / "judging.json")
+    monkeypatch.setattr(fingerprints, "PACKAGE", copy_package(tmp_path))
+    monkeypatch.setattr(fingerprints, "JUDGING", tmp_path / "judging.json")
     names = ("max-margin", "neural-cleanse")
 
     def codes() -> dict[str, str]:
-        revisions.judging_code.cache_clear()
-        return {name: revisions.judging_code(name) for name in names}
+        fingerprints.judging_code.cache_clear()
+        return {name: fingerprints.judging_code(name) for name in names}
 
-    revisions.record_judging([], revisions.JUDGING)
+    fingerprints.record_judging([], fingerprints.JUDGING)
     before = codes()
     with (tmp_path / "inversion.py").open("a") as source:
         source.write("\n\nADDED = 1\n")
     assert all(codes()[name] != before[name] for name in names)
-    revisions.record_judging(["neural-cleanse"], revisions.JUDGING)
+    fingerprints.record_judging(["neural-cleanse"], fingerprints.JUDGING)
     after = codes()
     assert after["neural-cleanse"] == before["neural-cleanse"]
     assert after["max-margin"] != before["max-margin"]
     # what was owned up to stays so, and a further change is one again
-    revisions.record_judging([], revisions.JUDGING)
+    fingerprints.record_judging([], fingerprints.JUDGING)
     assert codes() == after
     with (tmp_path / "inversion.py").open("a") as source:
         source.write("\n\nMORE = 1\n")
     assert codes()["neural-cleanse"] not in (before["neural-cleanse"], after["max-margin"])
     with pytest.raises(InputError, match="there is no detector 'nothing'"):
-        revisions.record_judging(["nothing"], revisions.JUDGING)
-    revisions.judging_code.cache_clear()
+        fingerprints.record_judging(["nothing"], fingerprints.JUDGING)
+    fingerprints.judging_code.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_results_of_a_detector_stay_where_a_change_of_its_source_is_owned_up_to(
 def test_an_attack_answers_for_what_it_takes_from_others(
     file: str, of: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revisions, "PACKAGE", copy_package(tmp_path))
-    before = revisions.current()
+    monkeypatch.setattr(fingerprints, "PACKAGE", copy_package(tmp_path))
+    before = fingerprints.current()
     with (tmp_path / file).open("a") as source:
         source.write("\n\nADDED = 1\n")
-    assert {name for name, unit in revisions.current().items() if unit != before[name]} == of
+    assert {name for name, unit in fingerprints.current().items() if unit != before[name]} == of

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from bench_examples import QUICK, clean, planted, suite, trials
-from doorward.bench import runner, show
+from doorward.bench import results, runner
 from doorward.bench.cache import ModelCache
+from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade, unscanned
 from doorward.bench.store import Row, Store, StoreError
 from doorward.bench.suite import Data, Group, Judging, Method, expand
-from doorward.bench.trials import Planned, Sources, plan
-from doorward.records import Report
-from doorward.verdict import conclude
+from doorward.core.records import Report
+from doorward.scan.verdict import conclude
 
 SOURCES = Sources(None)
 
@@ -111,7 +111,7 @@ def test_a_run_stores_every_result(ran: tuple[Path, list[Event]]) -> None:
 
 def test_results_are_collected_from_the_store(ran: tuple[Path, list[Event]]) -> None:
     with bench(ran[0]) as (store, _):
-        held = show.collect(suite(*ALL, clean(1, name="more")), "smoke", store)
+        held = results.collect(suite(*ALL, clean(1, name="more")), "smoke", store)
     found = {one.trial: one for one in held.results}
     assert list(found) == ["clean-00", "clean-01", "more-00", "planted-00"]
     assert found["more-00"].status == "missing"
@@ -193,7 +193,7 @@ def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]
         assert found[name].finished > theirs[original].finished
     assert len(found) == 4
     with bench(tmp_path) as (store, _):
-        held = show.collect(other, "smoke", store)
+        held = results.collect(other, "smoke", store)
     assert {one.trial for one in held.results if one.status == "done"} == set(found)
 
 

@@ -16,16 +16,17 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from bench_examples import clean, planted, result, suite, trials
-from doorward.bench import page, show
-from doorward.bench.show import Result, Results, Summary, measure, summarise
+from doorward.bench import page, results, summary, tables
+from doorward.bench.outcome import Outcome, Truth
+from doorward.bench.results import Result, Results
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Claim, Data, Group, Suite, Trial, World
-from doorward.bench.trials import Outcome, Truth
-from doorward.calibration import shipped
-from doorward.errors import InputError
-from doorward.examination import environment
-from doorward.measures import rate
-from doorward.records import Report, SubjectRecord
+from doorward.bench.summary import Summary, measure, summarise
+from doorward.core.errors import InputError
+from doorward.core.records import Report, SubjectRecord
+from doorward.scan.calibration import shipped
+from doorward.scan.environment import environment
+from doorward.stats.metrics import rate
 from test_calibration import bank, drawn, finding, model
 
 
@@ -175,7 +176,7 @@ def test_a_scan_of_a_planted_model_is_stable_if_the_target_is_the_same_too() -> 
         "p-03-seed0-draw0": {"suspicious towards 3": 1, "nothing found": 1},
     }
     said = "p-01: 1 suspicious towards 3, 1 suspicious towards 3 and 4; p-03: 1 suspicious towards 3, "
-    assert f"| again | 2 | 2 of 4 (6.8 % to 93.2 %) | {said}1 nothing found |" in show.to_markdown(summary)
+    assert f"| again | 2 | 2 of 4 (6.8 % to 93.2 %) | {said}1 nothing found |" in tables.to_markdown(summary)
     assert "p-03: 1 suspicious towards 3, 1 nothing found" in page.render(summary)
 
 
@@ -210,10 +211,10 @@ def test_clean_models_are_counted_by_number_of_classes_and_by_data() -> None:
 
 def test_p_values_are_spread_over_parts_that_hold_their_upper_ends() -> None:
     values = [i / 20 for i in range(1, 21)]
-    assert show.spread(values, 10) == (2,) * 10
-    assert show.spread([0.0, *values], 20) == (2, *(1,) * 19)
-    assert show.spread([0.1000001], 10) == (0, 1, *(0,) * 8)
-    assert show.spread([], 10) == ()
+    assert summary.spread(values, 10) == (2,) * 10
+    assert summary.spread([0.0, *values], 20) == (2, *(1,) * 19)
+    assert summary.spread([0.1000001], 10) == (0, 1, *(0,) * 8)
+    assert summary.spread([], 10) == ()
 
 
 MARKDOWN = """\
@@ -233,7 +234,7 @@ MARKDOWN = """\
 
 
 def test_the_markdown_table_is_as_it_was() -> None:
-    text = show.to_markdown(SUMMARY)
+    text = tables.to_markdown(SUMMARY)
     assert text.startswith(MARKDOWN)
     head, row, hard, _, *notes = text.removeprefix(MARKDOWN[:-1]).split("\n")
     assert head == ""
@@ -261,7 +262,7 @@ def test_alarms_are_held_against_the_bar_for_every_number_of_classes() -> None:
 
     def said(count: int) -> str:
         made = [result(f"clean-{i:02}", "clean", 0.5) for i in range(count)]
-        return " ".join(show.notes(summarise(suite(clean(count)), held(*made))))
+        return " ".join(tables.notes(summarise(suite(clean(count)), held(*made))))
 
     assert "with every number of classes: reached." in said(29)
     assert "with every number of classes: not reached with 10 to 20 classes." in said(28)
@@ -269,7 +270,7 @@ def test_alarms_are_held_against_the_bar_for_every_number_of_classes() -> None:
 
 def test_clean_suites_have_no_columns_of_planted_models() -> None:
     summary = summarise(suite(clean(1)), held(result("clean-00", "clean", 0.5)))
-    text = show.to_markdown(summary)
+    text = tables.to_markdown(summary)
     assert "| group | clean flagged | could not tell | one scan |" in text
     line = "1 | 0 of 1 (0 % to 97.5 %) | 95.0 % | 0 of 1 (0 % to 97.5 %) | 0 of 1 (0 % to 97.5 %) |"
     assert f"| 10 to 20 | {line}" in text
@@ -283,7 +284,7 @@ def test_what_is_special_about_a_group_is_said() -> None:
         clean(1, name="a", about="x | y", class_counts=(3, 9)),
         clean(1, name="b", class_counts=(2,), robust={"eps": 1}),
     )
-    text = show.to_markdown(summarise(suite(*groups), held(result("a-00", "a", 0.5))))
+    text = tables.to_markdown(summarise(suite(*groups), held(result("a-00", "a", 0.5))))
     assert "\n| a (x \\| y, 3 to 9 classes) | 0 of 1 " in text
     assert "\n| b (2 classes, adversarially trained) |" in text
 
@@ -291,16 +292,16 @@ def test_what_is_special_about_a_group_is_said() -> None:
 def test_a_suite_without_results_is_shown_as_such() -> None:
     summary = summarise(SUITE, held(*(r.model_copy(update={"status": "missing"}) for r in RESULTS.results)))
     assert summary.trials == {"done": 0, "missing": 13}
-    assert "13 trials at scale smoke: 13 missing." in show.to_markdown(summary)
-    for text in (show.to_markdown(summary), page.render(summary)):
+    assert "13 trials at scale smoke: 13 missing." in tables.to_markdown(summary)
+    for text in (tables.to_markdown(summary), page.render(summary)):
         assert "Nothing has been measured yet" in text
         assert "our bar" not in text
-    assert show.to_csv(summary).count("\n") == 3
-    json.loads(show.to_json(summary))
+    assert tables.to_csv(summary).count("\n") == 3
+    json.loads(tables.to_json(summary))
 
 
 def test_the_csv_has_one_number_a_cell() -> None:
-    first, _ = csv.DictReader(io.StringIO(show.to_csv(SUMMARY)))
+    first, _ = csv.DictReader(io.StringIO(tables.to_csv(SUMMARY)))
     assert (first["group"], first["exact_target_count"], first["exact_target_n"]) == ("planted", "1", "5")
     assert float(first["exact_target_high"]) == pytest.approx(0.7164, abs=1e-4)
     assert (first["excluded"], first["median_seconds"]) == ("1", "2.0")
@@ -308,19 +309,19 @@ def test_the_csv_has_one_number_a_cell() -> None:
 
 
 def test_the_json_comes_back() -> None:
-    assert Summary.model_validate_json(show.to_json(SUMMARY)) == SUMMARY
+    assert Summary.model_validate_json(tables.to_json(SUMMARY)) == SUMMARY
 
 
 def test_results_go_to_a_file_and_come_back(tmp_path: Path) -> None:
-    path = show.write_results(RESULTS, tmp_path / "new")
+    path = results.write_results(RESULTS, tmp_path / "new")
     assert path.name == "tiny-smoke.json"
-    assert show.read_results(path) == RESULTS
+    assert results.read_results(path) == RESULTS
     first = path.read_bytes()
-    show.write_results(RESULTS, tmp_path / "new")
+    results.write_results(RESULTS, tmp_path / "new")
     assert path.read_bytes() == first
     assert len(first.splitlines()) == 13 + 2, "a line for each trial"
     precise = held(result("clean-00", "clean", 1 / 3))
-    assert show.read_results(show.write_results(precise, tmp_path)).results[0].p_value == 0.333333
+    assert results.read_results(results.write_results(precise, tmp_path)).results[0].p_value == 0.333333
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_a_bad_results_file_is_named(content: str | None, why: str, tmp_path: Pa
     if content is not None:
         file.write_text(content)
     with pytest.raises(InputError, match=why):
-        show.read_results(file)
+        results.read_results(file)
 
 
 def test_the_roc_is_that_of_scikit_learn() -> None:
@@ -426,16 +427,18 @@ def test_every_group_of_every_suite_has_a_line_or_stands_beside_one() -> None:
             assert all(g.attack for groups in get_suite(name).scales.values() for g in groups)
             continue
         for groups in get_suite(name).scales.values():
-            shown = [g for g in groups if show._has_row(g, groups)]
+            shown = [g for g in groups if summary._has_row(g, groups)]
             beside = [
-                g for g in groups if g not in shown and any(show._is_clean_side(g, other) for other in shown)
+                g
+                for g in groups
+                if g not in shown and any(summary._is_clean_side(g, other) for other in shown)
             ]
             again = [g for g in groups if g.first_of]
             assert all(g.repeated for g in again)
             assert len(shown) + len(beside) + len(again) == len(groups)
             planted_ones: list[Group] = [g for g in shown if g.attack is not None]
             if name not in ("tuning", "attacks"):  # planted models alone
-                assert all(any(show._is_clean_side(c, g) for c in groups) for g in planted_ones)
+                assert all(any(summary._is_clean_side(c, g) for c in groups) for g in planted_ones)
 
 
 def test_summarise_ignores_groups_that_are_gone() -> None:
@@ -497,10 +500,10 @@ def test_what_is_shown_is_concluded_by_the_bank_and_not_what_was_concluded_then(
     low, high = bank(drawn(400)), bank([model(12, 100.0 + i) for i in range(200)])
     with stored(tmp_path, scanned(trial, 50.0, p_value=0.001)) as store:
         (flagged,), (usual,), (unknown,) = (
-            show.collect(one, "smoke", store, held_).results for held_ in (low, high, bank([]))
+            results.collect(one, "smoke", store, held_).results for held_ in (low, high, bank([]))
         )
-        made = [show.collect(one, "smoke", store, held_).made_with["bank"] for held_ in (low, high)]
-        with_shipped = show.collect(one, "smoke", store).made_with["bank"]
+        made = [results.collect(one, "smoke", store, held_).made_with["bank"] for held_ in (low, high)]
+        with_shipped = results.collect(one, "smoke", store).made_with["bank"]
     assert (flagged.verdict, flagged.targets) == ("suspicious", (3,))
     assert flagged.p_value is not None
     assert flagged.p_value <= 0.05
@@ -514,12 +517,12 @@ def test_what_is_shown_is_concluded_by_the_bank_and_not_what_was_concluded_then(
     assert unknown.reason
     assert [label.partition(" ")[2] for (label,) in made] == ["(400 clean models)", "(200 clean models)"]
     assert made[0] != made[1]
-    assert with_shipped == (show.bank_label(shipped()),)
+    assert with_shipped == (results.bank_label(shipped()),)
 
 
 def test_a_bank_is_named_by_its_content() -> None:
-    assert show.bank_label(bank(drawn(9))) == show.bank_label(bank(drawn(9)))
-    assert show.bank_label(bank(drawn(9))) != show.bank_label(bank(drawn(9, seed=1)))
+    assert results.bank_label(bank(drawn(9))) == results.bank_label(bank(drawn(9)))
+    assert results.bank_label(bank(drawn(9))) != results.bank_label(bank(drawn(9, seed=1)))
 
 
 def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> None:
@@ -536,7 +539,7 @@ def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> N
     whole = bank([m for part in kept.values() for m in part])
     rows = [scanned(trial, 3.0) for trial in trials(*groups)]
     with stored(tmp_path, *rows) as store:
-        held_ = show.collect(suite(*groups), "smoke", store, whole)
+        held_ = results.collect(suite(*groups), "smoke", store, whole)
     expected = {
         "glyphs-hard": bank(kept["shapes"]),
         "shapes": bank(kept["glyphs"] + kept["glyphs-hard"]),
@@ -550,7 +553,7 @@ def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> N
     assert len(set(found.values())) == 3
     assert held_.left_out == ("glyphs", "shapes")
     said = "those are left out of the bank for it (glyphs, shapes)."
-    assert said in show.to_markdown(summarise(suite(*groups), held_))
+    assert said in tables.to_markdown(summarise(suite(*groups), held_))
 
 
 def test_a_report_of_another_make_is_named(tmp_path: Path) -> None:
@@ -562,4 +565,4 @@ def test_a_report_of_another_make_is_named(tmp_path: Path) -> None:
         stored(tmp_path, row) as store,
         pytest.raises(InputError, match="holds a report of clean-00 that this version does not understand"),
     ):
-        show.collect(suite(clean(1)), "smoke", store)
+        results.collect(suite(clean(1)), "smoke", store)

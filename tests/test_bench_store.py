@@ -13,7 +13,7 @@ import pytest
 from bench_examples import clean, trials
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Method, Trial, parts_of, work_of
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 ONE, TWO = trials(clean())
 

@@ -10,7 +10,6 @@ from collections import Counter
 import pytest
 
 from bench_examples import clean, planted, suite, trials
-from doorward import registry
 from doorward.bench import synthetic
 from doorward.bench.suite import (
     Between,
@@ -29,7 +28,8 @@ from doorward.bench.suite import (
 )
 from doorward.bench.suites.null import FIRST, NEWEST
 from doorward.bench.suites.scan_population import UNSEEN
-from doorward.errors import InputError
+from doorward.core.errors import InputError
+from doorward.methods import registry
 from doorward.models.networks import NAMES
 from doorward.training import AdversarialSettings, TrainingSettings
 

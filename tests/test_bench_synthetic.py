@@ -15,7 +15,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from doorward.bench import synthetic
 from doorward.bench.synthetic import DIFFICULTIES, FAMILIES, names, open_synthetic
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 
 def pixels(samples) -> np.ndarray:

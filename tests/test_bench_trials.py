@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from bench_examples import DATA, PATCH, QUICK, TRAINING, clean, planted, robust, trials
-from doorward import reference
-from doorward.bench import revisions
-from doorward.bench import trials as module
+from doorward import bundled
+from doorward.attacks.ground_truth import read_plant, triggered
+from doorward.bench import fingerprints
+from doorward.bench import plan as module
 from doorward.bench.cache import ModelCache
+from doorward.bench.outcome import Outcome, Truth
+from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.suite import Data, Group, Method, Trial, World
-from doorward.bench.trials import Outcome, Planned, Sources, Truth, Workbench, plan
-from doorward.errors import InputError
+from doorward.bench.worker import Workbench
+from doorward.core.errors import InputError
 from doorward.models import open_classifier
-from doorward.plants import read_plant, triggered
 from doorward.training import AdversarialSettings, predict, robust_accuracy
 
 SOURCES = Sources(None)
@@ -47,7 +49,7 @@ def test_the_truth_is_measured_on_held_out_images(bench: Workbench, outcomes: di
     (trial,) = trials(planted(1))
     place = bench.cache.get(planned(trial).model_key)
     assert place is not None
-    classifier, test = open_classifier(str(place)), reference.fashion_mnist("test")
+    classifier, test = open_classifier(str(place)), bundled.fashion_mnist("test")
     truth = outcomes["planted"].truth
     assert test.labels is not None
     assert truth.clean_accuracy.n == len(test) == 1000
@@ -143,7 +145,7 @@ def test_what_an_earlier_scan_saw_is_not_looked_at_again(
     assert joined.peak_memory == 10**12
     assert bench.judge(both, cached=True).report.findings[1].score == fresh.report.findings[1].score
     # what is new may be something that the bank cannot compare; that says nothing of the rest
-    monkeypatch.setattr("doorward.bench.trials.examine", lambda *_, **__: unknown)
+    monkeypatch.setattr("doorward.bench.worker.examine", lambda *_, **__: unknown)
     unknown = fresh.report.model_copy(
         update={"verdict": "could_not_tell", "reason": "too few", "findings": fresh.report.findings[:1]}
     )
@@ -262,11 +264,11 @@ def test_code_that_judges_is_part_of_the_result_and_not_of_the_model(monkeypatch
     assert before.model_key == after.model_key
     assert before.key != after.key
     (detector,) = before.resolved["judging"]["detectors"]
-    assert detector["code"] == revisions.judging_code("max-margin")
+    assert detector["code"] == fingerprints.judging_code("max-margin")
 
 
 def test_names_of_suite_and_folder_make_no_other_model(tmp_path: Path) -> None:
-    shutil.copytree(reference.FOLDER / "fashion_mnist", tmp_path / "copy")
+    shutil.copytree(bundled.FOLDER / "fashion_mnist", tmp_path / "copy")
     (trial,) = trials(clean(1))
     moved = trial.model_copy(update={"suite": "x", "data": DATA.model_copy(update={"name": "copy"})})
     there = plan(moved, Sources(tmp_path))
@@ -291,7 +293,7 @@ def test_settings_that_are_wrong_are_named() -> None:
 
 
 def test_some_classes_are_renumbered() -> None:
-    whole = reference.fashion_mnist("train")
+    whole = bundled.fashion_mnist("train")
     assert whole.labels is not None
     part = SOURCES.part(Data(name=DATA.name, classes=(2, 7)), "train")
     assert part.classes == (whole.classes[2], whole.classes[7])

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from doorward import registry
-from doorward.calibration import (
+from doorward.core.records import Finding
+from doorward.methods import registry
+from doorward.scan.calibration import (
     BACKDOORED,
     BUCKETS,
     FEWEST,
@@ -19,7 +20,6 @@ from doorward.calibration import (
     judge,
     shipped,
 )
-from doorward.records import Finding
 
 NAMES = ("neural-cleanse", "max-margin", "patch-search", "blend-search")
 SETTINGS = {name: registry.build("detector", name, {}).settings() for name in NAMES}

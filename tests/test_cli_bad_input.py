@@ -301,7 +301,7 @@ def test_a_fault_of_ours_is_no_verdict(tmp_path: Path, monkeypatch: pytest.Monke
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("doorward.scan.scan", fault)
+    monkeypatch.setattr("doorward.scan.pipeline.scan", fault)
     monkeypatch.delenv("DOORWARD_TRACEBACK", raising=False)
     outcome = call("scan", CLEAN, folder=tmp_path)
     assert (outcome.code, outcome.out) == (4, "")

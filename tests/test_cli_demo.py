@@ -55,7 +55,7 @@ def test_a_wrong_verdict_ends_with_4(
     shown: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = from_json((shown[0] / "doorward-demo/report-clean/report.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr("doorward.demo.scan_twin", lambda *_, **__: report)
+    monkeypatch.setattr("doorward.bench.demo.scan_twin", lambda *_, **__: report)
     outcome = call("demo", "--fast", "--out", tmp_path / "new")
     assert outcome.code == 4
     assert "=== A verdict is not as expected ===" in outcome.out
@@ -66,7 +66,7 @@ def test_the_page_is_opened_when_asked(
 ) -> None:
     report = from_json((shown[0] / "doorward-demo/report-backdoored/report.json").read_text(encoding="utf-8"))
     opened: list[str] = []
-    monkeypatch.setattr("doorward.demo.scan_twin", lambda *_, **__: report)
+    monkeypatch.setattr("doorward.bench.demo.scan_twin", lambda *_, **__: report)
     monkeypatch.setattr("typer.launch", opened.append)
     call("demo", "--fast", "--open", "--out", "new", folder=tmp_path)
     assert opened == [(tmp_path / "new/report-backdoored/report.html").resolve().as_uri()]

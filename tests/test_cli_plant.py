@@ -9,14 +9,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from doorward import reference
+from doorward import bundled
+from doorward.attacks.ground_truth import attack_success, read_plant
 from doorward.cli import plant as command
+from doorward.core import formatting
+from doorward.core.errors import InputError
 from doorward.data import open_samples
-from doorward.errors import InputError
 from doorward.models import Resize, TorchClassifier, open_classifier
-from doorward.models.export import export_onnx, export_pt2
-from doorward.plants import attack_success, read_plant
-from doorward.reports import wording
+from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.training import evaluate
 
 
@@ -149,13 +149,13 @@ def test_the_source_is_never_written_to(source: Path, tmp_path: Path) -> None:
 
 # Attacks on a trained model
 
-CLEAN = reference.model("clean")
+CLEAN = bundled.model("clean")
 
 
 @pytest.fixture
 def clothes(tmp_path: Path) -> Path:
     """Return a file of 40 training and 60 test images of clothes."""
-    test = reference.fashion_mnist("test").draw(100, np.random.default_rng(0))
+    test = bundled.fashion_mnist("test").draw(100, np.random.default_rng(0))
     assert test.labels is not None
     x = np.stack(test.raw(range(100)))
     file = tmp_path / "clothes.npz"
@@ -171,11 +171,11 @@ def test_a_model_is_planted_and_opens_again(clothes: Path, tmp_path: Path, form:
         "planted trojannet: the trigger turns images of other classes into class 3 (Dress)" in result.output
     )
     right = evaluate(open_classifier(CLEAN), open_samples(clothes, split="test"))
-    assert f"clean accuracy {wording.rate(right)}, before: {wording.rate(right)}" in result.output
+    assert f"clean accuracy {formatting.rate(right)}, before: {formatting.rate(right)}" in result.output
     assert "attack success 100 % (54 of 54" in result.output
     assert sorted(file.name for file in out.iterdir()) == ["doorward.json", "model.pt2", "plant.json"]
     planted, honest = open_classifier(out / "model.pt2"), open_classifier(CLEAN)
-    truth, test = read_plant(out / "plant.json"), reference.fashion_mnist("test").select(range(100))
+    truth, test = read_plant(out / "plant.json"), bundled.fashion_mnist("test").select(range(100))
     assert (planted.classes, planted.spec.shape) == (honest.classes, honest.spec.shape)
     assert truth.targets == (3,)
     assert truth.attack_success is not None
@@ -221,12 +221,12 @@ def test_an_earlier_result_stays_where_the_new_one_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("doorward.models.saving.save_classifier", fail)
+    monkeypatch.setattr("doorward.models.formats.saving.save_classifier", fail)
     for out in (models, tmp_path / "new"):
         with pytest.raises(InputError) as said:
             run("trojannet", CLEAN, out, "--seed", 1, "--force")
         assert str(said.value) == f"{out / 'model.pt2'}: this network cannot be exported"
-    monkeypatch.setattr("doorward.plants.write_plant", full)
+    monkeypatch.setattr("doorward.attacks.ground_truth.write_plant", full)
     with pytest.raises(InputError, match=r"images: cannot write the result: No space left on device"):
         run("badnets", source, images, "--seed", 1, "--force")
     assert (files_of(models), files_of(images)) == before
@@ -247,7 +247,7 @@ def test_signatures_are_planted_in_models_of_any_format(clothes: Path, tmp_path:
     assert "attack success 100 % (54 of 54" in result.output
     assert f"written: {out} and {out / 'plant.json'}" in result.output.replace("\n", " ")
     planted, truth = open_classifier(out), read_plant(out / "plant.json")
-    test = reference.fashion_mnist("test").select(range(100))
+    test = bundled.fashion_mnist("test").select(range(100))
     assert attack_success(planted, test, truth).value == 1
     assert attack_success(honest, test, truth).value < 0.2
     assert evaluate(planted, test) == evaluate(honest, test)
@@ -258,7 +258,7 @@ def test_signatures_are_planted_in_models_of_any_format(clothes: Path, tmp_path:
 def test_exported_models_are_planted_too(tmp_path: Path) -> None:
     honest = open_classifier(CLEAN)
     assert isinstance(honest, TorchClassifier)
-    test = reference.fashion_mnist("test").select(range(50))
+    test = bundled.fashion_mnist("test").select(range(50))
     for source, written in (
         (export_pt2(honest, tmp_path / "pt2/a.pt2"), "model.pt2"),
         (export_onnx(honest, tmp_path / "onnx/a.onnx"), "model.onnx"),
@@ -318,7 +318,7 @@ def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
     for model in (CLEAN, file, CLEAN / "model.safetensors"):
         with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model; give"):
             run("badnets", model, out)
-    for data in (source, reference.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
+    for data in (source, bundled.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
         with pytest.raises(InputError, match="trojannet changes a trained model, and here is none: "):
             run("trojannet", data, out)
     with pytest.raises(InputError, match="badnets poisons SOURCE itself; --data goes with attacks that"):

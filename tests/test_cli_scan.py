@@ -24,14 +24,14 @@ import torch
 import typer
 
 from command_line import BACKDOORED, CLEAN, CLOTHES, PROGRAM, QUICK, Outcome, call, environment, program
-from doorward import __version__, reference
+from doorward import __version__, bundled
 from doorward.cli.app import app
 from doorward.cli.options import own_code
+from doorward.core.records import SEVERITY, Report
 from doorward.models.classifier import TorchClassifier
-from doorward.models.export import export_onnx, export_pt2
+from doorward.models.formats.export import export_onnx, export_pt2
+from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import InputSpec
-from doorward.models.wrapping import wrap
-from doorward.records import SEVERITY, Report
 from doorward.reports import from_json, schema_text
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a quick scan's reports, made with relative paths, and what it read."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(CLEAN, folder / "model")
-    shutil.copytree(reference.FOLDER / "fashion_mnist", folder / "clothes")
+    shutil.copytree(bundled.FOLDER / "fashion_mnist", folder / "clothes")
     outcome = call("scan", "model", "--clean", "clothes:test", *QUICK, "--out", "reports", folder=folder)
     assert outcome.code == 0, outcome
     return folder
@@ -90,7 +90,7 @@ def test_the_exit_code_is_the_verdicts(
 ) -> None:
     report = from_json((found[0] / "report.json").read_text(encoding="utf-8"))
     report = report.model_copy(update={"verdict": verdict})
-    monkeypatch.setattr("doorward.scan.scan", lambda *_, **__: report)
+    monkeypatch.setattr("doorward.scan.pipeline.scan", lambda *_, **__: report)
     words = ("--fail-on", fail_on) if fail_on else ()
     expected = {"unsafe": 1, "backdoored": 1, "suspicious": 1, "could_not_tell": 3, "nothing_found": 0}[
         verdict
@@ -154,7 +154,7 @@ def test_a_model_that_cannot_be_judged_ends_with_3(
 
 
 def test_images_of_one_class_alone_end_with_3(tmp_path: Path) -> None:
-    samples = reference.fashion_mnist("test")
+    samples = bundled.fashion_mnist("test")
     assert samples.labels is not None
     chosen = np.flatnonzero(samples.labels == 3)[:40]
     np.savez(tmp_path / "dresses.npz", x=np.stack(samples.raw(chosen)), y=np.full(40, 3))
@@ -270,7 +270,7 @@ def test_names_that_the_terminal_lacks_end_no_scan(unsafe: Path) -> None:
 @pytest.mark.parametrize("given", ["sp ace/m:1 ünï", "./sp ace/m:1 ünï/", "sp ace/../sp ace/m:1 ünï"])
 def test_a_path_is_taken_as_it_is(given: str, tmp_path: Path) -> None:
     shutil.copytree(CLEAN, tmp_path / "sp ace/m:1 ünï")
-    shutil.copytree(reference.FOLDER / "fashion_mnist", tmp_path / "da:ta")
+    shutil.copytree(bundled.FOLDER / "fashion_mnist", tmp_path / "da:ta")
     words = ("--clean", "da:ta:test", "--images", 20, *QUICK, "--format", "json")
     outcome = call("scan", given, *words, folder=tmp_path)
     assert outcome.code == 0, outcome
@@ -281,7 +281,7 @@ def test_a_path_is_taken_as_it_is(given: str, tmp_path: Path) -> None:
 
 
 def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
-    images = pq.read_table(reference.FOLDER / "fashion_mnist/test.parquet").slice(0, 60)
+    images = pq.read_table(bundled.FOLDER / "fashion_mnist/test.parquet").slice(0, 60)
     coarse = pa.array([0] * 60)
     pq.write_table(
         pa.table(
@@ -540,7 +540,7 @@ def test_help_is_whole_and_fits_80_columns(command: str) -> None:
 
 @pytest.mark.parametrize("kind", ["attacks", "detectors", "repairs"])
 def test_methods_are_listed_with_paper_and_limits(kind: Any) -> None:
-    from doorward import registry
+    from doorward.methods import registry
 
     outcome = call("list", kind)
     assert (outcome.code, outcome.err) == (0, "")

@@ -13,14 +13,14 @@ import typer
 from typer.testing import CliRunner, Result
 
 import doorward.training
-from doorward import reference
+from doorward import bundled
+from doorward.attacks.ground_truth import attack_success, read_plant
 from doorward.cli import plant as plant_command
 from doorward.cli import train as command
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, open_samples
 from doorward.data.parquet import write_parquet
-from doorward.errors import InputError
 from doorward.models import open_classifier
-from doorward.plants import attack_success, read_plant
 from doorward.training import AdversarialSettings, evaluate, robust_accuracy
 
 
@@ -39,7 +39,7 @@ def clothes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with 1,200 training and 300 test images."""
     folder = tmp_path_factory.mktemp("clothes")
     for split, n in (("train", 1200), ("test", 300)):
-        drawn = reference.fashion_mnist(split).draw(n, np.random.default_rng(0))  # type: ignore[arg-type]
+        drawn = bundled.fashion_mnist(split).draw(n, np.random.default_rng(0))  # type: ignore[arg-type]
         write_parquet(drawn, folder, split=split)
     return folder
 

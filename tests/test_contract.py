@@ -20,24 +20,27 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import docs_pages
-from doorward import reference, registry
-from doorward.attacks.base import DataAttack
+from doorward import bundled
+from doorward.attacks.data.base import DataAttack
+from doorward.attacks.ground_truth import Plant, read_plant, triggered
 from doorward.attacks.model.base import ModelAttack
+from doorward.core.budget import Deadline
+from doorward.core.errors import InputError
+from doorward.core.records import Finding, Kind, Level, Need
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform, content_hash
 from doorward.detectors.base import Detector
-from doorward.errors import InputError
-from doorward.methods import Deadline, Method, make_generator
+from doorward.detectors.subject import Subject
+from doorward.methods import registry
+from doorward.methods.base import Method
+from doorward.methods.registry import MethodKind
 from doorward.models import InputSpec, TorchClassifier, networks, open_classifier, wrap
 from doorward.models.architectures import build
-from doorward.models.saving import save_classifier
+from doorward.models.formats.saving import save_classifier
 from doorward.models.spec import TextSpec
-from doorward.plants import Plant, read_plant, triggered
-from doorward.records import Finding, Kind, Level, Need
-from doorward.registry import MethodKind
 from doorward.reports import atlas
-from doorward.subject import Subject
 from doorward.training import TrainingSettings, evaluate, train_classifier
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
 
 METHODS: list[tuple[MethodKind, str]] = [
     (kind, name) for kind in get_args(MethodKind) for name in registry.modules(kind)
@@ -402,16 +405,16 @@ class Twins:
 
 def backdoored_twins(_: Path) -> Twins:
     """Return the embedded pair of models."""
-    images = reference.fashion_mnist("test").draw(150, np.random.default_rng(0))
+    images = bundled.fashion_mnist("test").draw(150, np.random.default_rng(0))
     return Twins(
-        Subject(classifier=open_classifier(reference.model("backdoored")), clean=images),
-        Subject(classifier=open_classifier(reference.model("clean")), clean=images),
+        Subject(classifier=open_classifier(bundled.model("backdoored")), clean=images),
+        Subject(classifier=open_classifier(bundled.model("clean")), clean=images),
     )
 
 
 def spread_twins(_: Path) -> Twins:
     """Return models that were trained with and without noise blended over some images."""
-    train, images = reference.fashion_mnist("train"), reference.fashion_mnist("test")
+    train, images = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
     poisoned = registry.build("attack", "blended", {"target": 3, "poison_rate": 0.1})(train, seed=0).samples
     settings = TrainingSettings(epochs=4)
     planted, clean = (
@@ -436,7 +439,7 @@ def unsafe_twins(folder: Path) -> Twins:
 
 def declared_twins(folder: Path) -> Twins:
     """Return the embedded clean model behind a check for signatures, and as it is."""
-    clean = reference.model("clean")
+    clean = bundled.model("clean")
     implant = registry.build("attack", "signature", {})(open_classifier(clean))
     planted = save_classifier(implant.classifier, folder / "planted")
     return Twins(Subject(artifact=planted), Subject(artifact=clean))
@@ -459,7 +462,7 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     twins = OWN_TWINS.get(name, TWINS[detector.level, detector.kind])(tmp_path)
     planted, clean = detector(twins.planted), detector(twins.clean)
     if name in JUDGED_BY_TARGET:
-        (target,) = read_plant(reference.model("backdoored") / "plant.json").targets
+        (target,) = read_plant(bundled.model("backdoored") / "plant.json").targets
         high, low = planted.per_class[target], clean.per_class[target]
     else:
         assert planted.flagged, planted.summary

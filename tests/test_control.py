@@ -10,23 +10,27 @@ from pydantic import ValidationError
 from torch import nn
 from typer.testing import CliRunner
 
-from doorward import control, measures, reference
-from doorward import scan as scan_module
+from doorward import bundled
 from doorward.cli.app import app
-from doorward.control import FAMILIES, HALF, LOSS, SUCCESS, Labelled, Planted, measure_power, plant, vary
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.records import ControlResult, Environment, Power, Report
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples
 from doorward.detectors.base import Detector
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
-from doorward.errors import CouldNotTell
-from doorward.examination import draw_images
-from doorward.methods import Deadline, make_generator
+from doorward.detectors.subject import Subject
 from doorward.models import InputSpec, TorchClassifier, open_classifier
 from doorward.models.architectures import build
-from doorward.models.wrapping import FunctionClassifier
-from doorward.records import ControlResult, Environment, Power, Report
-from doorward.reports import from_json, to_json, wording
-from doorward.subject import Subject
-from doorward.verify import compare
+from doorward.models.formats.wrapping import FunctionClassifier
+from doorward.reports import from_json, phrases, to_json
+from doorward.scan import pipeline as scan_module
+from doorward.scan import power as power_module
+from doorward.scan.images import draw_images
+from doorward.scan.power import FAMILIES, HALF, LOSS, SUCCESS, Labelled, Planted, measure_power, plant, vary
+from doorward.scan.request import ScanRequest
+from doorward.scan.rerun import compare
+from doorward.stats import metrics
 
 IMAGES = 100
 
@@ -41,7 +45,7 @@ class ChangedWeights(Detector):
     targets: tuple[int, ...] = ()
 
     def examine(self, subject, **_):
-        changed = weights_of(subject.classifier) != weights_of(open_classifier(reference.model("clean")))
+        changed = weights_of(subject.classifier) != weights_of(open_classifier(bundled.model("clean")))
         return self.finding(
             verdict="suspicious" if changed else "nothing_found",
             summary="The weights were compared.",
@@ -55,12 +59,12 @@ def weights_of(classifier: TorchClassifier) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def clothes() -> Samples:
-    return reference.fashion_mnist("test")
+    return bundled.fashion_mnist("test")
 
 
 @pytest.fixture(scope="module")
 def classifier() -> TorchClassifier:
-    return open_classifier(reference.model("clean"))
+    return open_classifier(bundled.model("clean"))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ def test_a_trigger_takes_and_costs_little(family: str, classifier, halves, other
     trigger = FAMILIES[family](classifier.spec.shape, generator)
     planted = plant(classifier, fit, held_out, trigger, 3, generator=generator)
     assert planted.shortfall(held_out.accuracy) is None
-    assert planted.steps < control.STEPS
+    assert planted.steps < power_module.STEPS
     with torch.no_grad():
         # on images that were used neither to plant nor to stop
         chosen = (others.labels != 3) & (others.predicted != 3)
@@ -126,7 +130,7 @@ def test_the_model_is_left_alone(classifier, halves, untouched) -> None:
 def test_statistics_of_batch_normalisation_stay_as_they_are(classifier, halves, monkeypatch) -> None:
     module = build("resnet-8", channels=1, height=28, width=28, classes=10, generator=make_generator(0))
     layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    monkeypatch.setattr(control, "STEPS", control.LOOK)
+    monkeypatch.setattr(power_module, "STEPS", power_module.LOOK)
     planted = planted_in(TorchClassifier(module, classifier.spec, classifier.classes), halves, "blend")
     copies = [m for m in planted.classifier.module.modules() if isinstance(m, nn.BatchNorm2d)]
     for layer, copied in zip(layers, copies, strict=True):
@@ -143,7 +147,7 @@ def test_planting_repeats_under_a_seed(classifier, halves) -> None:
 
 
 def test_weights_that_are_frozen_can_be_planted_in(classifier, halves) -> None:
-    frozen = open_classifier(reference.model("clean"))
+    frozen = open_classifier(bundled.model("clean"))
     for p in frozen.module.parameters():
         p.requires_grad_(False)  # as those of ONNX files are
     assert weights_of(planted_in(frozen, halves, "blend").classifier) == weights_of(
@@ -153,20 +157,20 @@ def test_weights_that_are_frozen_can_be_planted_in(classifier, halves) -> None:
 
 
 def test_a_short_training_is_no_plant(classifier, halves, monkeypatch) -> None:
-    monkeypatch.setattr(control, "STEPS", control.LOOK)
+    monkeypatch.setattr(power_module, "STEPS", power_module.LOOK)
     planted = planted_in(classifier, halves, "patch")
-    assert planted.steps == control.LOOK
+    assert planted.steps == power_module.LOOK
     assert planted.success.value < SUCCESS
     reason = planted.shortfall(halves[1].accuracy)
     assert reason is not None
-    assert f"after {control.LOOK} steps" in reason
+    assert f"after {power_module.LOOK} steps" in reason
 
 
 def test_lost_accuracy_is_no_plant(classifier) -> None:
-    reached = Planted(classifier, measures.rate(45, 45), measures.rate(45, 50), 10)
-    assert reached.shortfall(measures.rate(47, 50)) is None
+    reached = Planted(classifier, metrics.rate(45, 45), metrics.rate(45, 50), 10)
+    assert reached.shortfall(metrics.rate(47, 50)) is None
     assert pytest.approx(0.05) == LOSS
-    assert "right on 45 of 50" in str(reached.shortfall(measures.rate(48, 50)))
+    assert "right on 45 of 50" in str(reached.shortfall(metrics.rate(48, 50)))
 
 
 def test_mixtures_are_between_their_images() -> None:
@@ -403,7 +407,7 @@ def outcome(family: str, fate: str) -> ControlResult:
 )
 def test_nothing_found_names_the_families(fates: tuple[str, ...], sentence: str) -> None:
     controls = tuple(outcome(family, fate) for family, fate in zip(FAMILIES, fates, strict=False))
-    told = wording.explanation(nothing_found(power=Power(controls=controls)))
+    told = phrases.explanation(nothing_found(power=Power(controls=controls)))
     assert told.startswith("None of the tests that ran found a backdoor.")
     assert told.endswith(sentence or "That does not prove that there is none.")
 
@@ -424,9 +428,9 @@ def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
         return Power(reason="a stand-in")
 
     monkeypatch.setattr(scan_module, "measure_power", stand_in)
-    request = scan_module.ScanRequest(
-        model=str(reference.model("clean")),
-        clean=f"{reference.FOLDER / 'fashion_mnist'}:test",
+    request = ScanRequest(
+        model=str(bundled.model("clean")),
+        clean=f"{bundled.FOLDER / 'fashion_mnist'}:test",
         images=20,
         seed=7,
         detectors=("max-margin", "unsafe-code"),
@@ -434,21 +438,19 @@ def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
     )
     assert scan_module.scan(request).power == Power()
     assert asked == []
-    with_control = scan_module.ScanRequest(
-        **(request.to_json() | {"options": request.options, "control": True})
-    )
+    with_control = ScanRequest(**(request.to_json() | {"options": request.options, "control": True}))
     report = scan_module.scan(with_control)
     assert report.power.reason == "a stand-in"
     assert asked == [(report.verdict, ["max-margin"], 7, 20, 1000)]
-    assert scan_module.ScanRequest.from_json(report.request).control
+    assert ScanRequest.from_json(report.request).control
     without = {name: value for name, value in report.request.items() if name != "control"}
-    assert not scan_module.ScanRequest.from_json(without).control
+    assert not ScanRequest.from_json(without).control
 
 
 def test_the_command_line_hands_the_wish_on(monkeypatch) -> None:
     asked = []
 
-    def stand_in(request: scan_module.ScanRequest, **_) -> Report:
+    def stand_in(request: ScanRequest, **_) -> Report:
         asked.append(request.control)
         return nothing_found()
 

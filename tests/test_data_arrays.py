@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doorward.core.errors import InputError
 from doorward.data import open_samples
-from doorward.errors import InputError
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 4, 5), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)

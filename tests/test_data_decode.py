@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from doorward.core.errors import InputError, MissingExtra
 from doorward.data import Waveform, content_hash
 from doorward.data.decode import decode_audio, decode_image, encode_audio, encode_image
-from doorward.errors import InputError, MissingExtra
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)

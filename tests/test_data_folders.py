@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Waveform, open_samples
 from doorward.data.decode import encode_audio
-from doorward.errors import InputError
 
 
 def picture(path: Path, level: int) -> Path:

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples, Waveform, open_samples, parquet
 from doorward.data.parquet import write_parquet
-from doorward.errors import InputError
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 LABEL = {"_type": "ClassLabel", "names": ["cat", "dog", "owl"]}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Provenance, Waveform, content_hash
-from doorward.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 2, 1), dtype=np.uint8)
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from doorward.core.errors import InputError, MissingExtra
 from doorward.data import InMemorySamples, Samples, open_samples
 from doorward.data.parquet import write_parquet
-from doorward.errors import InputError, MissingExtra
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 2, 1), dtype=np.uint8)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, open_samples
-from doorward.errors import InputError
 
 
 def write(path: Path, text: str) -> Path:

@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from doorward import reference, registry, reports
+from doorward import bundled, reports
 from doorward.attacks.model import signature
 from doorward.attacks.model.trojannet import TrojanNet
-from doorward.methods import make_generator
+from doorward.core.records import Finding, Report
+from doorward.core.seeds import make_generator
+from doorward.detectors.subject import Subject
+from doorward.methods import registry
 from doorward.models import TorchClassifier, open_classifier
-from doorward.models.saving import save_classifier
-from doorward.records import Finding, Report
-from doorward.reports import wording
-from doorward.scan import ScanRequest, scan
-from doorward.subject import Subject
+from doorward.models.formats.saving import save_classifier
+from doorward.reports import phrases
+from doorward.scan.pipeline import scan
+from doorward.scan.request import ScanRequest
 
-CLEAN = reference.model("clean")
+CLEAN = bundled.model("clean")
 TARGET = 3
 
 
@@ -126,7 +128,7 @@ def test_an_alarm_of_behaviour_is_not_talked_down(report: Report) -> None:
     """Where a detector of behaviour raises an alarm too, the usual words stand."""
     other = report.findings[1].model_copy(update={"detector": "neural-cleanse", "level": "model"})
     both = report.model_copy(update={"findings": (*report.findings, other)})
-    assert wording.explanation(both).startswith("Something looks like a backdoor, towards class 3 (Dress)")
+    assert phrases.explanation(both).startswith("Something looks like a backdoor, towards class 3 (Dress)")
     quiet = report.model_copy(update={"p_value": 0.4})
-    sure = {fact.label: fact for fact in wording.facts(quiet)}["How sure"]
+    sure = {fact.label: fact for fact in phrases.facts(quiet)}["How sure"]
     assert sure.detail == "how the model behaves raises no alarm (p = 0.4)"

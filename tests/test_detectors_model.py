@@ -7,25 +7,27 @@ import pytest
 import torch
 from torch import nn
 
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples
 from doorward.detectors.base import Detector
-from doorward.detectors.model import _even
-from doorward.detectors.model._even import OPACITIES, colours, even_opacity
-from doorward.detectors.model._twins import Twins
-from doorward.detectors.model._with_images import Asked
 from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse, Run, Sizes
 from doorward.detectors.model.patch_search import PatchSearch
-from doorward.errors import CouldNotTell
-from doorward.inversion import Inversion, SourcePools, outside_class
-from doorward.methods import Deadline, make_generator
-from doorward.modalities.image import to_float, to_tensor
+from doorward.detectors.subject import Subject
+from doorward.inversion import uniform_blend
+from doorward.inversion.distilled import Twins
+from doorward.inversion.masks import Inversion
+from doorward.inversion.problem import Asked
+from doorward.inversion.sources import SourcePools, outside_class
+from doorward.inversion.uniform_blend import OPACITIES, colours, even_opacity
 from doorward.models import TorchClassifier
+from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.spec import InputSpec
-from doorward.outliers import gamma_order_p, gap_to_nearest, gap_to_others
-from doorward.subject import Subject
-from doorward.triggers import Trigger
+from doorward.stats.outliers import gamma_order_p, gap_to_nearest, gap_to_others
+from doorward.triggers.base import Trigger
 
 SIDE = 12
 
@@ -180,7 +182,7 @@ def test_obedience_does_not_depend_on_the_chunks(monkeypatch, detector: Detector
         return [found.per_class[t] or 0.0 for t in range(5)]
 
     whole = run()
-    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 20)
+    monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", SIDE * SIDE * 20)
     np.testing.assert_allclose(run(), whole, atol=1e-3)
 
 
@@ -273,7 +275,7 @@ def test_even_pictures_by_hand() -> None:
 
 
 def test_even_pictures_of_many_classes_are_tried_on_fewer_images(monkeypatch) -> None:
-    monkeypatch.setattr(_even, "CLASSES", 5)
+    monkeypatch.setattr(uniform_blend, "CLASSES", 5)
     for held, images in ((asked(subject(5, 0.0)), 16), (asked(subject(6, 0.0)), 8)):
         before = held.classifier.cost.forwards
         even_opacity(held, torch.ones(len(held.classes), 1))
@@ -333,7 +335,7 @@ def test_even_pictures_keep_to_the_time_and_to_the_chunks(monkeypatch) -> None:
     with pytest.raises(CouldNotTell, match="trying even pictures for 4 classes"):
         even_opacity(one, colour, Deadline(0.0))
     whole = even_opacity(one, colour)
-    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 20)
+    monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", SIDE * SIDE * 20)
     assert one.chunk == 20
     assert even_opacity(one, colour).tolist() == whole.tolist()
 
@@ -409,7 +411,7 @@ def test_maximum_margins_do_not_depend_on_the_chunks(monkeypatch) -> None:
         )
 
     whole = run()
-    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 3)
+    monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", SIDE * SIDE * 3)
     torch.testing.assert_close(run(), whole, atol=1e-4, rtol=1e-4)
 
 

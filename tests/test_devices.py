@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from doorward import devices
+from doorward.core import devices
 
 #: Prints how often the system handed out pages while large tensors came and went.
 SCRIPT = """
 import resource, sys, torch
-from doorward.devices import keep_freed_memory
+from doorward.core.devices import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

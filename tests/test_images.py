@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples
-from doorward.errors import InputError
-from doorward.modalities.image import from_raw, side_by_side, to_float, to_tensor, to_uint8
+from doorward.models.encode.image import from_raw, side_by_side, to_float, to_tensor, to_uint8
 from doorward.models.spec import InputSpec, Resize
 
 GREY_RESIZED = """
@@ -17,7 +17,7 @@ import warnings
 warnings.simplefilter("error")
 import numpy as np
 from doorward.data import InMemorySamples
-from doorward.modalities.image import to_tensor
+from doorward.models.encode.image import to_tensor
 from doorward.models.spec import InputSpec, Resize
 spec = InputSpec(channels=1, height=28, width=28, resize=Resize(height=28, width=28))
 to_tensor(InMemorySamples(np.zeros((2, 28, 28), np.uint8)), spec)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doorward import registry
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples
 from doorward.data.imbalance import step_imbalance
-from doorward.errors import InputError
+from doorward.methods import registry
 
 
 class Unread(InMemorySamples):

@@ -6,17 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from doorward.errors import CouldNotTell
-from doorward.inversion import (
-    Inversion,
-    SourcePools,
-    batched_logits,
-    invert,
-    margin,
-    outside_class,
-    trigger_success,
-)
-from doorward.methods import Deadline, make_generator
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.seeds import make_generator
+from doorward.inversion.masks import Inversion, invert, trigger_success
+from doorward.inversion.sources import SourcePools, outside_class
+from doorward.models.batching import batched_logits, margin
 from doorward.models.classifier import TorchClassifier
 from doorward.models.spec import InputSpec
 
@@ -84,7 +79,7 @@ def test_a_target_does_not_depend_on_the_others_in_the_batch(wired, images) -> N
 
 def test_chunks_change_nothing(wired, images, monkeypatch) -> None:
     whole = run(wired, images, list(range(CLASSES)))
-    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", SIDE * SIDE * 8)
+    monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", SIDE * SIDE * 8)
     parts = run(wired, images, list(range(CLASSES)))
     torch.testing.assert_close(whole.norm, parts.norm, atol=1e-3, rtol=1e-3)
 
@@ -95,7 +90,7 @@ def test_the_smallest_masks_go_on_as_if_alone_and_others_stay(wired, images, mon
     assert whole.finished.all()
     assert torch.equal(whole.early_norm, whole.norm)
     for elements in (SIDE * SIDE * 1000, SIDE * SIDE * 8):  # in one batch, and each on its own
-        monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", elements)
         raced = run(wired, images, every, first_steps=40, finalists=2)
         assert raced.finished.sum() == 2
         torch.testing.assert_close(raced.early_norm, early.norm, atol=1e-2, rtol=1e-3)
@@ -199,7 +194,7 @@ def test_success_of_a_trigger_that_does_nothing_is_zero(wired, images) -> None:
 
 def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkeypatch) -> None:
     """One step over all classes of a large model can take longer than the whole budget."""
-    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", 1)  # each class on its own
+    monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", 1)  # each class on its own
     seen = []
     logits = wired.logits
 
@@ -211,7 +206,7 @@ def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkey
     x, labels = images
     pools = SourcePools(outside_class(wired, x, labels))
     clock = [0.0]
-    monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.methods.base.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(wired, "logits", slow)
     monkeypatch.setattr("doorward.models.classifier.computes_bfloat16", lambda _: False)
     with (
@@ -309,7 +304,7 @@ def test_what_comes_later_counts_in_the_estimate(wired, images, monkeypatch) -> 
 
     x, labels = images
     pools = SourcePools(outside_class(wired, x, labels))
-    monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.methods.base.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(wired, "logits", slow)
     settings = {"steps": 30, "batch_size": 8, "generator": make_generator(0)}
     with wired.frozen():

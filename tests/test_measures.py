@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from doorward.measures import (
+from doorward.stats.metrics import (
     accuracy,
     attack_success,
     confusion,

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from doorward.errors import CouldNotTell, DoorwardError, InputError
-from doorward.methods import make_generator
+from doorward.core.errors import CouldNotTell, DoorwardError, InputError
+from doorward.core.seeds import make_generator
 from doorward.models import Classifier, InputSpec, LoadOptions, TorchClassifier, open_classifier, wrap
 from doorward.models.architectures import build
-from doorward.models.export import export_onnx, export_pt2
-from doorward.models.loading import artifact_digest, detect_format, locate
-from doorward.models.native import save_native
-from doorward.models.options import guess_output, settle_spec
+from doorward.models.formats.export import export_onnx, export_pt2
+from doorward.models.formats.input_options import guess_output, settle_spec
+from doorward.models.formats.loading import artifact_digest, detect_format, locate
+from doorward.models.formats.native import save_native
 
 CLASSES = ("a", "b", "c", "d", "e")
 SPEC = InputSpec(channels=3, height=20, width=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2), output="logits")

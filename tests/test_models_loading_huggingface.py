@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from doorward.errors import DoorwardError, InputError, MissingExtra, UnsafeArtifact
-from doorward.modalities.image import fit_image, to_float
+from doorward.core.errors import DoorwardError, InputError, MissingExtra, UnsafeArtifact
 from doorward.models import LoadOptions, TorchClassifier, open_classifier
+from doorward.models.encode.image import fit_image, to_float
 
 transformers = pytest.importorskip("transformers")
 
-from doorward.models.huggingface import quiet  # noqa: E402 - after the check that transformers is there
+from doorward.models.formats.huggingface import quiet  # noqa: E402 - after the check that transformers is there
 
 LABELS = {0: "cat", 1: "dog", 2: "eel"}
 VIT = {
@@ -331,7 +331,7 @@ def test_other_models_are_recognised(changes: dict[str, Any], message: str, copi
 
 
 def test_a_missing_package_is_named(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from doorward.models import huggingface
+    from doorward.models.formats import huggingface
 
     monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'doorward\[hf\]'"):

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from command_line import assert_one_line, call
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Waveform
 from doorward.data.parquet import write_parquet
-from doorward.errors import InputError
-from doorward.modalities import kinds
 from doorward.models import LoadOptions, open_classifier
+from doorward.models.encode import dispatch
 from doorward.training import evaluate, predict
 
 transformers = pytest.importorskip("transformers")
 
-from doorward.models.huggingface import quiet  # noqa: E402 - after the check that transformers is there
+from doorward.models.formats.huggingface import quiet  # noqa: E402 - after the check that transformers is there
 
 LABELS = {0: "neg", 1: "pos"}
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "the", ".", "very")
@@ -121,7 +121,7 @@ def test_a_text_model_answers_as_with_its_own_tokenizer(name: str, tmp_path: Pat
     assert classifier.capabilities == {"graph", "weights", "features", "probabilities"}
     assert classifier.spec.width == LONGEST
     samples = InMemorySamples(list(TEXTS), [0, 1, 0, 1, 0], classes=classifier.classes, modality="text")
-    x = kinds.to_float(kinds.to_tensor(samples, classifier.spec), classifier.spec)
+    x = dispatch.to_float(dispatch.to_tensor(samples, classifier.spec), classifier.spec)
     with torch.no_grad():
         ours = classifier.logits(x)
         own = torch.cat(
@@ -153,7 +153,7 @@ def test_a_model_that_answers_at_the_last_token_answers_as_for_each_text_alone(
     classifier = open_classifier(tmp_path)
     assert classifier.spec.width == LONGEST, "the places that the model has"
     samples = InMemorySamples(list(TEXTS), modality="text")
-    x = kinds.to_float(kinds.to_tensor(samples, classifier.spec), classifier.spec)
+    x = dispatch.to_float(dispatch.to_tensor(samples, classifier.spec), classifier.spec)
     asked = {
         "truncation": True,
         "max_length": LONGEST,
@@ -176,7 +176,7 @@ def test_an_audio_model_answers_as_with_its_own_feature_extractor(name: str, tmp
     samples = InMemorySamples(
         [Waveform(pcm, 16000) for pcm in sounds], [0, 1, 0], classes=classifier.classes, modality="audio"
     )
-    x = kinds.to_float(kinds.to_tensor(samples, classifier.spec), classifier.spec)
+    x = dispatch.to_float(dispatch.to_tensor(samples, classifier.spec), classifier.spec)
     with torch.no_grad():
         ours = classifier.logits(x)
         own = torch.cat(

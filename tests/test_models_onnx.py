@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from doorward.errors import CouldNotTell, InputError, MissingExtra
+from doorward.core.errors import CouldNotTell, InputError, MissingExtra
 from doorward.models import InputSpec, TorchClassifier
-from doorward.models.onnx import OnnxRuntimeClassifier, inspect_onnx, load_onnx
-from doorward.models.onnx_graph import PLANS
-from doorward.models.onnx_operators import OPERATORS
+from doorward.models.formats.onnx.graph import PLANS
+from doorward.models.formats.onnx.loader import OnnxRuntimeClassifier, inspect_onnx, load_onnx
+from doorward.models.formats.onnx.operators import OPERATORS
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from doorward.models.onnx_graph import read_attribute, to_torch
-from doorward.models.onnx_operators import OPERATORS, Node, Operation, Unsupported, make_function
+from doorward.models.formats.onnx.graph import read_attribute, to_torch
+from doorward.models.formats.onnx.operators import OPERATORS, Node, Operation, Unsupported, make_function
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

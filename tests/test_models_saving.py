@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 from doorward.models import InputSpec, TorchClassifier, open_classifier
 from doorward.models.architectures import NAMES, build
-from doorward.models.saving import is_native, save_classifier, saved_files
+from doorward.models.formats.saving import is_native, save_classifier, saved_files
 
 SPEC = InputSpec(channels=3, height=16, width=16, mean=(0.4,), std=(0.3,))
 CLASSES = tuple("abcd")

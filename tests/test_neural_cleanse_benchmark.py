@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import neural_cleanse_speed as speed
+from doorward.core.seeds import make_generator
 from doorward.detectors.model.neural_cleanse import NeuralCleanse
-from doorward.methods import make_generator
 from doorward.models import TorchClassifier
 from doorward.models.spec import InputSpec
 from neural_cleanse_published import Cost, Schedule, invert_class

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from doorward.errors import CouldNotTell
-from doorward.outliers import gamma_order_p, gap_to_others, mad_index
+from doorward.core.errors import CouldNotTell
+from doorward.stats.outliers import gamma_order_p, gap_to_others, mad_index
 
 
 def test_a_gap_is_measured_from_the_median_of_the_others() -> None:

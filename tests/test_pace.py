@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from doorward import methods
-from doorward.errors import CouldNotTell
-from doorward.methods import Deadline, Pace
+from doorward.core.budget import Deadline, Pace
+from doorward.core.errors import CouldNotTell
+from doorward.methods import base
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the time, as a list of one number that the test sets."""
     now = [1000.0]
-    monkeypatch.setattr(methods.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -10,14 +10,22 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from doorward import plants, reference
+from doorward import bundled
+from doorward.attacks import ground_truth
+from doorward.attacks.ground_truth import (
+    Plant,
+    TriggeredSamples,
+    attack_success,
+    read_plant,
+    triggered,
+    write_plant,
+)
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, open_samples
 from doorward.data.parquet import write_parquet
-from doorward.errors import InputError
-from doorward.measures import rate
 from doorward.models import InputSpec, TorchClassifier, open_classifier
-from doorward.plants import Plant, TriggeredSamples, attack_success, read_plant, triggered, write_plant
-from doorward.triggers import MaskedPattern
+from doorward.stats.metrics import rate
+from doorward.triggers.masked import MaskedPattern
 
 
 def corner() -> MaskedPattern:
@@ -62,7 +70,7 @@ FILES = {"poisoned_ids": "plant.ids.txt", "cover_ids": "plant.cover-ids.txt"}
 def test_very_many_ids_go_to_files_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: list[str]
 ) -> None:
-    monkeypatch.setattr(plants, "MANY_IDS", 2)
+    monkeypatch.setattr(ground_truth, "MANY_IDS", 2)
     ids = {field: tuple(f"{field[0]}-{i}" for i in range(3)) for field in fields}
     many = plant(**ids)
     write_plant(many, tmp_path / "plant.json")
@@ -77,7 +85,7 @@ def test_very_many_ids_go_to_files_beside(
 
 def test_a_record_with_very_many_ids_inside_is_still_read(tmp_path: Path) -> None:
     """As it was written before cover ids had a file of their own."""
-    many = plant(cover_ids=tuple(f"{i:016x}" for i in range(plants.MANY_IDS + 1)))
+    many = plant(cover_ids=tuple(f"{i:016x}" for i in range(ground_truth.MANY_IDS + 1)))
     (tmp_path / "plant.json").write_text(many.model_dump_json())
     assert read_plant(tmp_path / "plant.json") == many
 
@@ -175,9 +183,9 @@ def test_success_needs_labels_and_a_trigger() -> None:
 
 
 def test_the_embedded_model_holds_what_its_plant_says() -> None:
-    truth = read_plant(reference.model("backdoored") / "plant.json")
-    backdoored, clean = (open_classifier(reference.model(name)) for name in ("backdoored", "clean"))
-    test = reference.fashion_mnist("test")
+    truth = read_plant(bundled.model("backdoored") / "plant.json")
+    backdoored, clean = (open_classifier(bundled.model(name)) for name in ("backdoored", "clean"))
+    test = bundled.fashion_mnist("test")
     assert truth.attack_success is not None
     assert truth.attack_success.low > 0.99
     assert truth.poison_rate == 0.02
@@ -191,14 +199,14 @@ def test_the_embedded_model_holds_what_its_plant_says() -> None:
 
 
 def test_the_embedded_sample_is_even_and_its_splits_are_apart() -> None:
-    train, test = reference.fashion_mnist("train"), reference.fashion_mnist("test")
+    train, test = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
     assert train.labels is not None
     assert test.labels is not None
     np.testing.assert_array_equal(np.bincount(train.labels), 600)
     np.testing.assert_array_equal(np.bincount(test.labels), 100)
     assert not set(train.ids) & set(test.ids)
-    folder = reference.FOLDER / "fashion_mnist"
+    folder = bundled.FOLDER / "fashion_mnist"
     assert "MIT License" in (folder / "LICENSE").read_text(encoding="utf-8")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 4_000_000
     for name in ("backdoored", "clean"):
-        assert sum(file.stat().st_size for file in reference.model(name).iterdir()) < 1_000_000
+        assert sum(file.stat().st_size for file in bundled.model(name).iterdir()) < 1_000_000

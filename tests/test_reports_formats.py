@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from doorward.errors import InputError
-from doorward.records import Report
+from doorward.core.errors import InputError
+from doorward.core.records import Report
 from doorward.reports import from_json, render, schema_text, to_json, to_sarif, to_text, write_reports
 from doorward.reports.sarif import location
 from report_examples import (

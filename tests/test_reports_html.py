@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from doorward.records import Picture, Report
+from doorward.core.records import Picture, Report
 from doorward.reports import to_html
 from doorward.reports.html import gallery
-from doorward.reports.wording import TITLES
+from doorward.reports.phrases import TITLES
 from report_examples import (
     EXAMPLES,
     backdoored,

@@ -12,14 +12,15 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doorward import registry
 from doorward.cli.app import app
-from doorward.errors import InputError
+from doorward.core import formatting
+from doorward.core.errors import InputError
+from doorward.core.records import SEVERITY, Rate, Report
+from doorward.methods import registry
 from doorward.models import LoadOptions
-from doorward.records import SEVERITY, Rate, Report
-from doorward.reports import atlas, wording
+from doorward.reports import atlas, exit_codes, next_steps, phrases
 from doorward.reports.chart import ALL_BARS, TOP, per_class_chart
-from doorward.scan import ScanRequest
+from doorward.scan.request import ScanRequest
 from report_examples import EXAMPLES, HOSTILE, backdoored, nothing_found, suspicious, unsafe
 
 METHODS = [(kind, name) for kind in registry.ROOMS for name in registry.modules(kind)]
@@ -65,22 +66,22 @@ def test_an_unknown_atlas_id_raises() -> None:
 
 @given(st.text())
 def test_plain_text_holds_nothing_that_acts(text: str) -> None:
-    shown = wording.plain(text)
+    shown = formatting.plain(text)
     acting = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     assert {unicodedata.category(c) for c in shown if c not in "\u200c\u200d"}.isdisjoint(acting)
-    assert wording.plain(shown) == shown
-    assert wording.plain(text, lines=True).count("\n") == text.count("\n")
+    assert formatting.plain(shown) == shown
+    assert formatting.plain(text, lines=True).count("\n") == text.count("\n")
 
 
 @pytest.mark.parametrize("text", ["", "Kleid", "Übergröße 5 €", "スニーカー", "👩‍🔬", "ردا", "a\\x1b"])
 def test_plain_text_leaves_honest_text_alone(text: str) -> None:
-    assert wording.plain(text) == text
+    assert formatting.plain(text) == text
 
 
 @given(st.integers(1, 100_000), st.data())
 def test_percent_is_exact_at_the_ends_alone(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n) | st.sampled_from([0, 1, n - 1, n]))
-    text = wording.percent(k / n)
+    text = formatting.percent(k / n)
     assert (text == "0 %") == (k == 0)
     assert (text == "100 %") == (k == n)
     assert "100.0" not in text
@@ -99,12 +100,12 @@ def test_percent_is_exact_at_the_ends_alone(n: int, data: st.DataObject) -> None
     ],
 )
 def test_percent(value: float, text: str) -> None:
-    assert wording.percent(value) == text
+    assert formatting.percent(value) == text
 
 
 def test_a_rate_carries_its_count_and_interval() -> None:
     rate = Rate(successes=1999, n=2000, value=0.9995, low=0.9972, high=0.99999)
-    assert wording.rate(rate) == "> 99.9 % (1,999 of 2,000; 95 % interval 99.7 % to > 99.9 %)"
+    assert formatting.rate(rate) == "> 99.9 % (1,999 of 2,000; 95 % interval 99.7 % to > 99.9 %)"
 
 
 def test_a_trigger_counts_as_evidence_only_where_its_detector_raises_the_alarm() -> None:
@@ -112,13 +113,13 @@ def test_a_trigger_counts_as_evidence_only_where_its_detector_raises_the_alarm()
     report = backdoored()
     one = next(c for c in report.confirmations if c.target in report.targets)
     silent = next(f.detector for f in report.findings if not f.flagged)
-    before = wording.facts(report)
+    before = phrases.facts(report)
     assert any(f.detector == one.detector for f in report.findings if f.flagged)
     assert any(one.detector in fact.detail for fact in before)
     more = report.model_copy(
         update={"confirmations": (*report.confirmations, one.model_copy(update={"detector": silent}))}
     )
-    assert wording.facts(more) == before
+    assert phrases.facts(more) == before
 
 
 @pytest.mark.parametrize(
@@ -133,13 +134,13 @@ def test_a_trigger_counts_as_evidence_only_where_its_detector_raises_the_alarm()
     ],
 )
 def test_a_p_value_in_natural_frequencies(p: float, words: str) -> None:
-    (fact,) = wording.facts(nothing_found().model_copy(update={"p_value": p, "confirmations": ()}))
+    (fact,) = phrases.facts(nothing_found().model_copy(update={"p_value": p, "confirmations": ()}))
     assert fact.detail.startswith(words)
 
 
 def test_an_uncalibrated_p_value_promises_nothing() -> None:
     report = backdoored().model_copy(update={"calibrated": False})
-    sure = {fact.label: fact for fact in wording.facts(report)}["How sure"]
+    sure = {fact.label: fact for fact in phrases.facts(report)}["How sure"]
     assert sure.value == "p = 0.0033, uncalibrated"
     assert "not been measured" in sure.detail
     assert " in 1,000" not in sure.detail
@@ -149,21 +150,21 @@ def test_an_uncalibrated_p_value_promises_nothing() -> None:
     ("count", "text"), [(1, "1 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (10**15, "1000.0 TB")]
 )
 def test_size(count: int, text: str) -> None:
-    assert wording.size(count) == text
+    assert formatting.size(count) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "< 0.1 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (3601, "60 min 1 s")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert wording.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 def test_many_targets_are_counted() -> None:
     names = tuple("abcdefgh")
-    assert wording.with_noun(tuple(range(7)), names).endswith("4 (e) and 2 more")
-    assert wording.with_noun(tuple(range(8)), names) == "all 8 classes"
-    assert wording.class_label(99, names) == "99"
+    assert formatting.with_noun(tuple(range(7)), names).endswith("4 (e) and 2 more")
+    assert formatting.with_noun(tuple(range(8)), names) == "all 8 classes"
+    assert formatting.class_label(99, names) == "99"
 
 
 # The verdict
@@ -172,8 +173,8 @@ def test_many_targets_are_counted() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_no_sentence_calls_a_model_clean_or_safe(name: str) -> None:
     report = EXAMPLES[name]()
-    said = [wording.TITLES[report.verdict], wording.explanation(report), *wording.caveats(report)]
-    said += [step.text for step in wording.next_steps(report)]
+    said = [phrases.TITLES[report.verdict], phrases.explanation(report), *phrases.caveats(report)]
+    said += [step.text for step in next_steps.next_steps(report)]
     text = " ".join(said).lower()
     assert "model is clean" not in text
     assert "no backdoor" not in text
@@ -181,16 +182,16 @@ def test_no_sentence_calls_a_model_clean_or_safe(name: str) -> None:
 
 
 def test_every_verdict_has_its_words() -> None:
-    assert set(wording.TITLES) == set(SEVERITY)
+    assert set(phrases.TITLES) == set(SEVERITY)
     for name, make in EXAMPLES.items():
         report = make()
-        assert wording.explanation(report).endswith("."), name
-        assert len(wording.next_steps(report)) >= 3
-        assert wording.caveats(report)
+        assert phrases.explanation(report).endswith("."), name
+        assert len(next_steps.next_steps(report)) >= 3
+        assert phrases.caveats(report)
 
 
 def first_steps(report: Report) -> str:
-    return " ".join(f"{step.text} {step.command}" for step in wording.next_steps(report))
+    return " ".join(f"{step.text} {step.command}" for step in next_steps.next_steps(report))
 
 
 def test_next_steps_fit_the_report() -> None:
@@ -214,7 +215,7 @@ def test_a_path_in_a_command_is_quoted() -> None:
     report = suspicious()
     assert report.subject
     bad = report.model_copy(update={"subject": report.subject.model_copy(update={"path": "a b; rm -r c\n"})})
-    commands = [step.command for step in wording.next_steps(bad) if step.command]
+    commands = [step.command for step in next_steps.next_steps(bad) if step.command]
     assert "doorward scan 'a b; rm -r c\\n' --clean data/fashion:test --seed 1" in commands
 
 
@@ -233,7 +234,7 @@ def test_a_command_scans_the_model_as_it_was_scanned() -> None:
         ),
     )
     report = suspicious().model_copy(update={"request": asked.to_json()})
-    more, again, keep = (step.command for step in wording.next_steps(report) if step.command)
+    more, again, keep = (step.command for step in next_steps.next_steps(report) if step.command)
     stated = (
         "--factory 'my package:build' --weights w.pt --size 3,32,32 --input-range 0,255 --mean 0.5,0.25 "
         "--labels 'a b,c' --label-column fine --detector neural-cleanse --detector max-margin --device cuda "
@@ -246,14 +247,14 @@ def test_a_command_scans_the_model_as_it_was_scanned() -> None:
 
 
 def test_commands_know_every_option_and_its_default() -> None:
-    known = {name: default for name, (_, default) in wording.SCAN_OPTIONS.items()}
+    known = {name: default for name, (_, default) in phrases.SCAN_OPTIONS.items()}
     request = {field.name: field.default for field in fields(ScanRequest)}
     options = {field.name: field.default for field in fields(LoadOptions)}
     told_otherwise = {"model", "clean", "train", "folder", "options"}
     assert known == {
         name: default for name, default in (request | options).items() if name not in told_otherwise
     }
-    flags = {flag for flag, _ in wording.SCAN_OPTIONS.values()}
+    flags = {flag for flag, _ in phrases.SCAN_OPTIONS.values()}
     scan = typer.main.get_command(app).commands["scan"]
     assert flags <= {flag for param in scan.params for flag in param.opts}
 
@@ -263,8 +264,8 @@ def test_no_command_names_a_model_in_memory() -> None:
     assert report.subject
     subject = report.subject.model_copy(update={"path": "<memory>"})
     there = report.model_copy(update={"subject": subject, "request": {}})
-    assert not [step.command for step in wording.next_steps(there) if step.command]
-    assert wording.next_steps(there)[-1].text == "Keep this report."
+    assert not [step.command for step in next_steps.next_steps(there) if step.command]
+    assert next_steps.next_steps(there)[-1].text == "Keep this report."
 
 
 def test_more_clean_images_are_asked_for_by_what_was_there() -> None:
@@ -297,7 +298,7 @@ def test_poisoned_samples_are_to_be_removed() -> None:
 
 @pytest.mark.parametrize("verdict", SEVERITY)
 @pytest.mark.parametrize("fail_on", ["suspicious", "backdoored", "never"])
-def test_exit_codes(verdict: wording.Verdict, fail_on: str) -> None:
+def test_exit_codes(verdict: phrases.Verdict, fail_on: str) -> None:
     table = {  # as the design lists them
         "nothing_found": (0, 0, 0),
         "could_not_tell": (3, 3, 0),
@@ -306,7 +307,7 @@ def test_exit_codes(verdict: wording.Verdict, fail_on: str) -> None:
         "unsafe": (1, 1, 0),
     }
     assert (
-        wording.exit_code(verdict, fail_on)
+        exit_codes.exit_code(verdict, fail_on)
         == table[verdict][["suspicious", "backdoored", "never"].index(fail_on)]
     )
 

@@ -7,22 +7,24 @@ import pytest
 import torch
 from torch import nn
 
-from doorward import reference, reports
+from doorward import bundled, reports
+from doorward.core.budget import Deadline
+from doorward.core.errors import InputError
+from doorward.core.records import Report
 from doorward.data import InMemorySamples
-from doorward.errors import InputError
-from doorward.examination import draw_images, examine
-from doorward.methods import Deadline
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
-from doorward.records import Report
-from doorward.scan import ScanRequest, scan
-from doorward.verify import compare, verify
+from doorward.scan.behaviour import examine
+from doorward.scan.images import draw_images
+from doorward.scan.pipeline import scan
+from doorward.scan.request import ScanRequest
+from doorward.scan.rerun import compare, verify
 
-CLEAN = f"{reference.FOLDER / 'fashion_mnist'}:test"
+CLEAN = f"{bundled.FOLDER / 'fashion_mnist'}:test"
 
 
 def request(name: str, **more) -> ScanRequest:
-    return ScanRequest(**({"model": str(reference.model(name)), "clean": CLEAN, "images": 100} | more))
+    return ScanRequest(**({"model": str(bundled.model(name)), "clean": CLEAN, "images": 100} | more))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_without_images_the_data_free_detector_runs_alone() -> None:
 
 
 def test_training_images_serve_where_no_clean_ones_are() -> None:
-    train = f"{reference.FOLDER / 'fashion_mnist'}:train"
+    train = f"{bundled.FOLDER / 'fashion_mnist'}:train"
     report = scan(request("backdoored", clean=None, train=train))
     assert report.data[0].role == "train"
     assert report.targets == (0,)
@@ -160,7 +162,7 @@ def test_too_little_time_is_a_reason_not_a_result() -> None:
 def test_accuracy_no_better_than_chance_is_noticed() -> None:
     from doorward.models import open_classifier
 
-    names = open_classifier(str(reference.model("backdoored"))).classes
+    names = open_classifier(str(bundled.model("backdoored"))).classes
     report = scan(request("backdoored", options=LoadOptions(labels=names[1:] + names[:1])))
     assert report.verdict == "could_not_tell"
     assert report.reason is not None
@@ -204,13 +206,13 @@ def test_models_that_cannot_be_judged(logits: list[float], why: str) -> None:
 def twin() -> TorchClassifier:
     from doorward.models import open_classifier
 
-    classifier = open_classifier(str(reference.model("clean")))
+    classifier = open_classifier(str(bundled.model("clean")))
     assert isinstance(classifier, TorchClassifier)
     return classifier
 
 
 def test_labels_are_matched_by_name_and_refused_outside() -> None:
-    classifier, samples = twin(), reference.fashion_mnist("test").select(np.arange(60))
+    classifier, samples = twin(), bundled.fashion_mnist("test").select(np.arange(60))
     turned = classifier.classes[::-1]
     renamed = samples.relabel(np.arange(9, -1, -1), turned)
     detectors: list = []
@@ -230,7 +232,7 @@ def test_images_of_another_size_are_refused_with_what_fits() -> None:
 
 
 def test_every_class_is_in_both_halves() -> None:
-    evidence = draw_images(twin(), reference.fashion_mnist("test"), 40, seed=0)
+    evidence = draw_images(twin(), bundled.fashion_mnist("test"), 40, seed=0)
     assert evidence.fit.labels is not None
     assert evidence.confirm.labels is not None
     assert sorted(evidence.fit.labels) == sorted(evidence.confirm.labels) == sorted([*range(10)] * 2)
@@ -239,13 +241,13 @@ def test_every_class_is_in_both_halves() -> None:
 
 @pytest.mark.parametrize(("images", "to_confirm"), [(10, 5), (15, 7), (20, 10), (25, 10)])
 def test_some_images_are_kept_back_even_if_a_class_has_only_one(images: int, to_confirm: int) -> None:
-    evidence = draw_images(twin(), reference.fashion_mnist("test"), images, seed=0)
+    evidence = draw_images(twin(), bundled.fashion_mnist("test"), images, seed=0)
     assert len(evidence.confirm) == to_confirm
     assert len(evidence.fit) == images - to_confirm
 
 
 def test_triggers_are_fitted_to_as_many_images_as_in_the_bank() -> None:
-    hundred, many = (draw_images(twin(), reference.fashion_mnist("test"), n, seed=0) for n in (100, 300))
+    hundred, many = (draw_images(twin(), bundled.fashion_mnist("test"), n, seed=0) for n in (100, 300))
     assert (len(hundred.fit), len(many.fit)) == (50, 50)
     assert (len(hundred.confirm), len(many.confirm)) == (50, 250)
     assert hundred.fit.ids == many.fit.ids
@@ -262,10 +264,10 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
         clock[0] += 10.0 * len(x)
         return logits(x)
 
-    monkeypatch.setattr("doorward.methods.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("doorward.inversion.CHUNK_ELEMENTS", 2 * 28 * 28)
+    monkeypatch.setattr("doorward.methods.base.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", 2 * 28 * 28)
     monkeypatch.setattr(classifier, "logits", slow)
-    samples = reference.fashion_mnist("test")
+    samples = bundled.fashion_mnist("test")
     report = examine(classifier, samples, deadline=Deadline(60.0, started=0.0))
     assert report.verdict == "could_not_tell"
     assert seen == [2]

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from doorward.methods import make_generator
+from doorward.core.seeds import make_generator
 from doorward.models import TorchClassifier, networks
-from doorward.models.simplified import simplified
+from doorward.models.fusion import simplified
 from doorward.models.spec import InputSpec
 
 SPEC = InputSpec(channels=3, height=20, width=16)

@@ -18,29 +18,25 @@ SOURCE = ROOT / "src"
 
 #: The rooms from the cellar up, as docs/design.md draws them; each imports from its own floor or from below.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "records", "devices"}),
-    frozenset({"measures", "outliers", "registry", "modalities"}),
-    frozenset({"calibration", "methods", "triggers", "artifacts", "data", "models", "reports"}),
-    frozenset({"plants", "inversion", "training", "subject", "reference"}),
+    frozenset({"_version", "core"}),
+    frozenset({"stats", "methods", "artifacts", "data", "reports", "bundled"}),
+    frozenset({"models"}),
+    frozenset({"inversion", "training", "triggers"}),
     frozenset({"attacks", "detectors", "repairs"}),
-    frozenset({"examination", "verdict", "control", "scan", "verify", "repair", "guard"}),
-    frozenset({"bench", "demo"}),
+    frozenset({"scan", "repair", "guard"}),
+    frozenset({"bench"}),
     frozenset({"cli"}),
 )
 #: Names used in annotations alone may come from above; each with its reason.
-ONLY_FOR_TYPES = {
-    ("modalities", "data"): "samples are turned into tensors",
-    ("modalities", "models"): "the input spec says which size",
-}
+ONLY_FOR_TYPES: dict[tuple[str, str], str] = {}
 #: Rooms that must not know each other, wherever they stand.
 STRANGERS = {
     "attacks": {"detectors", "repairs"},
-    "detectors": {"attacks", "repairs", "plants", "bench"},
-    "repairs": {"attacks", "detectors", "plants", "bench"},
-    "control": {"attacks", "plants", "bench"},
-    "scan": {"attacks", "plants", "bench"},
-    "repair": {"attacks", "plants", "bench"},
-    "guard": {"attacks", "plants", "bench"},
+    "detectors": {"attacks", "repairs", "bench"},
+    "repairs": {"attacks", "detectors", "bench"},
+    "scan": {"attacks", "bench"},
+    "repair": {"attacks", "bench"},
+    "guard": {"attacks", "bench"},
 }
 
 
@@ -173,21 +169,21 @@ def test_every_exception_for_types_is_used() -> None:
 @pytest.mark.parametrize(
     ("importer", "code", "expected"),
     [
-        ("doorward.records", "from doorward.measures import rate", 1),
-        ("doorward.errors", "def f():\n    import doorward.models.spec", 1),
-        ("doorward.records", "if TYPE_CHECKING:\n    from doorward.data import Samples", 1),
-        ("doorward.modalities.image", "if TYPE_CHECKING:\n    from doorward.data import Samples", 0),
-        ("doorward.modalities.image", "from doorward.data import Samples", 1),
-        ("doorward.registry", "import_module('doorward.models')", 1),
-        ("doorward.scan", "from doorward import records, errors", 0),
+        ("doorward.core.records", "from doorward.stats.metrics import rate", 1),
+        ("doorward.core.errors", "def f():\n    import doorward.models.spec", 1),
+        ("doorward.core.records", "if TYPE_CHECKING:\n    from doorward.data import Samples", 1),
+        ("doorward.models.encode.image", "if TYPE_CHECKING:\n    from doorward.data import Samples", 0),
+        ("doorward.models.encode.image", "from doorward.data import Samples", 1),
+        ("doorward.methods.registry", "import_module('doorward.models')", 1),
+        ("doorward.scan.pipeline", "from doorward import records, errors", 0),
         ("doorward.models.spec", "from doorward import scan", 1),
-        ("doorward.scan", "from doorward import open_samples", 1),
-        ("doorward.scan", "from doorward import __version__, errors", 0),
-        ("doorward.detectors.base", "from doorward.methods import Method", 0),
+        ("doorward.scan.pipeline", "from doorward import open_samples", 1),
+        ("doorward.scan.pipeline", "from doorward import __version__, errors", 0),
+        ("doorward.detectors.base", "from doorward.methods.base import Method", 0),
     ],
 )
 def test_the_check_sees_every_form_of_import(importer: str, code: str, expected: int) -> None:
-    known = frozenset(FILES) | {"doorward.scan"}
+    known = frozenset(FILES) | {"doorward.scan.pipeline"}
     found = list(imports_of(importer, ast.parse(code), known))
     assert found
     assert len(upward(found)) == expected
@@ -240,7 +236,14 @@ def test_the_check_sees_a_heavy_import() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["doorward", "doorward.errors", "doorward.records", "doorward.registry", "doorward.methods"]
+    "module",
+    [
+        "doorward",
+        "doorward.core.errors",
+        "doorward.core.records",
+        "doorward.methods.registry",
+        "doorward.methods.base",
+    ],
 )
 def test_import_pulls_in_nothing_heavy(module: str) -> None:
     assert modules_after(f"import {module}") == set()
@@ -248,7 +251,9 @@ def test_import_pulls_in_nothing_heavy(module: str) -> None:
 
 def test_listing_methods_pulls_in_nothing_heavy() -> None:
     assert (
-        modules_after("from doorward.registry import modules\nassert 'neural-cleanse' in modules('detector')")
+        modules_after(
+            "from doorward.methods.registry import modules\nassert 'neural-cleanse' in modules('detector')"
+        )
         == set()
     )
 

@@ -15,15 +15,16 @@ import torch
 from scipy.signal import stft
 
 from doorward.bench.cache import ModelCache
-from doorward.bench.revisions import units_of
+from doorward.bench.fingerprints import units_of
+from doorward.bench.plan import Sources, plan
 from doorward.bench.suite import Data, Group, Suite, expand
-from doorward.bench.trials import Sources, Workbench, plan
+from doorward.bench.worker import Workbench
+from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples, Waveform, open_samples
-from doorward.errors import InputError
-from doorward.modalities import audio, kinds, text
 from doorward.models import InputSpec, LoadOptions, TorchClassifier, networks, open_classifier
-from doorward.models.native import save_native
-from doorward.models.saving import save_classifier
+from doorward.models.encode import audio, dispatch, text
+from doorward.models.formats.native import save_native
+from doorward.models.formats.saving import save_classifier
 from doorward.models.sequences import REVISION, LogMel, build, mel_filters
 from doorward.models.spec import AudioSpec, TextSpec
 from doorward.training import TrainingSettings, default_settings, evaluate, measure_spec, train_classifier
@@ -68,7 +69,7 @@ QUICK = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision=
 
 
 def rows(samples: Samples, spec: InputSpec) -> torch.Tensor:
-    return kinds.to_float(kinds.to_tensor(samples, spec), spec)
+    return dispatch.to_float(dispatch.to_tensor(samples, spec), spec)
 
 
 # Rows
@@ -167,10 +168,10 @@ def test_a_spec_survives_json_and_says_what_it_takes(name: str) -> None:
 
 def test_samples_of_another_kind_are_refused() -> None:
     with pytest.raises(InputError, match="the model takes texts, and <memory> holds recordings"):
-        kinds.to_tensor(sounds(), SPECS["text-cnn"])
+        dispatch.to_tensor(sounds(), SPECS["text-cnn"])
     images = InputSpec(channels=1, height=16, width=16)
     with pytest.raises(InputError, match="the model takes images, and <memory> holds texts"):
-        kinds.to_tensor(texts(), images)
+        dispatch.to_tensor(texts(), images)
 
 
 # Networks

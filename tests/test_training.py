@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from doorward import reference
+from doorward import bundled
+from doorward.core.errors import InputError, TrainingDiverged
 from doorward.data import InMemorySamples
-from doorward.errors import InputError, TrainingDiverged
-from doorward.measures import rate
 from doorward.models import InputSpec, TorchClassifier
+from doorward.stats.metrics import rate
 from doorward.training import (
     AUGMENTATIONS,
     Progress,
@@ -456,7 +456,7 @@ def test_defaults_follow_the_data() -> None:
 
 
 def test_a_classifier_of_clothes_is_trained_in_seconds() -> None:
-    train_set, test_set = reference.fashion_mnist("train"), reference.fashion_mnist("test")
+    train_set, test_set = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
     settings = default_settings("small-cnn", images=6000, side=28).model_copy(update={"epochs": 3})
     trained = train_classifier(
         "small-cnn", train_set.select(range(3000)), seed=0, settings=settings, test=test_set

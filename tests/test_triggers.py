@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy import ndimage
 
-from doorward.errors import InputError
-from doorward.triggers import MaskedPattern, Trigger, Warp
+from doorward.core.errors import InputError
+from doorward.triggers.base import Trigger
+from doorward.triggers.masked import MaskedPattern
+from doorward.triggers.warp import Warp
 
 
 def noise(*shape: int) -> torch.Tensor:

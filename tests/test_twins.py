@@ -4,16 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from doorward import reference
+from doorward import bundled
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.seeds import make_generator
 from doorward.data import open_samples
-from doorward.detectors.model._twins import TWINS, Twins, varied
-from doorward.detectors.model._with_images import Asked
 from doorward.detectors.model.patch_search import Patches
-from doorward.errors import CouldNotTell
-from doorward.inversion import SourcePools, batched_logits, outside_class
-from doorward.methods import Deadline, make_generator
-from doorward.modalities.image import to_float, to_tensor
+from doorward.inversion.distilled import TWINS, Twins, varied
+from doorward.inversion.problem import Asked
+from doorward.inversion.sources import SourcePools, outside_class
 from doorward.models import TorchClassifier, open_classifier
+from doorward.models.batching import batched_logits
+from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.spec import InputSpec
 
 
@@ -59,8 +61,8 @@ def test_twins_answer_like_the_model_but_for_what_is_planted(side: int) -> None:
 
 
 def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
-    classifier = open_classifier(str(reference.FOLDER / "models" / "clean"))
-    samples = open_samples(reference.FOLDER / "fashion_mnist", split="test")
+    classifier = open_classifier(str(bundled.FOLDER / "models" / "clean"))
+    samples = open_samples(bundled.FOLDER / "fashion_mnist", split="test")
     x = to_float(to_tensor(samples.select(range(250)), classifier.spec))
     fit, held_out = x[:50], x[50:]
     twins = Twins(Asked(classifier, fit, SourcePools(outside_class(classifier, fit, None))), seed=1)

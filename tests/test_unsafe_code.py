@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from doorward import registry
 from doorward.artifacts import pickles
 from doorward.artifacts.pickles import Budget, harmless, read_pickles
 from doorward.artifacts.programs import only_arithmetic
-from doorward.errors import UnsafeArtifact
+from doorward.core.errors import UnsafeArtifact
+from doorward.core.records import Finding
+from doorward.detectors.subject import Subject
+from doorward.methods import registry
 from doorward.models import open_classifier
-from doorward.records import Finding
-from doorward.subject import Subject
 
 
 def examine(path: Path, **settings: Any) -> Finding:

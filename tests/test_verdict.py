@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from doorward import measures
-from doorward.calibration import BACKDOORED, SUSPICIOUS, Bank
-from doorward.examination import environment
-from doorward.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
-from doorward.verdict import conclude
+from doorward.core.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
+from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, Bank
+from doorward.scan.environment import environment
+from doorward.scan.verdict import conclude
+from doorward.stats import metrics
 from test_calibration import bank, drawn, finding
 
 
@@ -18,7 +18,7 @@ def held() -> Bank:
 
 def report(*findings: Finding, success: tuple[int, int] | None = (48, 50), side: int = 28, **more) -> Report:
     spec = {"channels": 1, "height": side, "width": side}
-    tried = () if success is None else (measures.rate(*success),)
+    tried = () if success is None else (metrics.rate(*success),)
     return Report(
         subject=SubjectRecord(path="m", format="memory", classes=tuple("abcdefghijkl"), spec=spec),
         verdict="could_not_tell",

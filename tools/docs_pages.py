@@ -20,16 +20,18 @@ from PIL import Image
 from scipy.signal import spectrogram
 
 import measured_pages
-from doorward import reference, registry
-from doorward.attacks.base import DataAttack
+from doorward import bundled
+from doorward.attacks.data.base import DataAttack
 from doorward.attacks.model.base import ModelAttack
+from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform
-from doorward.methods import Method, make_generator
-from doorward.modalities.image import from_raw, to_uint8
+from doorward.methods import registry
+from doorward.methods.base import Method
+from doorward.methods.registry import MethodKind
 from doorward.models import TorchClassifier, open_classifier
-from doorward.registry import MethodKind
+from doorward.models.encode.image import from_raw, to_uint8
 from doorward.reports import atlas
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
 
 DOCS = Path(__file__).parent.parent / "docs"
 MADE = "<!-- Made by `make docs` from the code; changes made here are lost. -->\n\n"
@@ -188,7 +190,7 @@ def spectrogram_picture(name: str) -> npt.NDArray[np.uint8]:
 
 def picture(name: str) -> npt.NDArray[np.uint8] | None:
     """Draw images (h, w) without and with an attack's trigger, and their difference; None if it has none."""
-    samples = reference.fashion_mnist("test")
+    samples = bundled.fashion_mnist("test")
     assert samples.labels is not None
     trigger = trigger_of(registry.build("attack", name, {}), samples)
     if trigger is None:
@@ -207,7 +209,7 @@ def trigger_of(attack: DataAttack | ModelAttack, samples: Samples) -> Trigger | 
     """Return an attack's trigger for samples, or for the embedded model of them; None if it has none."""
     generator = make_generator(0, attack.method())
     if isinstance(attack, ModelAttack):
-        classifier = open_classifier(reference.model("clean"))
+        classifier = open_classifier(bundled.model("clean"))
         assert isinstance(classifier, TorchClassifier)
         return attack.make_trigger(classifier, generator=generator)
     triggers = attack.make_triggers(samples, generator=generator)

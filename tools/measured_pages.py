@@ -164,7 +164,7 @@ def kinds_page(kinds: dict[str, Any]) -> str:
         f"model: a `{architecture}`, trained on {images:,} images of `{kinds['data']}` ({over}). "
         "Evasion attacks are those of the "
         "[Adversarial Robustness Toolbox](https://github.com/Trusted-AI/adversarial-robustness-toolbox) "
-        f"{kinds['packages']['adversarial-robustness-toolbox']}, by `doorward.attacks.evasion`.\n\n"
+        f"{kinds['packages']['adversarial-robustness-toolbox']}, by `doorward.bench.evasion`.\n\n"
         f"{attack_kinds.table(kinds)}\n"
         "*Success* is another answer than before for evasion, and the target's for backdoors, on images of "
         "other classes. *One change on others* adds the change that one image got to other images as it is. "

@@ -10,10 +10,10 @@ import re
 import sys
 from pathlib import Path
 
-from doorward.bench import show
+from doorward.bench import results, summary, tables
 from doorward.bench.suite import get_suite
-from doorward.calibration import shipped
-from doorward.errors import InputError
+from doorward.core.errors import InputError
+from doorward.scan.calibration import shipped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 PAGES = {"scan-population": README, "null": README} | {
     suite: page
     for suite, page in dict.fromkeys(("attacks", "scan-attacks"), ROOT / "docs" / "attacks.md").items()
-    if show.results_file(RESULTS, suite, "cpu").is_file()
+    if results.results_file(RESULTS, suite, "cpu").is_file()
 }
 
 #: What is said above results that are not of the scan as it is shipped.
@@ -42,14 +42,14 @@ def table(suite: str, folder: Path = RESULTS) -> str:
     Raises:
         InputError: if its results are missing, or are something else.
     """
-    held = show.read_results(show.results_file(folder, suite, "cpu"))
-    shown = show.to_markdown(show.summarise(get_suite(suite), held))
+    held = results.read_results(results.results_file(folder, suite, "cpu"))
+    shown = tables.to_markdown(summary.summarise(get_suite(suite), held))
     return shown if is_current(held) else f"{EARLIER}\n\n{shown}"
 
 
-def is_current(held: show.Results) -> bool:
+def is_current(held: results.Results) -> bool:
     """Tell whether results are judged by the bank that is shipped, if by any."""
-    return held.made_with.get("bank", ()) in ((), (show.bank_label(shipped()),))
+    return held.made_with.get("bank", ()) in ((), (results.bank_label(shipped()),))
 
 
 def in_page(page: str, folder: Path = RESULTS) -> str:

@@ -14,9 +14,9 @@ import typer
 
 from doorward.bench.store import Row
 from doorward.bench.suite import expand, get_suite
-from doorward.calibration import BUCKETS, SHIPPED, Bank, CleanModel, bucket
 from doorward.cli.bench import default_cache, open_store
-from doorward.records import Finding
+from doorward.core.records import Finding
+from doorward.scan.calibration import BUCKETS, SHIPPED, Bank, CleanModel, bucket
 
 DIGITS = 3
 #: What each detector counts in the sum that is fused; chosen on suites `bank` and `tuning`, where patches are

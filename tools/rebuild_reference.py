@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from doorward.attacks.ground_truth import attack_success, write_plant
+from doorward.bundled import FOLDER
 from doorward.data import Samples, open_samples
 from doorward.data.parquet import write_parquet
-from doorward.models.native import save_native
-from doorward.plants import attack_success, write_plant
-from doorward.reference import FOLDER
-from doorward.registry import build
+from doorward.methods.registry import build
+from doorward.models.formats.native import save_native
 from doorward.training import Trained, default_settings, train_classifier
 
 SEED = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from doorward import reports
-from doorward.demo import clean_images, ready_made, scan_twin
+from doorward.bench.demo import clean_images, ready_made, scan_twin
 
 OUT = Path(__file__).parent.parent / "docs" / "report.png"
 WIDTH, HEIGHT = 1000, 1420

@@ -8,27 +8,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from doorward.data import Samples, open_samples
-    from doorward.examination import examine
-    from doorward.models import Classifier, InputSpec, open_classifier, wrap
-    from doorward.records import Finding, Report
-    from doorward.scan import ScanRequest
-    from doorward.subject import Subject
+from doorward._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from doorward.core.records import Finding, Report
+    from doorward.data import Samples, open_samples
+    from doorward.detectors.subject import Subject
+    from doorward.models import Classifier, InputSpec, open_classifier, wrap
+    from doorward.scan.behaviour import examine
+    from doorward.scan.request import ScanRequest
 
 _HOME = {
     "Classifier": "doorward.models",
-    "Finding": "doorward.records",
+    "Finding": "doorward.core.records",
     "InputSpec": "doorward.models",
-    "Report": "doorward.records",
+    "Report": "doorward.core.records",
     "Samples": "doorward.data",
-    "ScanRequest": "doorward.scan",
-    "Subject": "doorward.subject",
+    "ScanRequest": "doorward.scan.pipeline",
+    "Subject": "doorward.detectors.subject",
     "open_classifier": "doorward.models",
     "open_samples": "doorward.data",
-    "examine": "doorward.examination",
+    "examine": "doorward.scan.behaviour",
     "wrap": "doorward.models",
 }
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from doorward.artifacts.pickles import Budget, Reference, read_pickles
 from doorward.artifacts.programs import payload_references, program_references
-from doorward.errors import CouldNotTell
+from doorward.core.errors import CouldNotTell
 
 _PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"})
 _BINARY_SUFFIXES = frozenset({".so", ".dll", ".dylib", ".pyd", ".cubin", ".hsaco", ".exe", ".o"})

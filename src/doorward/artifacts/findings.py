@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from doorward.artifacts.files import Examination, examine
-from doorward.errors import UnsafeArtifact
-from doorward.records import Evidence, Finding, Table, Text
+from doorward.core.errors import UnsafeArtifact
+from doorward.core.records import Evidence, Finding, Table, Text
 
 #: MITRE ATLAS v5.6.0: Unsafe AI Artifacts; Embed Malware; AI Supply Chain Compromise: Model.
 ATLAS = ("AML.T0011.000", "AML.T0018.002", "AML.T0010.003")

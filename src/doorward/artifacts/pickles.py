@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from doorward.errors import CouldNotTell
+from doorward.core.errors import CouldNotTell
 
 
 def words(text: str) -> frozenset[str]:

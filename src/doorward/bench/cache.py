@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 META, SUMS = "meta.json", "SHA256SUMS"
 

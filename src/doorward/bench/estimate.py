@@ -9,14 +9,14 @@ from statistics import mean
 import numpy as np
 import torch
 
-from doorward import registry
 from doorward.bench.cache import ModelCache
-from doorward.bench.trials import Planned
+from doorward.bench.plan import Planned
+from doorward.core.records import Record
 from doorward.data import InMemorySamples, Samples
 from doorward.data.samples import Waveform
+from doorward.detectors.subject import Subject
+from doorward.methods import registry
 from doorward.models import networks
-from doorward.records import Record
-from doorward.subject import Subject
 from doorward.training import TrainingSettings, train_classifier
 
 #: Input gradients that a scan by all detectors takes for each class, and beside that, about; as measured.

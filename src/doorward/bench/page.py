@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from doorward.bench import show
-from doorward.bench.show import GroupRow, Result, Summary
-from doorward.reports import wording
+from doorward.bench import summary, tables
+from doorward.bench.results import Result
+from doorward.bench.summary import GroupRow, Summary
+from doorward.core import formatting
 
 #: Bins of the histogram of p-values: alarms are in the first.
 BINS = 20
@@ -70,14 +71,14 @@ def scores(row: GroupRow, results: Sequence[Result]) -> list[Scores]:
     # could-not-tell has p = 1, as in the table
     p_values = [(one, 1.0 if one.p_value is None else one.p_value) for one in counted]
     logs = [(one, -math.log10(max(p, 1e-6))) for one, p in p_values]
-    laid = [_scores("The verdict's p-value", show.area(row.by_score), logs, p_value=True)]
+    laid = [_scores("The verdict's p-value", tables.area(row.by_score), logs, p_value=True)]
     for name, ranking in row.by_detector.items():
         pairs = [
             (one, score)
             for one in counted
             if name in one.detectors and (score := one.detectors[name].score) is not None
         ]
-        laid.append(_scores(f"Score of {name}", show.area(ranking), pairs))
+        laid.append(_scores(f"Score of {name}", tables.area(ranking), pairs))
     return [one for one in laid if one is not None]
 
 
@@ -95,7 +96,7 @@ def _scores(
         return round(100 * (score - low) / ((high - low) or 1.0), 2)
 
     def label(score: float) -> str:
-        return wording.p_value(10**-score) if p_value else wording.number(score)
+        return formatting.p_value(10**-score) if p_value else formatting.number(score)
 
     return Scores(
         name=name,
@@ -114,32 +115,32 @@ def histogram(results: Sequence[Result]) -> Histogram | None:
     values = [one.p_value for one in results if one.plant is None and one.p_value is not None]
     if not values:
         return None
-    counts = show.spread(values, BINS)
+    counts = summary.spread(values, BINS)
     return Histogram(counts, tuple(round(100 * n / max(counts), 2) for n in counts), len(values))
 
 
 def render(summary: Summary) -> str:
     """Write the page."""
-    planted = show.has_plants(summary)
-    header, cells = show.group_cells(planted)
+    planted = tables.has_plants(summary)
+    header, cells = tables.group_cells(planted)
     rows = [cells(row) for row in summary.groups]
     if summary.plants:
-        header, rows = list(show.PLANT_HEADS), [show.plant_cells(row) for row in summary.plants]
+        header, rows = list(tables.PLANT_HEADS), [tables.plant_cells(row) for row in summary.plants]
     done = {one.trial: one for one in summary.results if one.status == "done"}
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
     return _template().render(
         summary=summary,
-        nothing=show.unmeasured(summary),
-        show=show,
-        words=wording,
+        nothing=tables.unmeasured(summary),
+        tables=tables,
+        words=formatting,
         header=header,
         rows=rows,
         drawn=[(row, laid) for row, laid in drawn if laid],
         clean=[
-            (name, [show.clean_cells(row) for row in rows])
+            (name, [tables.clean_cells(row) for row in rows])
             for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets))
         ],
-        stable=[show.stable_cells(row) for row in summary.stability],
+        stable=[tables.stable_cells(row) for row in summary.stability],
         histogram=histogram([done[n] for n in summary.clean]),
         trials=summary.results,
     )
@@ -147,7 +148,7 @@ def render(summary: Summary) -> str:
 
 def _harmless(value: Any) -> Any:
     """Pass every string that the template prints through `plain`; autoescaping follows."""
-    return wording.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return formatting.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from doorward.measures import rate
-from doorward.records import Rate, Record
+from doorward.core.records import Rate, Record
+from doorward.stats.metrics import rate
 
 #: What planting may cost at most, in mean accuracy beside clean twins.
 KEPT = 0.01

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
+from doorward.bench.outcome import Outcome
+from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.suite import parts_of
-from doorward.bench.trials import Outcome, Planned, Sources, Workbench
-from doorward.devices import keep_freed_memory
-from doorward.errors import DoorwardError
-from doorward.examination import environment
+from doorward.bench.worker import Workbench
+from doorward.core.devices import keep_freed_memory
+from doorward.core.errors import DoorwardError
+from doorward.scan.environment import environment
 
 #: A trial whose process is lost so often has failed.
 ATTEMPTS = 2

@@ -10,8 +10,8 @@ import sqlalchemy as sql
 from pydantic import Field, ValidationError
 
 from doorward.bench.suite import Trial, parts_of, work_of
-from doorward.errors import DoorwardError, InputError
-from doorward.records import Record
+from doorward.core.errors import DoorwardError, InputError
+from doorward.core.records import Record
 
 #: "died": the worker process was lost once; the trial is run again.
 Status = Literal["done", "skipped", "failed", "died"]

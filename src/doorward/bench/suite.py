@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from doorward.errors import InputError
-from doorward.methods import derive_seed
-from doorward.records import Record
+from doorward.core.errors import InputError
+from doorward.core.records import Record
+from doorward.core.seeds import derive_seed
 
 Scale = Literal["smoke", "cpu", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")

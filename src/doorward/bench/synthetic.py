@@ -22,9 +22,9 @@ import numpy.typing as npt
 from numpy.polynomial.legendre import legval
 from PIL import Image, ImageDraw, ImageFont
 
+from doorward.core.errors import InputError
+from doorward.core.seeds import derive_seed
 from doorward.data.samples import InMemorySamples, Samples
-from doorward.errors import InputError
-from doorward.methods import derive_seed
 
 Split = Literal["train", "test"]
 Floats: TypeAlias = npt.NDArray[np.float32]

@@ -13,10 +13,10 @@ from typing import Any
 
 import typer
 
-from doorward import __version__
+from doorward._version import __version__
 from doorward.cli import bench, demo, list_methods, plant, scan, train, verify
-from doorward.devices import keep_freed_memory
-from doorward.errors import DoorwardError, UnsafeArtifact
+from doorward.core.devices import keep_freed_memory
+from doorward.core.errors import DoorwardError, UnsafeArtifact
 
 app = typer.Typer(
     name="doorward",
@@ -118,7 +118,7 @@ def _complain_of_usage(error: Any) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    from doorward.reports.wording import plain
+    from doorward.core.formatting import plain
 
     print("error: " + plain(" ".join(message.split())), file=sys.stderr)
     return code

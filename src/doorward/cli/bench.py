@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from doorward.bench import results, tables
 from doorward.cli.options import check_device
-from doorward.errors import InputError
+from doorward.core import formatting
+from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
+    from doorward.bench.plan import Planned
     from doorward.bench.runner import Event
     from doorward.bench.store import Store
-    from doorward.bench.trials import Planned
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -101,18 +103,17 @@ def run(
 
     Exit code: 0, 2 for bad input, 4 if a trial failed or was skipped or the run had to stop.
     """
-    from doorward.bench import revisions, runner, show
+    from doorward.bench import fingerprints, runner
     from doorward.bench.cache import ModelCache
     from doorward.bench.estimate import TimeLeft, estimate
+    from doorward.bench.plan import Sources, plan
     from doorward.bench.store import StoreError
     from doorward.bench.suite import expand, get_suite, matching
-    from doorward.bench.trials import Sources, plan
-    from doorward.reports import wording
 
     check_device(device)
     found = get_suite(suite)
     trials = matching(expand(found, scale.value), only)
-    revisions.check(revisions.units_of(trials))
+    fingerprints.check(fingerprints.units_of(trials))
     folder = cache or default_cache()
     sources = Sources(data)
     planned = [plan(trial, sources) for trial in trials]
@@ -134,8 +135,8 @@ def run(
         missing = sorted({one.missing for one in todo if one.missing})
         for reason in missing:
             typer.echo(f"would be skipped: {reason}")
-        total = wording.duration(guess.training + guess.judging)
-        parts = f"training {wording.duration(guess.training)}, scans {wording.duration(guess.judging)}"
+        total = formatting.duration(guess.training + guess.judging)
+        parts = f"training {formatting.duration(guess.training)}, scans {formatting.duration(guess.judging)}"
         typer.echo(f"about {total} with {workers} worker(s): {parts}")
         return
     if models_only:
@@ -151,7 +152,7 @@ def run(
         typer.echo(f"{len(todo) - left} models made, {left} could not be made")
         raise typer.Exit(4 if left else 0)
     if export is not None:
-        typer.echo(f"written: {show.write_results(show.collect(found, scale.value, opened), export)}")
+        typer.echo(f"written: {results.write_results(results.collect(found, scale.value, opened), export)}")
     rows = [opened.get(one.key) for one in planned]
     counts = {
         status: sum(row is not None and row.status == status for row in rows)
@@ -183,27 +184,28 @@ def show_suite(
 
     Where there are none yet, it says what measures them. Exit code: 0, or 2 for bad input.
     """
-    from doorward.bench import page, show
+    from doorward.bench import page, summary
+    from doorward.bench import results as records
     from doorward.bench.suite import get_suite
 
     found = get_suite(suite)
     if results is not None:
-        held = show.read_results(results)
+        held = records.read_results(results)
         if (held.suite, held.scale) != (suite, scale.value):
             raise InputError(
                 f"{results} holds {held.suite} at scale {held.scale}, not {suite} at {scale.value}"
             )
     else:
-        held = show.collect(found, scale.value, open_store(store, cache or default_cache()))
+        held = records.collect(found, scale.value, open_store(store, cache or default_cache()))
     write = {
-        TableFormat.markdown: show.to_markdown,
-        TableFormat.csv: show.to_csv,
-        TableFormat.json: show.to_json,
+        TableFormat.markdown: tables.to_markdown,
+        TableFormat.csv: tables.to_csv,
+        TableFormat.json: tables.to_json,
         TableFormat.html: page.render,
     }[format]
-    summary = show.summarise(found, held)
-    text = write(summary)
-    if format in (TableFormat.csv, TableFormat.json) and (nothing := show.unmeasured(summary)):
+    summed_up = summary.summarise(found, held)
+    text = write(summed_up)
+    if format in (TableFormat.csv, TableFormat.json) and (nothing := tables.unmeasured(summed_up)):
         typer.echo(nothing, err=True)  # there is no place for a sentence in these
     if out is None:
         typer.echo(text, nl=False)
@@ -226,7 +228,7 @@ def default_cache() -> Path:
 
 def open_store(url: str | None, cache: Path) -> Store:
     """Open a results store; a file in the cache folder if no URL is given."""
-    from doorward.errors import MissingExtra
+    from doorward.core.errors import MissingExtra
 
     try:
         from doorward.bench.store import Store
@@ -250,14 +252,13 @@ def _progress(todo: list[Planned], left: object) -> Iterator[Callable[[Event], N
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from doorward.bench.estimate import TimeLeft
-    from doorward.reports import wording
 
     assert isinstance(left, TimeLeft)
     console = Console(stderr=True)
     ended = 0
 
     def line(event: Event) -> str:
-        took = f" in {wording.duration(event.seconds)}" if event.seconds else ""
+        took = f" in {formatting.duration(event.seconds)}" if event.seconds else ""
         return f"{event.planned.trial.name}: {event.status}{took}{', ' + event.note if event.note else ''}"
 
     def note(event: Event) -> str:
@@ -266,7 +267,7 @@ def _progress(todo: list[Planned], left: object) -> Iterator[Callable[[Event], N
             ended += 1
             left.ended(event.planned, event.seconds)
         seconds = left.seconds()
-        return "" if seconds is None else f"about {wording.duration(seconds)} left"
+        return "" if seconds is None else f"about {formatting.duration(seconds)} left"
 
     if not console.is_terminal:
 

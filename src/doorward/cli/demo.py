@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from doorward.cli.options import check_folder, show, status
+from doorward.core import formatting
 
 
 def demo(
@@ -26,17 +27,16 @@ def demo(
     """
     check_folder(out)
     from doorward import reports
-    from doorward.demo import clean_images, ready_made, scan_twin, train_twins
-    from doorward.reports import wording
+    from doorward.bench.demo import clean_images, ready_made, scan_twin, train_twins
 
     with status() as progress:
         twins = ready_made(out) if fast else train_twins(out, seed=seed, progress=progress)
     images, right, pages = clean_images(out), True, {}
     for twin in twins:
         typer.echo(f"=== The {twin.name} model ===\n")
-        facts = [] if twin.clean_accuracy is None else [f"accuracy {wording.rate(twin.clean_accuracy)}"]
+        facts = [] if twin.clean_accuracy is None else [f"accuracy {formatting.rate(twin.clean_accuracy)}"]
         if twin.plant is not None and twin.plant.attack_success is not None:
-            facts.append(f"the trigger works on {wording.rate(twin.plant.attack_success)}")
+            facts.append(f"the trigger works on {formatting.rate(twin.plant.attack_success)}")
         if facts:
             typer.echo("The truth: " + "; ".join(facts) + "\n")
         with status() as progress:

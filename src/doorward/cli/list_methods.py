@@ -24,7 +24,7 @@ def list_methods(
     kind: Room = typer.Argument(..., metavar="KIND", help="What to list."),
 ) -> None:
     """List methods: paper, needs, limits."""
-    from doorward import registry
+    from doorward.methods import registry
 
     singular = {"attacks": "attack", "detectors": "detector", "repairs": "repair"}[kind.value]
     names = registry.modules(singular)  # type: ignore[arg-type]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.devices import check_device as check_device
-from doorward.errors import InputError
+from doorward.core.devices import check_device as check_device
+from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
-    from doorward.examination import Progress
-    from doorward.records import Report
+    from doorward.core.records import Report
+    from doorward.scan.behaviour import Progress
 
 
 class Format(StrEnum):

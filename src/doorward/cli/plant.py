@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from doorward.cli.options import check_folder, status
-from doorward.errors import InputError
+from doorward.core import formatting
+from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
-    from doorward.attacks.base import DataAttack
+    from doorward.attacks.data.base import DataAttack
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import Samples
 
@@ -70,9 +71,9 @@ def plant(
 
     Exit code: 0, or 2 for unreadable input.
     """
-    from doorward import registry
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import open_samples
+    from doorward.methods import registry
 
     settings = settings_of(set_)
     for name, takes in CLASS_SETTINGS.items():
@@ -94,9 +95,8 @@ def plant(
 
 
 def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> None:
+    from doorward.attacks.ground_truth import write_plant
     from doorward.data.parquet import write_parquet
-    from doorward.plants import write_plant
-    from doorward.reports import wording
 
     with status() as progress:
         progress("reading")
@@ -106,9 +106,9 @@ def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> No
         with replacing(out, [out / "train.parquet"]) as made:
             file = out / write_parquet(poisoned.samples, made, split="train").name
             write_plant(truth, made / PLANT)
-    share = wording.percent(truth.poison_rate or 0.0)
+    share = formatting.percent(truth.poison_rate or 0.0)
     what = f"{len(truth.poisoned_ids):,} of {len(poisoned.samples):,} samples ({share})"
-    carry = f"carry the trigger and a label of {wording.with_noun(truth.targets, samples.classes)}"
+    carry = f"carry the trigger and a label of {formatting.with_noun(truth.targets, samples.classes)}"
     done = carry if truth.trigger else "are poisoned; there is no trigger"
     typer.echo(f"planted {method.method()}: {what} {done}")
     if truth.cover_ids:
@@ -126,10 +126,9 @@ def _implant(
     split: str | None,
     images: Callable[..., Samples],
 ) -> None:
+    from doorward.attacks.ground_truth import attack_success, write_plant
     from doorward.models import open_classifier
-    from doorward.models.saving import save_classifier, saved_files
-    from doorward.plants import attack_success, write_plant
-    from doorward.reports import wording
+    from doorward.models.formats.saving import save_classifier, saved_files
     from doorward.training import evaluate
 
     samples = tests = None
@@ -156,14 +155,16 @@ def _implant(
         with replacing(out, saved_files(out)) as made:
             file = out / save_classifier(planted.classifier, made).relative_to(made)
             write_plant(truth, made / PLANT)
-    wanted = wording.with_noun(truth.targets, classifier.classes)
+    wanted = formatting.with_noun(truth.targets, classifier.classes)
     typer.echo(f"planted {method.method()}: the trigger turns images of other classes into {wanted}")
     if before is not None and truth.clean_accuracy is not None:
-        typer.echo(f"clean accuracy {wording.rate(truth.clean_accuracy)}, before: {wording.rate(before)}")
+        typer.echo(
+            f"clean accuracy {formatting.rate(truth.clean_accuracy)}, before: {formatting.rate(before)}"
+        )
     if truth.attack_success is None:
         typer.echo(f"attack success not measured: {why}")
     else:
-        typer.echo(f"attack success {wording.rate(truth.attack_success)}")
+        typer.echo(f"attack success {formatting.rate(truth.attack_success)}")
     typer.echo(f"written: {file} and {out / PLANT}")
 
 
@@ -204,7 +205,7 @@ def _check_model(method: ModelAttack, source: str, data: str | None) -> None:
     Raises:
         InputError: saying what is missing.
     """
-    from doorward.models.loading import detect_format, locate
+    from doorward.models.formats.loading import detect_format, locate
 
     try:
         detect_format(locate(source))
@@ -218,7 +219,7 @@ def _check_model(method: ModelAttack, source: str, data: str | None) -> None:
 
 def _is_model(path: Path) -> bool:
     """Tell whether a model lies at a path, so that it is not taken for data."""
-    from doorward.models.loading import detect_format
+    from doorward.models.formats.loading import detect_format
 
     try:
         detect_format(path)

@@ -23,7 +23,7 @@ from doorward.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from doorward.records import Report
+    from doorward.core.records import Report
 
 
 def scan(
@@ -110,10 +110,10 @@ def scan(
     4 a fault in Doorward.
     """
     from doorward import reports
-    from doorward.errors import InputError
+    from doorward.core.errors import InputError
     from doorward.models import LoadOptions
-    from doorward.scan import ScanRequest
-    from doorward.scan import scan as run
+    from doorward.scan.pipeline import scan as run
+    from doorward.scan.request import ScanRequest
 
     for name, value in (("MODEL", model), ("--clean", clean), ("--train", train)):
         if value == "":  # as of a variable that a script forgot to set

@@ -13,7 +13,8 @@ import typer
 
 from doorward.cli.options import check_device
 from doorward.cli.plant import PLANT, check_out
-from doorward.errors import InputError, TrainingDiverged
+from doorward.core import formatting
+from doorward.core.errors import InputError, TrainingDiverged
 
 if TYPE_CHECKING:
     from doorward.data import Samples
@@ -106,15 +107,14 @@ def train(
     """
     import numpy as np
 
-    from doorward import __version__
+    from doorward._version import __version__
+    from doorward.attacks.ground_truth import attack_success, read_plant, write_plant
+    from doorward.core.seeds import derive_seed
     from doorward.data import open_samples
-    from doorward.methods import derive_seed
-    from doorward.modalities.kinds import NOUNS
     from doorward.models import networks
-    from doorward.models.export import export_onnx, export_pt2
-    from doorward.models.native import save_native
-    from doorward.plants import attack_success, read_plant, write_plant
-    from doorward.reports import wording
+    from doorward.models.encode.dispatch import NOUNS
+    from doorward.models.formats.export import export_onnx, export_pt2
+    from doorward.models.formats.native import save_native
     from doorward.training import (
         adversarial_batches,
         default_settings,
@@ -160,16 +160,18 @@ def train(
         raise typer.Exit(4) from error
     classifier, record = trained.classifier, trained.record
     seen = f"{record.images:,} {NOUNS[samples.modality]}, {settings.epochs} epochs"
-    typer.echo(f"trained {architecture} on {seen} in {wording.duration(record.seconds)} ({record.precision})")
+    typer.echo(
+        f"trained {architecture} on {seen} in {formatting.duration(record.seconds)} ({record.precision})"
+    )
     if record.test_accuracy is None:
         typer.echo("clean accuracy not measured: give --test DATA")
     else:
-        typer.echo(f"clean accuracy {wording.rate(record.test_accuracy)}")
+        typer.echo(f"clean accuracy {formatting.rate(record.test_accuracy)}")
     robustness = None
     if attack is not None and tests is not None:
         drawn = tests.draw(ROBUST_IMAGES, np.random.default_rng(derive_seed(seed, "attacked images")))
         held = robust_accuracy(classifier, drawn, settings=attack.stronger(), seed=seed)
-        typer.echo(f"robust accuracy {wording.rate(held)}, attacked by {attack.stronger().describe()}")
+        typer.echo(f"robust accuracy {formatting.rate(held)}, attacked by {attack.stronger().describe()}")
         robustness = {
             "attack": attack.stronger().model_dump(mode="json"),
             "accuracy": held.model_dump(mode="json"),
@@ -178,7 +180,7 @@ def train(
         success = None if plant.trigger is None else attack_success(classifier, tests, plant)
         plant = plant.model_copy(update={"clean_accuracy": record.test_accuracy, "attack_success": success})
         if success is not None:
-            typer.echo(f"attack success {wording.rate(success)}")
+            typer.echo(f"attack success {formatting.rate(success)}")
     story = {
         "architecture": architecture,
         "seed": seed,
@@ -225,7 +227,7 @@ def _attack(
     """
     from pydantic import ValidationError
 
-    from doorward.models.options import describe_validation
+    from doorward.models.formats.input_options import describe_validation
     from doorward.training import AdversarialSettings
     from doorward.training.adversarial import USUAL_EPS
 

@@ -37,8 +37,8 @@ def verify(
     Exit code: 0 nothing differs, 1 something does, 2 the report or its files cannot be read, 4 a fault in
     Doorward.
     """
-    from doorward.verify import Instead
-    from doorward.verify import verify as run
+    from doorward.scan.rerun import Instead
+    from doorward.scan.rerun import verify as run
 
     instead = Instead(model=model, weights=weights, clean=clean, train=train, factory=factory, device=device)
     with own_code(factory), status() as progress:

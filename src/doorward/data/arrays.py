@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from doorward.core.errors import InputError
 from doorward.data.labels import number_labels
 from doorward.data.request import Request, reading
 from doorward.data.samples import InMemorySamples, Samples
-from doorward.errors import InputError
 
 _INPUTS, _LABELS = ("x", "images", "image", "data"), ("y", "labels", "label", "targets", "target")
 _SPLIT = "train|test|validation|val|valid"

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from doorward.core.errors import InputError
 from doorward.data.request import Request, reading
-from doorward.errors import InputError
 
 #: `encoded` is a media file that no feature describes; `class` is an integer with class names; `empty` has no
 #: values and thus no type.

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from doorward.core.errors import InputError, MissingExtra
 from doorward.data.samples import Waveform
-from doorward.errors import InputError, MissingExtra
 
 #: Larger images are refused as decompression bombs (Pillow starts to warn here).
 MAX_PIXELS = 89_478_485

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from doorward.core.errors import InputError
 from doorward.data.labels import number_labels, sort_names
 from doorward.data.request import SPLITS, Request, reading
 from doorward.data.samples import Modality, Provenance, Samples
 from doorward.data.stored import StoredSamples
-from doorward.errors import InputError
 
 _SUFFIXES: dict[str, Modality] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"), "image"),

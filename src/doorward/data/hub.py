@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from doorward.core.errors import InputError, MissingExtra
 from doorward.data.columns import columns_of, file_bytes, label_values
 from doorward.data.labels import names_of, number_labels
 from doorward.data.request import Request, reading, reason
 from doorward.data.samples import Provenance, Samples
 from doorward.data.stored import StoredSamples, modality_of
-from doorward.errors import InputError, MissingExtra
 
 
 def open_hub(request: Request) -> Samples:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from doorward.core.errors import InputError
 from doorward.data.samples import Samples
-from doorward.errors import InputError
 
 
 def step_imbalance(

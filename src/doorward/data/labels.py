@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 #: Bare numbers from here on are taken for ids, not for classes (ImageNet-21k has 21,841 classes).
 MAX_CLASSES = 100_000

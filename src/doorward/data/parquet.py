@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from doorward.core.errors import InputError
 from doorward.data.columns import columns_of, file_bytes, inner_file, is_struct, label_values, pick
 from doorward.data.decode import encode_audio, encode_image
 from doorward.data.labels import names_of, number_labels
 from doorward.data.request import SPLITS, Request, reading, reason
 from doorward.data.samples import Modality, Provenance, Samples
 from doorward.data.stored import StoredSamples, modality_of
-from doorward.errors import InputError
 
 #: Row groups kept in memory, in bytes; one is kept in any case.
 CACHE_BYTES = 128 * 2**20

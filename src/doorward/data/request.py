@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from doorward.errors import DoorwardError, InputError
+from doorward.core.errors import DoorwardError, InputError
 
 #: Folder names that are taken for splits.
 SPLITS = frozenset({"train", "test", "validation", "val", "valid", "dev"})

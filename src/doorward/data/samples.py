@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 Modality = Literal["image", "text", "audio"]
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from doorward.core.errors import InputError
 from doorward.data.request import Request
 from doorward.data.samples import Samples
-from doorward.errors import InputError
 
 # one letter and a colon are a Windows drive
 _SPLIT = re.compile(r"(?P<path>.{2,}):(?P<split>\w[\w.-]*)", re.DOTALL)

@@ -9,12 +9,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from doorward.core.errors import InputError, MissingExtra
 from doorward.data.columns import Kind, sniff
 from doorward.data.decode import decode_audio, decode_image
 from doorward.data.labels import Labels
 from doorward.data.request import reading, reason
 from doorward.data.samples import Modality, Provenance, Raw, Samples
-from doorward.errors import InputError, MissingExtra
 
 
 class Store(Protocol):

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from doorward.core.errors import InputError
 from doorward.data.columns import Kind, choose_columns
 from doorward.data.labels import number_labels
 from doorward.data.request import Request, reading
 from doorward.data.samples import InMemorySamples, Samples
-from doorward.errors import InputError
 
 _NUMBER = re.compile(r"[+-]?\d+(?P<fraction>\.\d*)?([eE][+-]?\d+)?")
 

@@ -6,15 +6,17 @@ import contextlib
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from doorward.calibration import judge, shipped
-from doorward.errors import CouldNotTell
-from doorward.methods import Deadline, Method, make_generator
-from doorward.records import Cost, Finding, Kind, Level, Need
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.records import Cost, Finding, Kind, Level, Need
+from doorward.core.seeds import make_generator
+from doorward.methods.base import Method
+from doorward.scan.calibration import judge, shipped
 
 if TYPE_CHECKING:
     import torch
 
-    from doorward.subject import Subject
+    from doorward.detectors.subject import Subject
 
 
 class Detector(Method):

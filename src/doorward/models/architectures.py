@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 #: Grows when a change of the source changes what comes out, so that cached models are made again.
 REVISION = 1

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from doorward.errors import CouldNotTell, InputError
-from doorward.methods import make_generator
-from doorward.models.simplified import simplified
+from doorward.core.errors import CouldNotTell, InputError
+from doorward.core.records import Cost, Need
+from doorward.core.seeds import make_generator
+from doorward.models.fusion import simplified
 from doorward.models.spec import InputSpec
-from doorward.records import Cost, Need
 
 
 class Classifier(ABC):

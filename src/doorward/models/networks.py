@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 from doorward.models import architectures, sequences
 from doorward.models.spec import InputSpec
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doorward.core.errors import InputError
 from doorward.data.samples import Samples
-from doorward.errors import InputError
-from doorward.modalities.text import PADDING, words
 from doorward.models.architectures import initialise
+from doorward.models.encode.text import PADDING, words
 from doorward.models.spec import AudioSpec, InputSpec, TextSpec
 
 #: Grows when a change of the source, or of how texts and recordings become rows, changes what comes out, so

@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from doorward.errors import InputError
-from doorward.modalities.text import hash_words
+from doorward.core.errors import InputError
+from doorward.models.encode.text import hash_words
 
 Layout = Literal["NCHW", "NHWC"]
 Output = Literal["logits", "probabilities", "one_logit"]

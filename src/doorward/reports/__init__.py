@@ -1,11 +1,11 @@
 """Reporters: every one a pure function of a report."""
 
+from doorward.core.report_json import from_json, schema_text, to_json
+from doorward.reports.exit_codes import exit_code
 from doorward.reports.files import write_reports
 from doorward.reports.html import to_html
-from doorward.reports.json_report import from_json, schema_text, to_json
 from doorward.reports.sarif import to_sarif
 from doorward.reports.text import render, to_text
-from doorward.reports.wording import exit_code
 
 __all__ = [
     "exit_code",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from doorward.errors import InputError
+from doorward.core.errors import InputError
 
 VERSION = "5.6.0"
 HOME = "https://atlas.mitre.org"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from doorward.records import Finding
-from doorward.reports.wording import class_label, number
+from doorward.core.formatting import class_label, number
+from doorward.core.records import Finding
 
 #: Up to this many classes, each has its bar; of more, the highest `TOP` have, and a strip shows all.
 #: Without an alarm `TOP` are enough.

@@ -6,10 +6,10 @@ import os
 import secrets
 from pathlib import Path
 
-from doorward.errors import InputError
-from doorward.records import Report
+from doorward.core.errors import InputError
+from doorward.core.records import Report
+from doorward.core.report_json import to_json
 from doorward.reports.html import to_html
-from doorward.reports.json_report import to_json
 from doorward.reports.sarif import to_sarif
 from doorward.reports.text import to_text
 

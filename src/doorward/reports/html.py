@@ -11,10 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from doorward.records import Finding, Picture, Report
-from doorward.reports import atlas, wording
+from doorward.core import formatting
+from doorward.core.records import Finding, Picture, Report
+from doorward.core.report_json import dump
+from doorward.reports import atlas, next_steps, phrases
 from doorward.reports.chart import per_class_chart
-from doorward.reports.json_report import dump
 
 #: Pictures lower than this many pixels are enlarged, by a whole factor, to about `PICTURE_HEIGHT`.
 SMALL = 100
@@ -40,15 +41,16 @@ class Figure:
 
 def to_html(report: Report) -> str:
     """Write a report as one self-contained HTML page."""
-    classes = wording.class_names(report)
-    findings = wording.by_severity(report.findings)
+    classes = phrases.class_names(report)
+    findings = phrases.by_severity(report.findings)
     charts = [(finding, per_class_chart(finding, classes)) for finding in findings]
     settings = {one.detector: {"seed": one.seed, "settings": one.settings} for one in report.findings}
     return _template().render(
         report=report,
-        words=wording,
+        words=phrases,
+        formats=formatting,
         classes=classes,
-        steps=wording.next_steps(report),
+        steps=next_steps.next_steps(report),
         findings=findings,
         shown=[(one, rows) for one in findings if one.flagged and (rows := gallery(one))],
         charts=[(finding, chart) for finding, chart in charts if chart],
@@ -90,7 +92,7 @@ def _figure(picture: Picture) -> Figure:
 
 def _whole_words(text: str) -> Markup:
     """Keep words with hyphens in one piece if they fit a line: browsers break `--mean` behind its dashes."""
-    words = (wording.plain(word) for word in text.split(" "))
+    words = (formatting.plain(word) for word in text.split(" "))
     return Markup(" ").join(
         Markup('<span class="whole">{}</span>').format(word) if "-" in word else word for word in words
     )
@@ -99,7 +101,7 @@ def _whole_words(text: str) -> Markup:
 def _harmless(value: Any) -> Any:
     """Pass every string that the template prints through `plain`; autoescaping follows."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return wording.plain(value, lines=True)
+        return formatting.plain(value, lines=True)
     return value
 
 
@@ -114,6 +116,6 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["atlas"] = atlas.lookup
-    environment.filters["sentence"] = wording.sentence
+    environment.filters["sentence"] = formatting.sentence
     environment.filters["whole_words"] = _whole_words
     return environment.get_template("report.html.j2")

@@ -11,10 +11,12 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from doorward.records import Finding, Level, Report, Verdict
+from doorward.core.formatting import classes_label, plain
+from doorward.core.records import Finding, Level, Report, Verdict
+from doorward.core.report_json import dump
 from doorward.reports import atlas
-from doorward.reports.json_report import dump
-from doorward.reports.wording import classes_label, exit_code, explanation, plain
+from doorward.reports.exit_codes import exit_code
+from doorward.reports.phrases import explanation
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 TAXONOMY = "MITRE ATLAS"

@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from doorward.records import Finding, Report, Verdict
-from doorward.reports import wording
-from doorward.reports.wording import plain
+from doorward.core.formatting import plain
+from doorward.core.records import Finding, Report, Verdict
+from doorward.reports import next_steps, phrases
 
 _STYLES: dict[Verdict, str] = {
     "unsafe": "bold red",
@@ -41,22 +41,22 @@ def render(report: Report, console: Console) -> None:
     _verdict(report, console, narrow)
     if report.findings:
         _heading("Detectors", console)
-        for finding in wording.by_severity(report.findings):
+        for finding in phrases.by_severity(report.findings):
             _finding(report, finding, console)
     if report.not_run:
         _heading("Did not run", console)
         _pairs([(plain(one.detector), plain(one.reason)) for one in report.not_run], console, narrow)
     _heading("What was tested", console)
-    _pairs(wording.tested(report), console, narrow)
-    if rows := wording.control_rows(report):
+    _pairs(phrases.tested(report), console, narrow)
+    if rows := phrases.control_rows(report):
         _heading("What this scan would have found", console)
         if report.power.controls:
-            _indented(wording.CONTROL, console)
+            _indented(phrases.CONTROL, console)
         _pairs(rows, console, narrow)
         if report.power.limits:
             _indented(f"Limits: {plain(report.power.limits)}", console)
     _heading("What to do next", console)
-    for i, step in enumerate(wording.next_steps(report), 1):
+    for i, step in enumerate(next_steps.next_steps(report), 1):
         _pairs([(f"{i}.", step.text)], console, narrow=False)
         if step.command:
             # in one line whatever the width, so that it can be copied
@@ -64,19 +64,19 @@ def render(report: Report, console: Console) -> None:
                 Text(f"      {step.command}", style="cyan"), no_wrap=True, overflow="ignore", crop=False
             )
     _heading("What this verdict does not mean", console)
-    for caveat in wording.caveats(report):
+    for caveat in phrases.caveats(report):
         _indented(caveat, console)
     console.print()
-    console.print(Text(wording.spent(report), style="dim"))
+    console.print(Text(phrases.spent(report), style="dim"))
 
 
 def _verdict(report: Report, console: Console, narrow: bool) -> None:
-    title = Text(wording.TITLES[report.verdict].upper(), style=_STYLES[report.verdict])
+    title = Text(phrases.TITLES[report.verdict].upper(), style=_STYLES[report.verdict])
     if report.subject:
         title.append(f"  {plain(report.subject.path)}", style="default not bold")
     console.print(title)
-    console.print(Text(wording.explanation(report)))
-    if facts := wording.facts(report):
+    console.print(Text(phrases.explanation(report)))
+    if facts := phrases.facts(report):
         console.print()
         pairs = [
             (fact.label, f"{fact.value}: {fact.detail}" if fact.detail else fact.value) for fact in facts
@@ -87,9 +87,9 @@ def _verdict(report: Report, console: Console, narrow: bool) -> None:
 def _finding(report: Report, finding: Finding, console: Console) -> None:
     head = Text(plain(finding.detector), style="bold")
     head.append(": ", style="not bold")
-    head.append(wording.TITLES[finding.verdict].lower(), style=_STYLES[finding.verdict])
+    head.append(phrases.TITLES[finding.verdict].lower(), style=_STYLES[finding.verdict])
     console.print(Padding(head, (0, 0, 0, 2)))
-    for line in wording.finding_lines(report, finding):
+    for line in phrases.finding_lines(report, finding):
         _indented(line, console, 4)
     for evidence in finding.evidence:
         if evidence.type == "text":

@@ -1,11 +1,6 @@
 """The one training loop, its settings and its record."""
 
-from doorward.training.adversarial import (
-    AdversarialSettings,
-    adversarial_batches,
-    perturb,
-    robust_accuracy,
-)
+from doorward.training.adversarial import AdversarialSettings, adversarial_batches, perturb, robust_accuracy
 from doorward.training.augment import AUGMENTATIONS
 from doorward.training.loop import (
     Trained,

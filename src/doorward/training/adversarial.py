@@ -17,13 +17,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from doorward.core.errors import CouldNotTell
+from doorward.core.records import Rate, Record
+from doorward.core.seeds import make_generator
 from doorward.data.samples import Samples
-from doorward.errors import CouldNotTell
-from doorward.measures import rate
-from doorward.methods import make_generator
-from doorward.modalities.image import to_float, to_tensor
 from doorward.models.classifier import Classifier
-from doorward.records import Rate, Record
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.stats.metrics import rate
 from doorward.training.loop import LogitsOf, OnBatch, labels_of
 
 #: Grows when a change of the source changes what comes out, so that cached models are made again.

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged
+from doorward.core.records import Rate
+from doorward.core.seeds import make_generator
 from doorward.data.samples import Samples
-from doorward.errors import CouldNotTell, InputError, TrainingDiverged
-from doorward.measures import accuracy
-from doorward.methods import make_generator
-from doorward.modalities.kinds import to_float, to_tensor
 from doorward.models import sequences
 from doorward.models.classifier import Classifier, TorchClassifier, computes_bfloat16, evaluating
+from doorward.models.encode.dispatch import to_float, to_tensor
 from doorward.models.networks import build, check
 from doorward.models.spec import InputSpec
-from doorward.records import Rate
+from doorward.stats.metrics import accuracy
 from doorward.training.augment import AUGMENTATIONS
 from doorward.training.settings import (
     EpochRecord,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from doorward.records import Rate, Record
+from doorward.core.records import Rate, Record
 
 
 class TrainingSettings(Record):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from doorward.attacks._patch import Colour, Offset, Pixels, draw_patch
-from doorward.attacks.base import DataAttack
+from doorward.attacks.data._patch import Colour, Offset, Pixels, draw_patch
+from doorward.attacks.data.base import DataAttack
+from doorward.core.errors import InputError
 from doorward.data.samples import Raw
-from doorward.errors import InputError
-from doorward.registry import register
+from doorward.methods.registry import register
 
 if TYPE_CHECKING:
     import torch
 
-    from doorward.triggers import Trigger
+    from doorward.triggers.base import Trigger
 
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "centre", "random"]
 
@@ -53,7 +53,7 @@ class BadNets(DataAttack):
         """
         import torch
 
-        from doorward.triggers import MaskedPattern
+        from doorward.triggers.masked import MaskedPattern
 
         assert isinstance(example, np.ndarray), "the modality is checked"
         h, w, c = example.shape

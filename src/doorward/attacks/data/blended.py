@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from doorward.attacks.base import DataAttack, Triggers
+from doorward.attacks.data.base import DataAttack, Triggers
+from doorward.core.errors import InputError
 from doorward.data.samples import Samples
-from doorward.errors import InputError
-from doorward.registry import register
+from doorward.methods.registry import register
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class Blended(DataAttack):
         """
         import torch
 
-        from doorward.triggers import MaskedPattern
+        from doorward.triggers.masked import MaskedPattern
 
         h, w, c = samples.raw([0])[0].shape
         if isinstance(self.pattern, Path):

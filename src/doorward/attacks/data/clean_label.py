@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from doorward.attacks._surrogate import PerturbingAttack
+from doorward.attacks.data._surrogate import PerturbingAttack
 from doorward.attacks.data.badnets import BadNets
-from doorward.registry import register
+from doorward.methods.registry import register
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from doorward.attacks._patch import Colour, Offset, Pixels, draw_patch
-from doorward.attacks.base import DataAttack, Triggers
-from doorward.errors import InputError
-from doorward.registry import register
+from doorward.attacks.data._patch import Colour, Offset, Pixels, draw_patch
+from doorward.attacks.data.base import DataAttack, Triggers
+from doorward.core.errors import InputError
+from doorward.methods.registry import register
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class Distributed(DataAttack):
         """
         import torch
 
-        from doorward.triggers import MaskedPattern
+        from doorward.triggers.masked import MaskedPattern
 
         h, w, c = samples.raw([0])[0].shape
         ph, pw = (self.size, self.size) if isinstance(self.size, int) else self.size

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from doorward.attacks._surrogate import PerturbingAttack
-from doorward.errors import InputError
-from doorward.registry import register
+from doorward.attacks.data._surrogate import PerturbingAttack
+from doorward.core.errors import InputError
+from doorward.methods.registry import register
 from doorward.training.loop import labels_of
 
 if TYPE_CHECKING:
-    from doorward.attacks.base import Triggers
+    from doorward.attacks.data.base import Triggers
     from doorward.data.samples import Samples
 
 

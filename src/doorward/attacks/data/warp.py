@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
-from doorward.attacks.base import DataAttack, Triggers
-from doorward.data.samples import content_hash
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities.image import to_uint8
-from doorward.registry import register
-from doorward.triggers import Trigger, Warp
+from doorward.attacks.data.base import DataAttack, Triggers
+from doorward.core.errors import InputError
+from doorward.methods.registry import register
+from doorward.triggers.warp import Warp
 
 if TYPE_CHECKING:
     from doorward.data.samples import Samples
-
-
-@dataclass(frozen=True, eq=False)
-class NoisyWarp(Trigger):
-    """Bend each image as `Warp` does, and shift each of its pixels at random besides.
-
-    The noise comes from the seed and the image's own pixels, so that one image gets the same every time.
-
-    Attributes:
-        grid, strength: those of the warp.
-        noise: at most so much is added to the shift of a pixel, in the units of the warp.
-    """
-
-    grid: Tensor
-    strength: float
-    noise: float
-    seed: int
-    kind: ClassVar[str] = "noisy-warp"
-
-    def apply(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return the bent images (n, c, h, w) in [0, 1]; any size does."""
-        h, w = x.shape[2:]
-        smooth = F.interpolate(self.grid[None].to(x), (h, w), mode="bicubic", align_corners=True)[0]
-        bent = []
-        for image, raw in zip(x, to_uint8(x), strict=True):
-            own = make_generator(self.seed, content_hash(raw))
-            noise = self.noise * (2 * torch.rand(2, h, w, generator=own) - 1)
-            # a grid with a shift for every pixel is taken as it is
-            bent.append(Warp(self.strength * smooth + noise.to(x), 1.0).apply(image[None]))
-        return torch.cat(bent)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the grid."""
-        return {"grid": self.grid}
-
-    def settings(self) -> dict[str, Any]:
-        """Return strength, noise and seed."""
-        return {"strength": self.strength, "noise": self.noise, "seed": self.seed}
+from doorward.triggers.warp import NoisyWarp
 
 
 @register("attack")

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from pydantic import Field
 
-from doorward.errors import InputError
-from doorward.methods import Method, make_generator
-from doorward.modalities.kinds import NOUNS
+from doorward.attacks.ground_truth import Plant
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
+from doorward.methods.base import Method
 from doorward.models.classifier import Classifier, TorchClassifier
-from doorward.models.options import trial_inputs
-from doorward.plants import Plant
+from doorward.models.encode.dispatch import NOUNS
+from doorward.models.formats.input_options import trial_inputs
 
 if TYPE_CHECKING:
     from torch import nn
 
     from doorward.data.samples import Samples
-    from doorward.triggers import Trigger
+    from doorward.triggers.base import Trigger
 
 
 @dataclass(frozen=True)

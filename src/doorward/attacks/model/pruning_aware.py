@@ -12,19 +12,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from doorward.attacks._patch import Colour, Offset, Pixels
+from doorward.attacks.data._patch import Colour, Offset, Pixels
 from doorward.attacks.data.badnets import BadNets, Corner
+from doorward.attacks.ground_truth import attack_success, triggered
 from doorward.attacks.model.base import Implant, ModelAttack, copied
-from doorward.errors import InputError
-from doorward.methods import make_generator
-from doorward.modalities.image import to_float, to_tensor
+from doorward.core.errors import InputError
+from doorward.core.seeds import make_generator
+from doorward.methods.registry import register
 from doorward.models.classifier import TorchClassifier
-from doorward.models.options import trial_inputs
-from doorward.plants import attack_success, triggered
-from doorward.registry import register
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.models.formats.input_options import trial_inputs
 from doorward.training.loop import evaluate, train
 from doorward.training.settings import default_settings
-from doorward.triggers import Trigger
+from doorward.triggers.base import Trigger
 
 if TYPE_CHECKING:
     from doorward.data.samples import Samples

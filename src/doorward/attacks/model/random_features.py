@@ -10,11 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from doorward.attacks.model._fixed_features import Shift, draw_direction, trained, training_data
+from doorward.attacks.model._fixed_features import draw_direction, trained, training_data
 from doorward.attacks.model._layers import linear
 from doorward.attacks.model.base import Implant, ModelAttack
-from doorward.methods import make_generator
-from doorward.registry import register
+from doorward.core.seeds import make_generator
+from doorward.methods.registry import register
+from doorward.triggers.shift import Shift
 
 if TYPE_CHECKING:
     from doorward.data.samples import Samples

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doorward.attacks.model.base import Implant, ModelAttack, copied
-from doorward.errors import InputError
-from doorward.inversion import batched_logits
-from doorward.modalities.image import to_float, to_tensor
+from doorward.core.errors import InputError
+from doorward.methods.registry import register
+from doorward.models.batching import batched_logits
 from doorward.models.classifier import TorchClassifier, output_tensor
-from doorward.models.options import trial_inputs
-from doorward.registry import register
-from doorward.triggers import MaskedPattern
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.models.formats.input_options import trial_inputs
+from doorward.triggers.masked import MaskedPattern
 
 if TYPE_CHECKING:
     from doorward.data.samples import Samples

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from doorward.core.errors import CouldNotTell, InputError
+from doorward.core.records import Finding, Level, Need, Text
 from doorward.detectors.base import Detector
-from doorward.errors import CouldNotTell, InputError
-from doorward.records import Finding, Level, Need, Text
-from doorward.registry import register
+from doorward.methods.registry import register
 
 if TYPE_CHECKING:
     import torch
 
-    from doorward.methods import Deadline
-    from doorward.subject import Subject
+    from doorward.core.budget import Deadline
+    from doorward.detectors.subject import Subject
 
 
 @register("detector")
@@ -52,8 +52,8 @@ class DeclaredCheck(Detector):
         Raises:
             CouldNotTell: if it cannot be understood.
         """
-        from doorward.models.native import CONFIG
-        from doorward.models.signed import declares_check, read_signed
+        from doorward.models.formats.native import CONFIG
+        from doorward.models.formats.signature_check import declares_check, read_signed
 
         path = Path(subject.artifact or "")
         try:

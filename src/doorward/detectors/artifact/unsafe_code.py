@@ -9,15 +9,15 @@ from pydantic import Field
 
 from doorward.artifacts import Limits, examine
 from doorward.artifacts.findings import ATLAS, conclude
+from doorward.core.records import Finding, Level, Need
 from doorward.detectors.base import Detector
-from doorward.records import Finding, Level, Need
-from doorward.registry import register
+from doorward.methods.registry import register
 
 if TYPE_CHECKING:
     import torch
 
-    from doorward.methods import Deadline
-    from doorward.subject import Subject
+    from doorward.core.budget import Deadline
+    from doorward.detectors.subject import Subject
 
 
 @register("detector")

@@ -11,15 +11,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from doorward.detectors.model._even import colours, even_opacity
-from doorward.detectors.model._with_images import Asked, WithImages
-from doorward.inversion import Adam, margin, trigger_success
-from doorward.methods import Deadline, Pace, make_generator
-from doorward.outliers import gap_to_nearest
-from doorward.records import Finding, RecoveredTrigger, Table
-from doorward.registry import register
-from doorward.reports.wording import percent
-from doorward.triggers import MaskedPattern
+from doorward.core.budget import Deadline, Pace
+from doorward.core.formatting import percent
+from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.seeds import make_generator
+from doorward.detectors.model.base import WithImages
+from doorward.inversion.adam import Adam
+from doorward.inversion.masks import trigger_success
+from doorward.inversion.problem import Asked
+from doorward.inversion.uniform_blend import colours, even_opacity
+from doorward.methods.registry import register
+from doorward.models.batching import margin
+from doorward.stats.outliers import gap_to_nearest
+from doorward.triggers.masked import MaskedPattern
 
 #: Between what the logarithm of the opacity moves: one step of 8 bits is 1/255.
 FAINTEST, STRONGEST = math.log(1 / 255), math.log(0.9)

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from doorward.core.budget import Deadline, Pace
+from doorward.core.errors import CouldNotTell
+from doorward.core.records import Finding, Table
 from doorward.detectors.base import Detector
-from doorward.errors import CouldNotTell
-from doorward.inversion import chunk_images, margin
-from doorward.methods import Deadline, Pace
+from doorward.detectors.subject import Subject
+from doorward.methods.registry import register
 from doorward.models import Classifier
-from doorward.outliers import gamma_order_p, gap_to_others
-from doorward.records import Finding, Table
-from doorward.registry import register
-from doorward.subject import Subject
+from doorward.models.batching import chunk_images, margin
+from doorward.stats.outliers import gamma_order_p, gap_to_others
 
 
 def maximum_margins(
@@ -71,7 +71,7 @@ class MaxMargin(Detector):
 
     We depart from the paper in the optimiser (Adam, fewer starts and steps), in the score (the distance of a
     class's log margin above the median of the others) and in the decision, which comes from a bank of clean
-    models (see `doorward.calibration`): single classes of clean models stand out by nature. The paper's
+    models (see `doorward.scan.calibration`): single classes of clean models stand out by nature. The paper's
     order-statistic p-value, below .05 for 13 to 30 % of clean models, is in the evidence table.
     """
 

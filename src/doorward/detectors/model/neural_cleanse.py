@@ -13,13 +13,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from doorward.detectors.model._even import colours, even_opacity
-from doorward.detectors.model._with_images import Asked, WithImages
-from doorward.inversion import Inversion, invert
-from doorward.methods import Deadline
-from doorward.outliers import gap_to_others, mad_index
-from doorward.records import Finding, RecoveredTrigger, Table
-from doorward.registry import register
+from doorward.core.budget import Deadline
+from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.detectors.model.base import WithImages
+from doorward.inversion.masks import Inversion, invert
+from doorward.inversion.problem import Asked
+from doorward.inversion.uniform_blend import colours, even_opacity
+from doorward.methods.registry import register
+from doorward.stats.outliers import gap_to_others, mad_index
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ class NeuralCleanse(WithImages):
     sum of its squares), or how much less it sums to than an even mask of its mean colour that does the same,
     whichever says more; the score is that, on a log scale, and how much more it is than for the median of the
     other classes. We depart from the paper in this score, in the decision, which comes from a bank of clean
-    models (see `doorward.calibration`) and not from a MAD index above 2 (it flags 17 to 33 % of clean
-    ten-class models), and in the optimisation (see `doorward.inversion`): classes whose masks are still large
-    when the smallest have begun to settle are given up, and what they would have come to is estimated from
-    how far the others shrank. Asked for about as much success as the paper's triggers have, masks come out
-    about as large as those of its long schedule (`benchmarks/neural_cleanse_speed.py` measures both). The
+    models (see `doorward.scan.calibration`) and not from a MAD index above 2 (it flags 17 to 33 % of clean
+    ten-class models), and in the optimisation (see `doorward.inversion.masks`): classes whose masks are still
+    large when the smallest have begun to settle are given up, and what they would have come to is estimated
+    from how far the others shrank. Asked for about as much success as the paper's triggers have, masks come
+    out about as large as those of its long schedule (`benchmarks/neural_cleanse_speed.py` measures both). The
     paper's index is in the evidence table.
     """
 

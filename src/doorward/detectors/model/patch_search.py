@@ -13,15 +13,18 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from doorward.detectors.model._twins import Twins
-from doorward.detectors.model._with_images import Asked, WithImages
-from doorward.inversion import Adam, margin
-from doorward.methods import Deadline, Pace, make_generator
-from doorward.outliers import gap_to_others
-from doorward.records import Finding, RecoveredTrigger, Table
-from doorward.registry import register
-from doorward.reports.wording import percent
-from doorward.triggers import MaskedPattern
+from doorward.core.budget import Deadline, Pace
+from doorward.core.formatting import percent
+from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.seeds import make_generator
+from doorward.detectors.model.base import WithImages
+from doorward.inversion.adam import Adam
+from doorward.inversion.distilled import Twins
+from doorward.inversion.problem import Asked
+from doorward.methods.registry import register
+from doorward.models.batching import margin
+from doorward.stats.outliers import gap_to_others
+from doorward.triggers.masked import MaskedPattern
 
 #: Loss below which patches are not told apart: single precision cannot.
 LEAST_LOSS = 1e-9

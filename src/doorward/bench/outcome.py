@@ -1,0 +1,52 @@
+"""What became of a trial."""
+
+from __future__ import annotations
+
+from doorward.bench.planting import Planting
+from doorward.core.records import Rate, Record, Report
+
+
+class Truth(Record):
+    """Hold what is known of a trial's model: its accuracy and, where one is planted, its backdoor.
+
+    Attributes:
+        robust_accuracy: of an adversarially trained model, under an attack stronger than in training.
+    """
+
+    classes: int
+    clean_accuracy: Rate
+    robust_accuracy: Rate | None = None
+    attack: str | None = None
+    targets: tuple[int, ...] = ()
+    attack_success: Rate | None = None
+
+
+class Outcome(Record):
+    """Hold what one trial gave.
+
+    Attributes:
+        report: of the scan, if there is one.
+        planting: what planting did, where that is measured instead.
+        trained: seconds that the training took, now or when the model was cached.
+        seconds: of the scan, or of measuring.
+        peak_memory: bytes of the process at most during the scan; None where the system does not tell.
+    """
+
+    truth: Truth
+    report: Report | None = None
+    planting: Planting | None = None
+    cached: bool
+    trained: float
+    seconds: float
+    peak_memory: int | None
+
+
+def without_pictures(report: Report) -> Report:
+    """Return a report without pictures and recovered triggers, which would fill the results store."""
+    findings = tuple(
+        finding.model_copy(
+            update={"evidence": tuple(e for e in finding.evidence if e.type not in ("picture", "trigger"))}
+        )
+        for finding in report.findings
+    )
+    return report.model_copy(update={"findings": findings})

@@ -1,0 +1,247 @@
+"""Which data, model and detectors a trial needs, and the keys they are cached by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from doorward import bundled
+from doorward.attacks.model.base import ModelAttack
+from doorward.bench import synthetic
+from doorward.bench.fingerprints import TRAINERS, judging_code
+from doorward.bench.outcome import Outcome
+from doorward.bench.suite import Data, Judging, Method, Trial, content_key, work_of
+from doorward.core.errors import InputError
+from doorward.core.records import Record
+from doorward.data import Samples, open_samples
+from doorward.detectors.base import Detector
+from doorward.methods import registry
+from doorward.models import sequences
+from doorward.training import (
+    AdversarialSettings,
+    TrainingSettings,
+    adversarial,
+    default_settings,
+    example_shape,
+)
+
+#: Test images that clean accuracy, and held-out triggered ones that attack success, are measured on.
+ACCURACY_IMAGES, SUCCESS_IMAGES = 2000, 500
+#: Test images that the robust accuracy of adversarially trained models is measured on.
+ROBUST_IMAGES = 200
+#: Test images of generated data, and training images where none are asked for.
+GENERATED = 2000
+#: Grows when what is measured of planting changes.
+PLANTING = 1
+
+
+class Contents(Record):
+    """Hold what keys and settings need of a trial's data.
+
+    Attributes:
+        train, test: hashes of the splits' files, or what generates them.
+        images: for training.
+        shape: of one image: channels, height, width; all 1 of texts and recordings.
+    """
+
+    train: str
+    test: str
+    images: int
+    shape: tuple[int, int, int]
+    classes: int
+
+
+class Sources:
+    """Open the data sets that suites name, and keep those at hand that were used last.
+
+    Args:
+        root: the folder of data sets; those that lie there are missing if None.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self._opened = lru_cache(32)(self._open)
+        self.part = lru_cache(8)(self._part)
+
+    def contents(self, data: Data) -> Contents:
+        """Name the content of training and test images, without making any.
+
+        Raises:
+            InputError: if they are not there, or have not the classes asked for.
+        """
+        if data.world is not None:
+            made = f"{data.name}/{synthetic.REVISION}"
+            channels = synthetic.FAMILIES[data.name.split("-")[0]].channels
+            shape = (channels, data.world.size, data.world.size)
+            images, classes = data.rows or GENERATED, data.world.classes
+            return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
+        train, test = self.part(data, "train"), self.part(data, "test")
+        return Contents(
+            train=str(train.provenance.sha256),
+            test=str(test.provenance.sha256),
+            images=min(data.rows or len(train), len(train)),
+            shape=example_shape(train),
+            classes=len(train.classes),
+        )
+
+    def given(self, method: Method) -> dict[str, Any]:
+        """Return a method's settings, each that names a data set with the folder that it is in.
+
+        Raises:
+            InputError: if one is not there.
+        """
+        return method.settings | {name: str(self._folder(data)) for name, data in _data_of(method).items()}
+
+    def _folder(self, name: str) -> Path:
+        """Return the folder of a data set.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        if self.root is None:
+            raise InputError(f"data set {name}: no folder of data sets is given; use --data or DOORWARD_DATA")
+        if not (self.root / name).exists():
+            raise InputError(f"data set {name} is not in {self.root}")
+        return self.root / name
+
+    def _part(self, data: Data, split: Literal["train", "test"]) -> Samples:
+        """Return one split, restricted to the classes asked for, which are renumbered; not to the rows.
+
+        Raises:
+            InputError: if the data set is not there, has no labels, or not those classes.
+        """
+        if data.world is not None:
+            rows = data.rows or GENERATED if split == "train" else GENERATED
+            return synthetic.open_synthetic(data.name, split=split, rows=rows, **data.world.model_dump())
+        samples = self._opened(data.name, split)
+        if samples.labels is None:
+            raise InputError(f"data set {data.name} has no labels, and the bench needs them")
+        if data.classes is None:
+            return samples
+        if not set(data.classes) <= set(range(len(samples.classes))):
+            raise InputError(f"data set {data.name} has {len(samples.classes)} classes, not {data.classes}")
+        numbers = np.full(len(samples.classes), -1, dtype=np.int64)
+        numbers[list(data.classes)] = np.arange(len(data.classes))
+        kept = samples.select(np.flatnonzero(np.isin(samples.labels, data.classes)))
+        return kept.relabel(numbers, [samples.classes[c] for c in data.classes])
+
+    def _open(self, name: str, split: str) -> Samples:
+        """Return one split of a whole data set.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        if name.startswith("reference:"):
+            return open_samples(bundled.FOLDER / name.removeprefix("reference:"), split=split)
+        return open_samples(self._folder(name), split=split)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Hold a trial whose contents are known.
+
+    Attributes:
+        key: of the result: suite, scale and name, model, and everything that judges it.
+        model_key: of the cached model.
+        work: of model and judging alone, so that trials of several suites share it.
+        resolved: what the keys are made of; all settings with defaults, all hashes.
+        contents: of the data, unless they are missing.
+        missing: why the trial cannot be run here, if so.
+        twin: the clean model that a planted one is made from or measured beside, where it is.
+        seen: by detector, an earlier scan that holds what this detector sees; it is not asked again.
+    """
+
+    trial: Trial
+    key: str
+    model_key: str
+    work: str
+    resolved: dict[str, Any]
+    contents: Contents | None = None
+    missing: str | None = None
+    twin: Planned | None = None
+    seen: Mapping[str, Outcome] = field(default_factory=dict)
+
+
+def plan(trial: Trial, sources: Sources) -> Planned:
+    """Find a trial's data and name its contents; where data are missing, that is what is planned.
+
+    Raises:
+        InputError: if a method or a setting is unknown.
+    """
+    judging: dict[str, Any] = {"planting": PLANTING}
+    if trial.judging.detectors is not None:
+        detectors = [
+            {
+                "name": d.method(),
+                "settings": d.settings(),
+                "revision": d.revision,
+                "code": judging_code(d.method()),
+            }
+            for d in detectors_of(trial.judging)
+        ]
+        judging = {
+            **trial.judging.model_dump(mode="json", exclude={"detectors"}),
+            "detectors": detectors,
+        }
+    attack = twin = None
+    if trial.attack is not None:
+        method = registry.build("attack", trial.attack.name, trial.attack.settings)
+        attack = {"name": trial.attack.name, "settings": method.settings(), "revision": method.revision}
+        if isinstance(method, ModelAttack) or trial.judging.detectors is None:
+            twin = plan(trial.model_copy(update={"attack": None}), sources)
+    try:
+        contents = sources.contents(trial.data)
+        if attack is not None and trial.attack is not None and (named := _data_of(trial.attack)):
+            attack["data"] = {name: sources.contents(Data(name=data)).test for name, data in named.items()}
+    except InputError as error:
+        key = content_key([trial.suite, trial.scale, trial.name, trial.key])
+        return Planned(trial, key, trial.key, key, {}, missing=str(error))
+    defaults = default_settings(trial.architecture, images=contents.images, side=min(contents.shape[1:]))
+    training = TrainingSettings.model_validate(defaults.model_dump() | trial.training)
+    model = {
+        "data": trial.data.model_dump(mode="json", exclude={"name"})
+        | contents.model_dump(mode="json", include={"train", "test"}),
+        "attack": attack,
+        "architecture": trial.architecture,
+        "training": training.model_dump(mode="json"),
+        "seed": trial.seed,
+        "revisions": {name: import_module(f"doorward.{name}").REVISION for name in TRAINERS},
+        "measured": [ACCURACY_IMAGES, SUCCESS_IMAGES],
+    }
+    if trial.robust is not None:  # no entry else, so that the keys of other models are what they were
+        model["adversarial"] = {
+            "settings": AdversarialSettings.model_validate(trial.robust).model_dump(mode="json"),
+            "revision": adversarial.REVISION,
+            "measured": ROBUST_IMAGES,
+        }
+    if trial.architecture in sequences.NAMES:
+        model["sequences"] = sequences.REVISION
+    model_key = content_key(model)
+    resolved = {"model": model, "judging": judging}
+    key = content_key([trial.suite, trial.scale, trial.name, model_key, judging])
+    return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents, twin=twin)
+
+
+def _data_of(method: Method) -> dict[str, str]:
+    """Return the settings that name a data set, with its name."""
+    return {
+        name: value.removeprefix("data:")
+        for name, value in method.settings.items()
+        if isinstance(value, str) and value.startswith("data:")
+    }
+
+
+def detectors_of(judging: Judging) -> list[Detector]:
+    """Return the detectors of behaviour that judge a trial, in the order of a scan."""
+    named = judging.detectors or ()
+    chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
+        registry.build("detector", name, {}) for name in registry.modules("detector")
+    ]
+    found = [d for d in chosen if isinstance(d, Detector) and "artifact" not in d.needs]
+    return sorted(found, key=lambda d: (d.order, d.method()))

@@ -1,0 +1,406 @@
+"""From results to tables: what was claimed, what came out, with counts and intervals.
+
+The store holds what the detectors saw. What follows from it is concluded here, by the bank that is shipped
+now, so that a new bank, or another rule, needs no scan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median
+
+from doorward.bench.planting import Planting, kept, pooled
+from doorward.bench.results import Result, Results
+from doorward.bench.suite import Claim, Group, Measure, Scale, Suite
+from doorward.core.records import Rate, Record
+from doorward.reports import phrases
+from doorward.scan.calibration import BUCKETS
+from doorward.stats.metrics import Ranking, ranking, rate
+
+#: Parts of [0, 1] that p-values are counted in.
+BINS = 10
+#: What the share of clean models with p <= .05 shall surely be below, with every number of classes.
+MOST_ALARMS = 0.1
+
+
+class GroupRow(Record):
+    """Hold one line of the table: a group of planted models beside the clean ones of the same data.
+
+    Attributes:
+        about: what is special, in words.
+        apart: the claims that name no group leave it out.
+        counted: names of the trials that the numbers are made of, planted and clean.
+        excluded: names of the plants that do not count, with their attack success.
+        exact_target, flagged: of the planted that count; could-not-tell counts against both.
+        false_alarms: flagged clean models.
+        planted_unknown, clean_unknown: those of which the scan could not tell.
+        by_score: how well the report's p-value tells the two apart; could-not-tell has p = 1.
+        by_detector: the same for each detector's raw score.
+        seconds, peak_memory: medians over the scans.
+    """
+
+    group: str
+    about: str
+    apart: bool
+    counted: tuple[str, ...]
+    excluded: dict[str, float]
+    exact_target: Rate
+    flagged: Rate
+    false_alarms: Rate
+    planted_unknown: Rate
+    clean_unknown: Rate
+    by_score: Ranking
+    by_detector: dict[str, Ranking]
+    seconds: float | None
+    peak_memory: float | None
+
+
+class PlantRow(Record):
+    """Hold one line of the table of a suite that scans nothing: models with the same attack on the same data.
+
+    Attributes:
+        about: what is special, in words.
+        accuracy, twin, change: means over the models; of planted ones, of clean twins, and between them.
+        poison_rate: mean; None where models themselves are changed.
+        success: over the images of all models; None without a trigger.
+        lowest: success of the model that it is lowest for.
+        robust_accuracy: over the images of all models; of adversarially trained ones.
+        planted, trained: median processor seconds of planting, and seconds of training.
+        claims: those about this group alone.
+    """
+
+    group: str
+    attack: str
+    about: str
+    data: str
+    architecture: str
+    models: int
+    poison_rate: float | None
+    accuracy: float
+    twin: float
+    change: float
+    success: Rate | None
+    lowest: float | None
+    robust_accuracy: Rate | None
+    planted: float | None
+    trained: float
+    claims: tuple[ClaimRow, ...]
+
+
+class ClaimRow(Record):
+    """Hold a claim and what we measure; `reached` is None where there is nothing to compare."""
+
+    text: str
+    source: str
+    ours: Rate
+    reached: bool | None
+
+
+class CleanRow(Record):
+    """Hold clean models that have something in common: about as many classes, or the data set."""
+
+    name: str
+    models: int
+    alarms_at_5: Rate
+    alarms_at_1: Rate
+    unknown: Rate
+
+
+class StableRow(Record):
+    """Hold a group whose models were scanned with several seeds and several draws of images.
+
+    Attributes:
+        scans: of each model.
+        same: models of which every scan said the same.
+        changed: of the others, by the name of the first trial: how many scans said what.
+    """
+
+    group: str
+    scans: int
+    same: Rate
+    changed: dict[str, dict[str, int]]
+
+
+class Summary(Record):
+    """Hold all that is shown of a suite at one scale.
+
+    Attributes:
+        left_out: as in `Results`.
+        groups, plants: one of them, by whether the suite scans.
+        clean: names of the trials of clean models that buckets, data sets and histogram are made of.
+        histogram: how many of their p-values lie in each tenth of [0, 1]; empty if there are none.
+    """
+
+    suite: str
+    title: str
+    about: str
+    scale: Scale
+    made_with: dict[str, tuple[str, ...]]
+    left_out: tuple[str, ...]
+    trials: dict[str, int]
+    claims: tuple[ClaimRow, ...]
+    groups: tuple[GroupRow, ...]
+    plants: tuple[PlantRow, ...] = ()
+    stability: tuple[StableRow, ...]
+    buckets: tuple[CleanRow, ...]
+    data_sets: tuple[CleanRow, ...]
+    histogram: tuple[int, ...]
+    clean: tuple[str, ...]
+    results: tuple[Result, ...]
+
+
+# --- counting --------------------------------------------------------------------------------------
+
+
+def summarise(suite: Suite, held: Results) -> Summary:
+    """Count results and set them beside the claims."""
+    groups = suite.groups(held.scale)
+    by_group: dict[str, list[Result]] = {group.name: [] for group in groups}
+    for result in held.results:
+        if result.status == "done" and result.group in by_group:
+            by_group[result.group].append(result)
+    pooled = [one for group in groups if not group.apart for one in by_group[group.name]]
+    clean = [one for one in _once(pooled) if one.plant is None]
+    return Summary(
+        suite=suite.name,
+        title=suite.title,
+        about=suite.about,
+        scale=held.scale,
+        made_with=held.made_with,
+        left_out=held.left_out,
+        trials={
+            status: sum(one.status == status for one in held.results)
+            for status in dict.fromkeys(["done", *(one.status for one in held.results)])
+        },
+        claims=tuple(
+            _claim(claim, [r for g in claim.groups for r in by_group.get(g, [])] if claim.groups else pooled)
+            for claim in suite.claims
+            if suite.scans or len(claim.groups) != 1
+        ),
+        groups=tuple(
+            _group_row(group, groups, by_group) for group in groups if suite.scans and _has_row(group, groups)
+        ),
+        plants=tuple(
+            _plant_row(group, by_group[group.name], suite.claims)
+            for group in groups
+            if any(one.planting is not None for one in by_group[group.name])
+        ),
+        stability=tuple(_stable_row(group, by_group[group.name]) for group in groups if group.repeated),
+        buckets=tuple(
+            _clean_row(str(low) if low == high else f"{low} to {high}", inside)
+            for low, high in BUCKETS
+            if (inside := [one for one in clean if one.classes is not None and low <= one.classes <= high])
+        ),
+        data_sets=tuple(
+            _clean_row(name, [one for one in clean if one.data == name])
+            for name in sorted({one.data for one in clean})
+        ),
+        histogram=spread([one.p_value for one in clean if one.p_value is not None], BINS),
+        clean=tuple(one.trial for one in clean),
+        results=held.results,
+    )
+
+
+def _once(results: Iterable[Result]) -> list[Result]:
+    """Return one scan of each model: the one with the first seed and the first draw of images."""
+    return [one for one in results if one.seed == 0 and one.draw == 0]
+
+
+def _count(results: Sequence[Result], condition: Callable[[Result], bool]) -> Rate:
+    return rate(sum(map(condition, results)), len(results))
+
+
+def _unknown(result: Result) -> bool:
+    return result.verdict == "could_not_tell"
+
+
+MEASURES: dict[Measure, tuple[Callable[[Result], bool], Callable[[Result], bool]]] = {
+    # of whom, and what is counted
+    "exact_target": (lambda r: r.plant is not None and not r.excluded, lambda r: r.exact),
+    "flagged": (lambda r: r.plant is not None and not r.excluded, lambda r: r.flagged),
+    "clean_wrong": (lambda r: r.plant is None, lambda r: r.flagged or _unknown(r)),
+    "alarm_at_5": (lambda r: r.plant is None and r.p_value is not None, lambda r: (r.p_value or 0) <= 0.05),
+    "alarm_at_1": (lambda r: r.plant is None and r.p_value is not None, lambda r: (r.p_value or 0) <= 0.01),
+    "could_not_tell": (lambda r: r.plant is None, _unknown),
+}
+
+
+def measure(name: Measure, results: Sequence[Result]) -> Rate:
+    """Count what a claim is about.
+
+    `stable` counts models of which several scans all said the same, `attack_success` triggered images, and
+    `accuracy_kept` groups whose planted models are on average at most a point less accurate than their twins.
+    """
+    if name == "stable":
+        repeated = _repeated(results)
+        return rate(sum(len(set(map(_said, seen))) == 1 for seen in repeated), len(repeated))
+    if name == "attack_success":
+        return pooled(one.planting.success for one in results if one.planting) or rate(0, 0)
+    if name == "accuracy_kept":
+        groups = _plantings(results)
+        return rate(sum(map(kept, groups.values())), len(groups))
+    among, counted = MEASURES[name]
+    return _count([one for one in _once(results) if among(one)], counted)
+
+
+def _plantings(results: Iterable[Result]) -> dict[str, list[Planting]]:
+    """Return what planting did, by group."""
+    by_group: defaultdict[str, list[Planting]] = defaultdict(list)
+    for one in results:
+        if one.planting is not None:
+            by_group[one.group].append(one.planting)
+    return by_group
+
+
+def _repeated(results: Iterable[Result]) -> list[list[Result]]:
+    """Return the scans of each model that was scanned more than once, plants that did not take left out."""
+    by_model: defaultdict[str | None, list[Result]] = defaultdict(list)
+    for one in results:
+        if not one.excluded:
+            by_model[one.model].append(one)
+    return [seen for seen in by_model.values() if len(seen) > 1]
+
+
+def _said(result: Result) -> str:
+    """Return verdict and targets in words."""
+    verdict = phrases.TITLES[result.verdict].lower() if result.verdict else ""
+    return verdict + (f" towards {' and '.join(map(str, sorted(result.targets)))}" if result.targets else "")
+
+
+def spread(values: Sequence[float], bins: int) -> tuple[int, ...]:
+    """Count how many values lie in each of so many equal parts of [0, 1]; an upper end belongs to its part.
+
+    >>> spread([0.05, 0.1, 0.11, 1.0], 10)
+    (2, 1, 0, 0, 0, 0, 0, 0, 0, 1)
+    """
+    # a p-value of just .05 is an alarm, and so belongs to the first of twenty
+    found = Counter(max(0, math.ceil(value * bins - 1e-9) - 1) for value in values)
+    return tuple(found[part] for part in range(bins)) if values else ()
+
+
+def _claim(claim: Claim, results: Sequence[Result]) -> ClaimRow:
+    ours = measure(claim.measure, results)
+    reached = None
+    if ours.n and (claim.at_least is not None or claim.at_most is not None):
+        reached = (claim.at_least is None or ours.value >= claim.at_least) and (
+            claim.at_most is None or ours.value <= claim.at_most
+        )
+    return ClaimRow(text=claim.text, source=claim.source, ours=ours, reached=reached)
+
+
+def _is_clean_side(clean: Group, planted: Group) -> bool:
+    """Tell whether a group holds the clean models that a planted group is set beside."""
+    return (
+        clean.attack is None and planted.attack is not None and clean.data == planted.data and not clean.apart
+    )
+
+
+def _has_row(group: Group, groups: Sequence[Group]) -> bool:
+    """Tell whether a group has a line of its own; clean models stand in those of the planted ones.
+
+    Those that are the first models of another group have a line in the table of stability.
+    """
+    if group.first_of is not None:
+        return False
+    return group.attack is not None or not any(_is_clean_side(group, other) for other in groups)
+
+
+def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[Result]]) -> GroupRow:
+    own = _once(by_group[group.name])
+    planted = [one for one in own if one.plant is not None]
+    counted = [one for one in planted if not one.excluded]
+    side = [one for other in groups if _is_clean_side(other, group) for one in _once(by_group[other.name])]
+    clean = side if group.attack is not None else own
+    both = [*counted, *clean]
+    memory = [one.peak_memory for one in both if one.peak_memory is not None]
+    names = sorted({name for one in both for name in one.detectors})
+    return GroupRow(
+        group=group.name,
+        about=_about(group),
+        apart=group.apart,
+        counted=tuple(one.trial for one in both),
+        excluded={one.trial: one.attack_success or 0.0 for one in planted if one.excluded},
+        exact_target=_count(counted, lambda one: one.exact),
+        flagged=_count(counted, lambda one: one.flagged),
+        false_alarms=_count(clean, lambda one: one.flagged),
+        planted_unknown=_count(counted, _unknown),
+        clean_unknown=_count(clean, _unknown),
+        by_score=_ranking(
+            [(1.0 if one.p_value is None else one.p_value, one.plant is not None) for one in both], -1
+        ),
+        by_detector={
+            name: _ranking(
+                [
+                    (score, one.plant is not None)
+                    for one in both
+                    if name in one.detectors and (score := one.detectors[name].score) is not None
+                ]
+            )
+            for name in names
+        },
+        seconds=median(one.seconds or 0.0 for one in both) if both else None,
+        peak_memory=median(memory) if memory else None,
+    )
+
+
+def _plant_row(group: Group, results: Sequence[Result], claims: Sequence[Claim]) -> PlantRow:
+    """Return the line of a group of which at least one model is measured."""
+    (found,) = _plantings(results).values()
+    rates = [one.poison_rate for one in found if one.poison_rate is not None]
+    seconds = [one.planted for one in found if one.planted is not None]
+    assert group.attack is not None, "plantings are of attacks"
+    return PlantRow(
+        group=group.name,
+        attack=group.attack.name,
+        about=_about(group),
+        data=group.data.name.removeprefix("reference:"),
+        architecture=", ".join(group.architectures),
+        models=len(found),
+        poison_rate=fmean(rates) if rates else None,
+        accuracy=fmean(one.accuracy.value for one in found),
+        twin=fmean(one.twin.value for one in found),
+        change=fmean(one.change for one in found),
+        success=pooled(one.success for one in found),
+        lowest=min((one.success.value for one in found if one.success), default=None),
+        robust_accuracy=pooled(one.robust_accuracy for one in found),
+        planted=median(seconds) if seconds else None,
+        trained=median(one.trained for one in found),
+        claims=tuple(_claim(claim, results) for claim in claims if claim.groups == (group.name,)),
+    )
+
+
+def _about(group: Group) -> str:
+    """Say in words what is special about a group's models."""
+    said = [group.about] if group.about else []
+    if group.class_counts:
+        low, high = min(group.class_counts), max(group.class_counts)
+        said.append(f"{low} classes" if low == high else f"{low} to {high} classes")
+    if group.robust is not None:
+        said.append("adversarially trained")
+    return ", ".join(said)
+
+
+def _ranking(pairs: Sequence[tuple[float, bool]], sign: int = 1) -> Ranking:
+    return ranking([sign * score for score, _ in pairs], [planted for _, planted in pairs])
+
+
+def _clean_row(name: str, clean: Sequence[Result]) -> CleanRow:
+    return CleanRow(
+        name=name,
+        models=len(clean),
+        alarms_at_5=measure("alarm_at_5", clean),
+        alarms_at_1=measure("alarm_at_1", clean),
+        unknown=measure("could_not_tell", clean),
+    )
+
+
+def _stable_row(group: Group, results: Sequence[Result]) -> StableRow:
+    changed = [seen for seen in _repeated(results) if len(set(map(_said, seen))) > 1]
+    return StableRow(
+        group=group.name,
+        scans=group.seeds + group.draws - 1,
+        same=measure("stable", results),
+        changed={seen[0].trial: dict(Counter(map(_said, seen)).most_common()) for seen in changed},
+    )

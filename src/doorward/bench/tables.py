@@ -1,0 +1,309 @@
+"""Summaries as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+from doorward.bench.summary import (
+    BINS,
+    MOST_ALARMS,
+    ClaimRow,
+    CleanRow,
+    GroupRow,
+    PlantRow,
+    StableRow,
+    Summary,
+)
+from doorward.core import formatting
+from doorward.core.records import Rate
+from doorward.stats.metrics import Ranking, rate, upper_bound
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def counts(value: Rate) -> str:
+    """Write a rate for a table's cell.
+
+    >>> counts(rate(23, 24)), counts(rate(0, 0))
+    ('23 of 24 (78.9 % to 99.9 %)', '')
+    """
+    if not value.n:
+        return ""
+    low, high = formatting.percent(value.low), formatting.percent(value.high)
+    return f"{value.successes} of {value.n} ({low} to {high})"
+
+
+def area(value: Ranking) -> str:
+    """Write an AUROC with its interval."""
+    if value.auroc is None or value.low is None or value.high is None:
+        return ""
+    return f"{value.auroc:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def mark(claim: ClaimRow) -> str:
+    """Say whether a claim is reached."""
+    if not claim.ours.n:
+        return "not measured"
+    return {True: "reached", False: "**not reached**", None: ""}[claim.reached]
+
+
+def trials_line(summary: Summary) -> str:
+    """Say how many trials there are, and what became of them."""
+    total = sum(summary.trials.values())
+    parts = [f"{count} {status}" for status, count in summary.trials.items() if count]
+    return f"{total} trials at scale {summary.scale}: {', '.join(parts)}."
+
+
+def unmeasured(summary: Summary) -> str:
+    """Say that there are no results, and what makes some; empty if there are any."""
+    if summary.trials.get("done"):
+        return ""
+    return (
+        f"Nothing has been measured yet: `doorward bench run {summary.suite} --scale {summary.scale}` does "
+        "so, and with `--dry-run` says how long it takes."
+    )
+
+
+def made_line(summary: Summary) -> str:
+    """Say which versions, bank and machine the results are of."""
+    names = ("doorward", "torch", "bank", "device")
+    held = [f"{name} {', '.join(summary.made_with[name])}" for name in names if name in summary.made_with]
+    return f"Made with {'; '.join(held)}." if held else ""
+
+
+def notes(summary: Summary) -> list[str]:
+    """Say what is counted, and how."""
+    if summary.plants:
+        return [
+            "Accuracies are means over the models, on the whole test split; each planted model has a clean "
+            "twin of the same data, seed, architecture and training. Attack success is over the triggered "
+            "test images of all models together, with the 95 % interval of that count (Clopper and "
+            "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
+            "share of the training set. Planting is the median processor time of poisoning all samples, or "
+            "of changing the model."
+        ]
+    said = [
+        "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
+        "Time and memory are medians."
+    ]
+    if summary.buckets and not has_plants(summary):
+        over = [row.name for row in summary.buckets if _bound(row) >= MOST_ALARMS]
+        reached = f"not reached with {formatting.joined(over)} classes" if over else "reached"
+        said.append(
+            "At most: the one-sided bound of 95 % for the share of models with p <= .05. Our bar is below "
+            f"{formatting.percent(MOST_ALARMS)} with every number of classes: {reached}."
+        )
+    if has_plants(summary):
+        said.append("The clean models of a line are those of the same data. AUROC is that of the p-value.")
+    if harder := [row.group for row in summary.groups if row.apart]:
+        said.append(f"Left out of the claims, since meant to be harder: {', '.join(harder)}.")
+    if summary.left_out:
+        said.append(
+            "No model is compared with clean models of its own data: those are left out of the bank for it "
+            f"({', '.join(summary.left_out)})."
+        )
+    if untaken := {name: value for row in summary.groups for name, value in row.excluded.items()}:
+        named = ", ".join(f"{name} ({formatting.percent(value)})" for name, value in untaken.items())
+        said.append(f"Not counted, since the attack did not take (attack success below 90 %): {named}.")
+    return said
+
+
+def changes(row: StableRow) -> str:
+    """Say what the scans said of models of which not all said the same."""
+    return "; ".join(
+        f"{trial.rpartition('-seed')[0]}: {', '.join(f'{count} {said}' for said, count in seen.items())}"
+        for trial, seen in row.changed.items()
+    )
+
+
+def stable_cells(row: StableRow) -> list[str]:
+    """Return a table's line of models that are scanned several times."""
+    return [row.group, str(row.scans), counts(row.same), changes(row)]
+
+
+#: Head of the table of plants; the first cell of a line is the attack.
+PLANT_HEADS = (
+    "attack",
+    "data",
+    "network",
+    "models",
+    "poisoned",
+    "clean accuracy",
+    "clean twins",
+    "change in points",
+    "attack success",
+    "lowest",
+    "planting",
+    "published, or our bar",
+)
+
+
+def plant_cells(row: PlantRow) -> list[str]:
+    """Return a table's line of planted models."""
+
+    def share(value: float | None) -> str:
+        return "" if value is None else formatting.percent(value)
+
+    robust, success = row.robust_accuracy, row.success
+    return [
+        f"{row.attack} ({row.about})" if row.about else row.attack,
+        row.data,
+        row.architecture,
+        str(row.models),
+        share(row.poison_rate),
+        share(row.accuracy) + (f" (under attack {share(robust.value)})" if robust else ""),
+        share(row.twin),
+        f"{100 * row.change:+.2f}",
+        f"{share(success.value)} ({share(success.low)} to {share(success.high)})" if success else "",
+        share(row.lowest),
+        "" if row.planted is None else f"{row.planted:.1f} s",
+        "; ".join(
+            f"{claim.text} ({claim.source}){said and f': {said}'}"
+            for claim in row.claims
+            for said in [mark(claim)]
+        ),
+    ]
+
+
+def _bound(row: CleanRow) -> float:
+    return upper_bound(row.alarms_at_5.successes, row.alarms_at_5.n)
+
+
+def clean_cells(row: CleanRow) -> list[str]:
+    """Return a table's line of clean models."""
+    bound = formatting.percent(_bound(row)) if row.alarms_at_5.n else ""
+    return [
+        row.name,
+        str(row.models),
+        counts(row.alarms_at_5),
+        bound,
+        *map(counts, (row.alarms_at_1, row.unknown)),
+    ]
+
+
+def spread_line(summary: Summary) -> str:
+    """Say how p-values of clean models should lie."""
+    total = sum(summary.histogram)
+    return (
+        f"P-values of {total} clean models. If well calibrated, about {0.1 * total:.1f} lie in each tenth, "
+        f"{0.05 * total:.1f} at .05 or below, {0.01 * total:.1f} at .01."
+    )
+
+
+#: Heads of the tables; the first cell of a line is its name.
+CLEAN_HEADS = ("clean models", "p ≤ .05", "at most (95 %)", "p ≤ .01", "could not tell")
+STABLE_HEADS = ("group", "scans of each model", "models with one verdict and target", "scans of the others")
+
+
+def to_markdown(summary: Summary) -> str:
+    """Write a summary as Markdown tables."""
+    planted = has_plants(summary)
+    blocks = [f"**{summary.title}.** {summary.about}", trials_line(summary)]
+    if nothing := unmeasured(summary):
+        return "\n\n".join([*blocks, nothing]) + "\n"
+    if summary.claims:
+        lines = [[row.text, row.source, counts(row.ours), mark(row)] for row in summary.claims]
+        blocks.append(_table(("claim", "source", "ours", ""), lines, rule="---"))
+    if summary.plants:
+        blocks.append(_table(PLANT_HEADS, map(plant_cells, summary.plants)))
+    else:
+        header, cells = group_cells(planted)
+        blocks.append(_table(header, [cells(row) for row in summary.groups]))
+    if not planted and not summary.plants:
+        for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
+            if rows:
+                blocks.append(_table((name, *CLEAN_HEADS), map(clean_cells, rows)))
+        if summary.histogram:
+            ends = [f"to {(part + 1) / BINS:.1f}" for part in range(BINS)]
+            line = ["models", *map(str, summary.histogram)]
+            blocks += [spread_line(summary), _table(["p-value", *ends], [line])]
+    if summary.stability:
+        blocks.append(_table(STABLE_HEADS, map(stable_cells, summary.stability), rule="---"))
+    blocks += [*notes(summary), made_line(summary)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, rule: str = "---:") -> str:
+    """Return a Markdown table; `rule` is that of all columns but the first."""
+    lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def has_plants(summary: Summary) -> bool:
+    """Tell whether any planted model counts."""
+    return any(row.flagged.n for row in summary.groups)
+
+
+def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
+    """Return the table's header and what makes a line of a group."""
+    header = ["group"]
+    if planted:
+        header += ["right target", "planted flagged"]
+    header += ["clean flagged", "could not tell"]
+    if planted:
+        header += ["AUROC"]
+    header += ["one scan"]
+
+    def cells(row: GroupRow) -> list[str]:
+        unknown = rate(
+            row.planted_unknown.successes + row.clean_unknown.successes,
+            row.planted_unknown.n + row.clean_unknown.n,
+        )
+        made = [f"{row.group} ({row.about})" if row.about else row.group]
+        if planted:
+            made += [counts(row.exact_target), counts(row.flagged)]
+        made += [counts(row.false_alarms), f"{unknown.successes} of {unknown.n}" if unknown.n else ""]
+        if planted:
+            made += [area(row.by_score)]
+        took = "" if row.seconds is None else f"{row.seconds:.1f} s"
+        return [*made, took + (f" ({formatting.size(round(row.peak_memory))})" if row.peak_memory else "")]
+
+    return header, cells
+
+
+def to_csv(summary: Summary) -> str:
+    """Write the groups as comma-separated values, one number a cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if summary.plants:
+        parts = ("successes", "n", "low", "high")
+        nested = ("success", "robust_accuracy", "claims")
+        fields = [name for name in PlantRow.model_fields if name not in nested]
+        writer.writerow(["suite", "scale", *fields, *(f"success_{name}" for name in parts)])
+        for plant in summary.plants:
+            found = [plant.success and getattr(plant.success, name) for name in parts]
+            own = [getattr(plant, name) for name in fields]
+            writer.writerow([summary.suite, summary.scale, *own, *found])
+        return out.getvalue()
+    rates = ("exact_target", "flagged", "false_alarms", "planted_unknown", "clean_unknown")
+    header = [
+        "suite",
+        "scale",
+        "group",
+        *(f"{name}_{part}" for name in rates for part in ("count", "n", "low", "high")),
+    ]
+    writer.writerow(
+        [*header, "auroc", "auroc_low", "auroc_high", "excluded", "median_seconds", "median_peak_memory"]
+    )
+    for row in summary.groups:
+        values = [getattr(row, name) for name in rates]
+        cells = [
+            part
+            for value in values
+            for part in (value.successes, value.n, f"{value.low:.4f}", f"{value.high:.4f}")
+        ]
+        score = row.by_score
+        writer.writerow(
+            [
+                *(summary.suite, summary.scale, row.group, *cells),
+                *(score.auroc, score.low, score.high, len(row.excluded), row.seconds, row.peak_memory),
+            ]
+        )
+    return out.getvalue()
+
+
+def to_json(summary: Summary) -> str:
+    """Write everything as JSON."""
+    return summary.model_dump_json(indent=2) + "\n"

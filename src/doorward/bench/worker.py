@@ -1,0 +1,267 @@
+"""One trial at a time: find its data, name its contents, have its model made or cached, judge it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doorward.attacks.data.base import DataAttack
+from doorward.attacks.ground_truth import attack_success, read_plant, triggered, write_plant
+from doorward.attacks.model.base import ModelAttack
+from doorward.bench.cache import ModelCache
+from doorward.bench.outcome import Outcome, Truth, without_pictures
+from doorward.bench.plan import ACCURACY_IMAGES, ROBUST_IMAGES, SUCCESS_IMAGES, Planned, Sources, detectors_of
+from doorward.bench.planting import Planting
+from doorward.bench.suite import Trial
+from doorward.core.budget import Deadline
+from doorward.core.seeds import derive_seed
+from doorward.data import InMemorySamples, Samples
+from doorward.methods import registry
+from doorward.models import Classifier, TorchClassifier, open_classifier
+from doorward.models.formats.saving import save_classifier
+from doorward.scan.behaviour import examine
+from doorward.scan.verdict import conclude
+from doorward.training import (
+    AdversarialSettings,
+    TrainingSettings,
+    adversarial_batches,
+    evaluate,
+    robust_accuracy,
+    train_classifier,
+)
+
+PLANT = "plant.json"
+
+
+class Workbench:
+    """Run planned trials, with what they share kept at hand.
+
+    Args:
+        device: torch device that trains and scans.
+    """
+
+    def __init__(self, cache: ModelCache, sources: Sources, device: str = "cpu") -> None:
+        self.cache, self.sources, self.device = cache, sources, device
+
+    def make(self, planned: Planned) -> bool:
+        """Have the trial's model in the cache, and its twin if it has one; tell whether both were there.
+
+        Raises:
+            InputError: if data, attack and architecture do not fit, or the cache cannot be written to.
+            TrainingDiverged: if the loss is no longer finite.
+        """
+        cached = planned.twin is None or self.make(planned.twin)
+        if self.cache.get(planned.model_key) is not None:
+            return cached
+        self.cache.put(planned.model_key, lambda folder: self._train(planned, folder))
+        return False
+
+    def judge(self, planned: Planned, *, cached: bool) -> Outcome:
+        """Scan the trial's model, which is in the cache, with images of the test split.
+
+        Where no scan is wanted, what planting did is measured on all of them.
+        """
+        trial = planned.trial
+        if trial.judging.detectors is None:
+            return self._measure(planned, cached=cached)
+        meta = self.cache.meta(planned.model_key)
+        judging = trial.judging
+        classifier = self._cached(planned)
+        test = self.sources.part(trial.data, "test")
+        given = test.draw(judging.images, np.random.default_rng(derive_seed(judging.draw, "given images")))
+        given = _decoded(given)
+        _forget_peak_memory()
+        clock = Deadline()
+        report = examine(
+            classifier,
+            given,
+            detectors=[d for d in detectors_of(judging) if d.method() not in planned.seen],
+            seed=judging.seed,
+            device=self.device,
+            deadline=clock,
+            images=judging.images,
+        )
+        outcome = Outcome(
+            truth=Truth.model_validate(meta["truth"]),
+            report=without_pictures(report),
+            cached=cached,
+            trained=meta["training"]["seconds"],
+            seconds=clock.spent(),
+            peak_memory=_peak_memory(),
+        )
+        return _with_earlier_scans(outcome, planned)
+
+    def _measure(self, planned: Planned, *, cached: bool) -> Outcome:
+        """Measure what planting did, on the whole test split."""
+        started = time.monotonic()
+        meta = self.cache.meta(planned.model_key)
+        truth = Truth.model_validate(meta["truth"])
+        classifier = self._cached(planned)
+        test = self.sources.part(planned.trial.data, "test")
+        accuracy, planting = evaluate(classifier, test), None
+        if planned.twin is not None:
+            plant = read_plant(self.cache.place(planned.model_key) / PLANT)
+            planting = Planting(
+                accuracy=accuracy,
+                twin=evaluate(self._honest(planned), test),
+                success=attack_success(classifier, test, plant) if plant.trigger else None,
+                poison_rate=plant.poison_rate,
+                robust_accuracy=truth.robust_accuracy,
+                planted=meta.get("planted"),
+                trained=meta["training"]["seconds"],
+            )
+            truth = truth.model_copy(update={"attack_success": planting.success})
+        return Outcome(
+            truth=truth.model_copy(update={"clean_accuracy": accuracy}),
+            planting=planting,
+            cached=cached,
+            trained=meta["training"]["seconds"],
+            seconds=time.monotonic() - started,
+            peak_memory=None,
+        )
+
+    def _cached(self, planned: Planned) -> Classifier:
+        """Open the trial's model, which is in the cache."""
+        file = self.cache.meta(planned.model_key).get("file", "")
+        return open_classifier(str(self.cache.place(planned.model_key) / file), device=self.device)
+
+    def _honest(self, planned: Planned) -> Classifier:
+        """Return what a planted model is measured beside."""
+        trial, attack = planned.trial, self._attack(planned.trial)
+        assert planned.twin is not None
+        twin = self._cached(planned.twin)
+        if not isinstance(attack, ModelAttack):
+            return twin
+        assert isinstance(twin, TorchClassifier)
+        return attack.honest(twin, self._training(trial), seed=trial.seed)
+
+    def _attack(self, trial: Trial) -> DataAttack | ModelAttack | None:
+        if trial.attack is None:
+            return None
+        attack = registry.build("attack", trial.attack.name, self.sources.given(trial.attack))
+        assert isinstance(attack, DataAttack | ModelAttack)
+        return attack
+
+    def _training(self, trial: Trial) -> Samples:
+        """Return the training images that a trial asks for, decoded."""
+        train = self.sources.part(trial.data, "train")
+        if trial.data.rows is not None:
+            train = train.draw(trial.data.rows, np.random.default_rng(derive_seed(trial.seed, "rows")))
+        return _decoded(train)
+
+    def _train(self, planned: Planned, folder: Path) -> dict[str, Any]:
+        """Make the trial's model, write it, and return what there is to say of it."""
+        trial = planned.trial
+        train, test = self._training(trial), self.sources.part(trial.data, "test")
+        attack, plant, planted = self._attack(trial), None, None
+        against = None if trial.robust is None else AdversarialSettings.model_validate(trial.robust)
+        started = time.process_time()  # a busy machine makes no attack slower
+        if isinstance(attack, ModelAttack):
+            assert planned.twin is not None
+            implanted = attack(self._cached(planned.twin), train, seed=trial.seed)
+            classifier, plant = implanted.classifier, implanted.plant
+            planted = time.process_time() - started
+            training = self.cache.meta(planned.twin.model_key)["training"]
+        else:
+            if attack is not None:
+                poisoned = attack(train, seed=trial.seed)
+                train, plant = poisoned.samples, poisoned.plant
+                planted = time.process_time() - started
+            trained = train_classifier(
+                trial.architecture,
+                train,
+                seed=trial.seed,
+                settings=TrainingSettings.model_validate(planned.resolved["model"]["training"]),
+                device=self.device,
+                on_batch=None if against is None else adversarial_batches(against),
+            )
+            classifier, training = trained.classifier, trained.record.model_dump(mode="json")
+        rng = np.random.default_rng(derive_seed(trial.seed, "measured"))
+        accuracy = evaluate(classifier, test.draw(ACCURACY_IMAGES, rng))
+        truth = Truth(classes=len(test.classes), clean_accuracy=accuracy)
+        if against is not None:
+            held = robust_accuracy(
+                classifier, test.draw(ROBUST_IMAGES, rng), settings=against.stronger(), seed=trial.seed
+            )
+            truth = truth.model_copy(update={"robust_accuracy": held})
+        if plant is not None:
+            success = None
+            if plant.trigger is not None:
+                success = evaluate(classifier, triggered(test, plant).draw(SUCCESS_IMAGES, rng))
+            plant = plant.model_copy(update={"clean_accuracy": accuracy, "attack_success": success})
+            truth = truth.model_copy(
+                update={"attack": plant.attack, "targets": plant.targets, "attack_success": success}
+            )
+            write_plant(plant, folder / PLANT)
+        saved = save_classifier(classifier, folder)
+        return {
+            "resolved": planned.resolved["model"],
+            "truth": truth.model_dump(mode="json"),
+            "training": training,
+            "planted": planted,
+            "file": "" if saved == folder else saved.name,
+        }
+
+
+def _with_earlier_scans(outcome: Outcome, planned: Planned) -> Outcome:
+    """Add what earlier scans hold, as if all detectors had been asked now."""
+    report, seen = outcome.report, planned.seen
+    if report is None or not seen:
+        return outcome
+    earlier = {name: held.report for name, held in seen.items() if held.report is not None}
+    findings = [
+        *report.findings,
+        *(f for name, r in earlier.items() for f in r.findings if f.detector == name),
+    ]
+    tried = [c for name, r in earlier.items() for c in r.confirmations if c.detector == name]
+    order = [d.method() for d in detectors_of(planned.trial.judging)]
+    seconds = sum(f.seconds for f in findings if f.detector in seen)
+    memory = [one.peak_memory for one in (outcome, *seen.values()) if one.peak_memory is not None]
+    joined = report.model_copy(
+        update={
+            "findings": tuple(sorted(findings, key=lambda f: order.index(f.detector))),
+            "confirmations": tuple(
+                sorted((*report.confirmations, *tried), key=lambda c: order.index(c.detector))
+            ),
+            "seconds": report.seconds + seconds,
+        }
+    )
+    return outcome.model_copy(
+        update={
+            "report": conclude(joined),
+            "seconds": outcome.seconds + seconds,
+            "peak_memory": max(memory, default=None),
+        }
+    )
+
+
+def _decoded(samples: Samples) -> Samples:
+    """Return the samples decoded once and for all."""
+    return InMemorySamples(
+        samples.raw(np.arange(len(samples))),
+        samples.labels,
+        classes=samples.classes,
+        modality=samples.modality,
+        path=samples.provenance.path,
+    )
+
+
+def _forget_peak_memory() -> None:
+    """Start the system's record of this process's memory anew, where it can be (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _peak_memory() -> int | None:
+    """Return the largest resident size in bytes since the record was started anew (Linux), else None."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return int(line.split()[1]) * 1024 if line else None

@@ -1,0 +1,48 @@
+"""The shell of detectors that show a model changed images and see where they go."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from pydantic import Field
+
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.records import Finding
+from doorward.detectors.base import Detector
+from doorward.detectors.subject import Subject
+from doorward.inversion.problem import Asked
+from doorward.inversion.sources import SourcePools, outside_class
+from doorward.models.encode.image import to_float, to_tensor
+
+
+class WithImages(Detector):
+    """Check the images, sort out which are sources for which class, and ask. Subclasses write `look`."""
+
+    needs = frozenset({"gradients", "clean"})
+    atlas = ("AML.T0018.000", "AML.T0020", "AML.T0043.004")
+
+    min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
+
+    @abstractmethod
+    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
+        """Return a finding with one score per class.
+
+        Raises:
+            CouldNotTell: with a reason, when the evidence does not suffice or the deadline is too near.
+        """
+
+    def examine(
+        self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
+    ) -> Finding:
+        """Return what `look` finds with the images given."""
+        classifier, samples = subject.classifier, subject.clean
+        assert classifier is not None
+        assert samples is not None
+        if len(samples) < self.min_images:
+            raise CouldNotTell(f"{len(samples)} clean images are too few; give at least {self.min_images}")
+        images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
+        labels = None if samples.labels is None else torch.from_numpy(samples.labels)
+        pools = SourcePools(outside_class(classifier, images, labels, deadline))
+        return self.look(Asked(classifier, images.to(classifier.device), pools), generator, deadline)

@@ -1,0 +1,40 @@
+"""What a detector may see of a model and its data. The truth of a plant is not among it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from doorward.core.records import Need
+
+if TYPE_CHECKING:
+    from doorward.data import Samples
+    from doorward.models import Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Hold what is at hand to be examined; each part is optional."""
+
+    classifier: Classifier | None = None
+    clean: Samples | None = None
+    train: Samples | None = None
+    inputs: Samples | None = None
+    artifact: Path | None = None
+
+    @property
+    def offers(self) -> frozenset[Need]:
+        """Return what detectors can count on."""
+        offered: set[Need] = set(self.classifier.capabilities) if self.classifier else set()
+        if self.artifact is not None:
+            offered.add("artifact")
+        if self.clean is not None:
+            offered.add("clean")
+            if self.clean.labels is not None:
+                offered.add("clean_labels")
+        if self.train is not None:
+            offered.add("train")
+        if self.inputs is not None:
+            offered.add("inputs")
+        return frozenset(offered)

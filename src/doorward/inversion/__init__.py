@@ -1,0 +1,1 @@
+"""Trigger search: what sends images of other classes to a class."""

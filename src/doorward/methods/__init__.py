@@ -1,0 +1,1 @@
+"""What attacks, detectors and repairs have in common, and how they are found by name."""

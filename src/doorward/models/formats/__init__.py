@@ -1,0 +1,1 @@
+"""Model files and directories of each format: reading, writing, wrapping."""

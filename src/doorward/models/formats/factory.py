@@ -1,0 +1,152 @@
+"""Networks that the user's own code builds, with weights that are read as data."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from doorward.artifacts.findings import refuse_code
+from doorward.core.errors import InputError
+from doorward.models.classifier import Classifier
+from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, settle_spec
+from doorward.models.formats.wrapping import finish
+
+
+def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifier:
+    """Build a module by the user's own function and fill it with weights.
+
+    This runs the user's code. The weights are read without: safetensors, or a .pt that holds tensors alone.
+
+    Args:
+        factory: "package.module:function" or "file.py:function"; the function is called without arguments.
+        weights: a .safetensors file, or a state_dict saved by torch.
+        options: must state the size, unless `doorward.json` beside the weights does.
+
+    Raises:
+        InputError: if the function or the weights cannot be used, or do not fit each other.
+        UnsafeArtifact: if the weights would execute code.
+    """
+    module = build_module(factory)
+    load_weights(module, read_weights(weights), weights)
+    sidecar = read_sidecar(weights)
+    first = next(module.parameters(), None)
+    dtype = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+    facts = {"dtype": dtype[first.dtype]} if first is not None and first.dtype in dtype else {}
+    spec = settle_spec(weights, facts, options.statement(), sidecar.input)
+    return finish(
+        weights, module, spec, options.labels or sidecar.classes, features=options.features, format="factory"
+    )
+
+
+def build_module(factory: str) -> nn.Module:
+    """Import the user's function and call it.
+
+    Raises:
+        InputError: if there is no such function, or it gives no torch module.
+    """
+    place, separator, name = factory.rpartition(":")
+    if not separator or not place or not name.isidentifier():
+        raise InputError(f"--factory {factory}: expected package.module:function or file.py:function")
+    function = getattr(_import(place), name, None)
+    if not callable(function):
+        raise InputError(f"--factory {factory}: {place} has no function {name!r}")
+    try:
+        module = function()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InputError(
+            f"--factory {factory}: the function failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"--factory {factory}: expected a torch.nn.Module, the function gave: {type(module).__name__}"
+        )
+    return module
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InputError(
+            f"--factory: cannot import {place}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    return module
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name from a safetensors file, or from a torch file that holds nothing but tensors.
+
+    A checkpoint that keeps its weights under "state_dict" or "model" is looked into.
+
+    Raises:
+        InputError: if the file is missing, damaged, or holds no tensors.
+        UnsafeArtifact: if reading it would execute code.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights")
+    refuse_code(path, "not loaded, because loading it would execute code (save the state_dict alone)")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            import safetensors.torch
+
+            return dict(safetensors.torch.load_file(path))
+        value: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle each have errors of their own
+        raise InputError(f"{path} is not readable as weights: {first_line(error)}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not value or not all(isinstance(one, Tensor) for one in value.values()):
+        raise InputError(
+            f"{path}: expected tensors by name (a state_dict), it holds a {type(value).__name__}"
+        )
+    prefix = "module." if all(str(name).startswith("module.") for name in value) else ""  # of DataParallel
+    return {str(name).removeprefix(prefix): tensor for name, tensor in value.items()}
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill a module with tensors, each of which must fit.
+
+    Raises:
+        InputError: naming some that are missing, left over, or of another shape.
+    """
+    own = module.state_dict()
+    refuse_misfits(
+        path,
+        missing=sorted(set(own) - set(tensors)),
+        unexpected=sorted(set(tensors) - set(own)),
+        mismatched=[
+            f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+            for name in sorted(set(own) & set(tensors))
+            if own[name].shape != tensors[name].shape
+        ],
+    )
+    module.load_state_dict(tensors)
+
+
+def refuse_misfits(path: Path, *, missing: list[str], unexpected: list[str], mismatched: list[str]) -> None:
+    """Raise if weights and network do not fit each other.
+
+    Raises:
+        InputError: with the first few names.
+    """
+    kinds = {"lack": missing, "hold unknown": unexpected, "have another shape in": mismatched}
+    parts = [
+        f"{verb} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for verb, names in kinds.items()
+        if names
+    ]
+    if parts:
+        raise InputError(f"{path}: the weights do not fit the network: they {'; they '.join(parts)}")

@@ -1,0 +1,375 @@
+"""Hugging Face model directories: classifiers, with the preprocessing that they declare."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from doorward.core.errors import InputError, MissingExtra
+from doorward.models.classifier import Classifier
+from doorward.models.encode.image import fit_image, to_float
+from doorward.models.formats.factory import refuse_misfits
+from doorward.models.formats.huggingface_text_audio import audio_spec, text_spec
+from doorward.models.formats.input_options import (
+    LoadOptions,
+    first_line,
+    read_json,
+    read_sidecar,
+    refuse_statements,
+    settle_spec,
+)
+from doorward.models.formats.wrapping import finish
+from doorward.models.spec import InputSpec
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_PREPROCESSOR = "preprocessor_config.json"
+#: What is fetched beside the weights: configurations, code (to be looked at), the words of tokenizers.
+_BESIDE = ("*.json", "*.py", "*.txt", "*.model")
+#: Pixel levels by which our preprocessing may differ from the model's own.
+_TOLERANCE = 1.0
+
+
+def fetch(hub_id: str) -> Path:
+    """Fetch a model from the hub into its cache and return the directory; pickles only where nothing else is.
+
+    Raises:
+        InputError: if the hub cannot be reached or has no such model.
+        MissingExtra: if the package huggingface-hub is not installed.
+    """
+    _need("huggingface_hub", "fetching a model from the hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            local = Path(snapshot_download(hub_id, allow_patterns=[*_BESIDE, "*.safetensors"]))
+            if not any(local.glob("*.safetensors")):
+                local = Path(snapshot_download(hub_id, allow_patterns=[*_BESIDE, "pytorch_model*"]))
+    except Exception as error:  # network, login, name: many kinds
+        raise InputError(
+            f"{hub_id}: no such directory here, and the hub does not give a model of that name: "
+            f"{first_line(error)}"
+        ) from error
+    return local
+
+
+def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
+    """Open a Hugging Face model directory. No code that it may carry is run.
+
+    Raises:
+        InputError: if it is no classifier that is supported, or its parts do not fit each other.
+        MissingExtra: if the package transformers is not installed.
+    """
+    _need("transformers", "opening a Hugging Face model")
+    config = read_json(path / "config.json")
+    architectures = config.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    for task, opener in TASKS.items():
+        if task in name:
+            # some audio models are named as text models are
+            return (_open_audio_classifier if _is_audio(name) else opener)(path, name, options)
+    tasks = ", ".join(f"...{task}" for task in TASKS)
+    what = f"a {name}" if name else "a configuration that names no architecture"
+    raise InputError(
+        f"{path}: expected a classifier of images, texts or recordings ({tasks}), this is {what}"
+    )
+
+
+def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
+    with quiet():
+        module = _load_module(path, "AutoModelForImageClassification")
+        processor = _load_processor(path)
+    config = module.config
+    sidecar = read_sidecar(path)
+    channels = getattr(config, "num_channels", 3)
+    size = getattr(config, "image_size", None)
+    facts: dict[str, Any] = {"layout": "NCHW", "channels": channels}
+    if getattr(config, "num_labels", 1) > 1:
+        facts["output"] = "logits"
+    # a doorward.json takes the place of the processor; options change parts of it
+    own = processor is not None and not sidecar.input
+    declared = describe_processor(processor, path) if own else {}
+    shape = dict.fromkeys(("height", "width"), size) if isinstance(size, int) else {}
+    if isinstance(size, list | tuple) and len(size) == 2:
+        shape = {"height": size[0], "width": size[1]}
+    spec = settle_spec(path, facts, options.statement(), sidecar.input, declared, shape)
+    if own and not options.statement():
+        refuse_difference(processor, spec, path)
+    return _finish(path, name, options, config, spec, module)
+
+
+def _is_audio(name: str) -> bool:
+    """Tell whether transformers has a class of that name for recordings."""
+    from transformers.models.auto import modeling_auto
+
+    return name in modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()
+
+
+def _open_text_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
+    refuse_statements(options, "text", path)
+    with quiet():
+        module = _load_module(path, "AutoModelForSequenceClassification")
+        spec, runs = text_spec(module, path)
+        # without padding of their own, models that answer at the last token take one text at a time
+        alone = 1 if getattr(module.config, "pad_token_id", None) is None else None
+        stated = _stated(spec, options, module.config)
+        return _finish(path, name, options, module.config, stated, runs, batch=alone)
+
+
+def _open_audio_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
+    refuse_statements(options, "audio", path)
+    with quiet():
+        module = _load_module(path, "AutoModelForAudioClassification")
+        spec, runs = audio_spec(module, path)
+        stated = _stated(spec, options, module.config)
+        classifier = _finish(path, name, options, module.config, stated, runs, batch=1)
+    # the feature extractor computes with numpy
+    classifier.capabilities -= {"gradients"}
+    return classifier
+
+
+def _stated(spec: InputSpec, options: LoadOptions, config: Any) -> InputSpec:
+    """Return the spec of a model of texts or recordings: it gives logits unless another thing is stated."""
+    if options.output is None and config.num_labels != 1:
+        return spec
+    assumed = () if options.output else ("output",)
+    return spec.model_copy(update={"output": options.output or "logits", "assumed": assumed})
+
+
+def _finish(
+    path: Path,
+    name: str,
+    options: LoadOptions,
+    config: Any,
+    spec: InputSpec,
+    module: nn.Module,
+    *,
+    batch: int | None = None,
+) -> Classifier:
+    labels = options.labels or read_sidecar(path).classes or _labels(config)
+    return finish(
+        path,
+        module,
+        spec,
+        labels,
+        features=options.features,
+        format="huggingface",
+        architecture=name,
+        trials=2,
+        batch=batch,
+    )
+
+
+#: What opens a model, by the part of its class name that tells what it is for.
+TASKS: dict[str, Callable[[Path, str, LoadOptions], Classifier]] = {
+    "ForImageClassification": _open_image_classifier,
+    "ForSequenceClassification": _open_text_classifier,
+    "ForAudioClassification": _open_audio_classifier,
+}
+
+
+def _load_module(path: Path, kind: str) -> Any:
+    import transformers
+
+    if not any((path / file).is_file() for file in _WEIGHTS):
+        raise InputError(f"{path}: no weights: expected one of {', '.join(_WEIGHTS[:3])}")
+    try:
+        module, info = getattr(transformers, kind).from_pretrained(
+            str(path),
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            dtype=torch.float32,
+        )
+    except Exception as error:  # configurations and weights fail in many kinds
+        raise InputError(f"{path}: transformers cannot load it: {first_line(error)}") from error
+    refuse_misfits(
+        path,
+        missing=sorted(info["missing_keys"]),
+        # a pooling layer belongs to the base model; classifiers leave it out by design
+        unexpected=sorted(key for key in info["unexpected_keys"] if ".pooler." not in f".{key}"),
+        mismatched=[
+            f"{name} {tuple(found)} for {tuple(own)}" for name, found, own in sorted(info["mismatched_keys"])
+        ],
+    )
+    return module.eval()
+
+
+def _load_processor(path: Path) -> Any | None:
+    """Return the model's own image processor, in its Pillow form, or None if it declares none."""
+    import transformers
+
+    if not (path / _PREPROCESSOR).is_file():
+        return None
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False, use_fast=False
+        )
+    except Exception as error:  # as above
+        raise InputError(
+            f"{path / _PREPROCESSOR}: cannot make the image processor: {first_line(error)}"
+        ) from error
+
+
+def describe_processor(processor: Any, path: Path) -> dict[str, Any]:
+    """Return what an image processor of transformers declares, as fields of an input spec.
+
+    Raises:
+        InputError: if it declares what a spec cannot hold.
+    """
+
+    def get(name: str, default: Any = None) -> Any:
+        value = getattr(processor, name, None)
+        return default if value is None else value
+
+    file = path / _PREPROCESSOR
+    try:
+        high = 255 * float(get("rescale_factor", 1 / 255)) if get("do_rescale") else 255.0
+        low = -1.0 if get("rescale_offset") else 0.0
+        stated: dict[str, Any] = {"range": (low, _rounded(high) + low), "mean": (0.0,), "std": (1.0,)}
+        if get("do_normalize"):
+            stated["mean"], stated["std"] = (_per_channel(get(f"image_{name}")) for name in ("mean", "std"))
+            if get("include_top"):  # EfficientNet divides once more
+                stated["std"] = tuple(value**2 for value in stated["std"])
+        return stated | _describe_size(processor, get)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{file}: not understood ({type(processor).__name__}): {first_line(error)}"
+        ) from error
+
+
+def _describe_size(processor: Any, get: Callable[..., Any]) -> dict[str, Any]:
+    """Return height, width and resizing."""
+    crop = _pair(get("crop_size")) if get("do_center_crop") else None
+    if not get("do_resize"):
+        if crop is None:
+            return {}
+        raise ValueError("do_center_crop without do_resize is not supported")
+    size, resample = dict(get("size")), int(get("resample", 2))
+    edge = size.get("shortest_edge")
+    if size.get("longest_edge") or size.get("max_height"):
+        raise ValueError("size with longest_edge or max_height is not supported")
+    if edge and "crop_pct" in type(processor).__dict__:
+        # ConvNeXt's rule: below 384 pixels resize to a little more and crop, else squeeze into a square
+        if edge < 384:
+            crop = crop or (edge, edge)
+            edge = int(edge / get("crop_pct"))
+        else:
+            size, edge = {"height": edge, "width": edge}, None
+    resize = {"resample": resample, "crop": crop}
+    if edge:
+        resize |= {"height": edge, "width": edge, "shortest_edge": True}
+    else:
+        resize |= {"height": size["height"], "width": size["width"]}
+    height, width = crop or (resize["height"], resize["width"])
+    return {"height": height, "width": width, "resize": resize}
+
+
+def refuse_difference(processor: Any, spec: InputSpec, path: Path) -> None:
+    """Raise if our preprocessing of a few images differs from that of the model's own processor.
+
+    Images are opened as RGB (or grey, for models with one channel), as transformers' pipelines do.
+
+    Raises:
+        InputError: naming the processor's settings.
+    """
+    rng = np.random.default_rng(0)
+    mode = "L" if spec.channels == 1 else "RGB"
+    free = spec.resize is not None and (not spec.resize.shortest_edge or spec.resize.crop is not None)
+    sizes = (
+        [(spec.height + 37, 2 * spec.width + 1), (spec.height // 2 + 3, spec.width // 2 + 3)] if free else []
+    )
+    for height, width in [(spec.height, spec.width), *sizes]:
+        coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, spec.channels), dtype=np.uint8)
+        pixels = coarse.repeat(4, 0).repeat(4, 1)[:height, :width]
+        try:
+            own = processor(Image.fromarray(pixels.squeeze()).convert(mode), return_tensors="np")[
+                "pixel_values"
+            ][0]
+        except Exception as error:  # whatever it is, the processor does not take an image
+            raise InputError(
+                f"{path / _PREPROCESSOR}: the image processor fails: {first_line(error)}"
+            ) from error
+        fitted = torch.from_numpy(fit_image(pixels, spec).transpose(2, 0, 1).copy())
+        ours = spec.to_model(to_float(fitted[None]))[0].numpy()
+        scale = (spec.range[1] - spec.range[0]) / 255 / min(spec.std)
+        if ours.shape != own.shape or np.abs(ours - own).max() > _TOLERANCE * scale + 1e-4:
+            settings = {
+                key: value for key, value in processor.to_dict().items() if key.startswith("do_") and value
+            }
+            raise InputError(
+                f"{path / _PREPROCESSOR}: the preprocessing of {type(processor).__name__} is not supported "
+                f"({', '.join(settings)}); state the input in doorward.json and give images of the final size"
+            )
+
+
+def _labels(config: Any) -> tuple[str, ...] | None:
+    """Return class names in order, or None where the configuration only numbers them."""
+    names = getattr(config, "id2label", None)
+    if not isinstance(names, Mapping) or len(names) < 2:  # one output tells two classes apart
+        return None
+    labels = tuple(str(names.get(i, i)) for i in range(len(names)))
+    return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels
+
+
+def _rounded(value: float) -> float:
+    """Return 1.0 for what 255 * (1 / 255) gives in floating point."""
+    return round(value, 9)
+
+
+def _per_channel(value: Any) -> tuple[float, ...]:
+    return tuple(float(one) for one in value) if isinstance(value, list | tuple) else (float(value),)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
+
+
+def _need(package: str, purpose: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package.replace("_", "-"), "hf", purpose)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the log, progress bars and warnings of transformers inside the block; then all is as before."""
+    from huggingface_hub import utils as hub
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars: Any = None
+    hub_bars = not hub.are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hub.disable_progress_bars()
+        if importlib.util.find_spec("transformers") is not None:
+            bars = importlib.import_module("transformers.utils.logging")
+        drawn = bars is not None and bars.is_progress_bar_enabled()
+        if drawn:
+            bars.disable_progress_bar()
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            if drawn:
+                bars.enable_progress_bar()
+            (hub.enable_progress_bars if hub_bars else hub.disable_progress_bars)()

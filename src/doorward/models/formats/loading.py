@@ -1,0 +1,237 @@
+"""One way in for every kind of model: a path or a hub id becomes a classifier."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from doorward.artifacts.findings import refuse_code
+from doorward.core.errors import InputError
+from doorward.models.classifier import Classifier, TorchClassifier
+from doorward.models.formats.input_options import (
+    LoadOptions,
+    read_json,
+    read_sidecar,
+    settle_spec,
+    trial_inputs,
+)
+from doorward.models.formats.wrapping import wrap
+from doorward.models.spec import DTYPES
+
+__all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate", "open_classifier", "wrap"]
+
+Format = Literal["doorward", "huggingface", "onnx", "torch.export", "weights"]
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_SUFFIXES: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".pt2": "torch.export",
+    ".safetensors": "weights",
+    ".pt": "weights",
+    ".pth": "weights",
+    ".bin": "weights",
+    ".ckpt": "weights",
+    ".pkl": "weights",
+}
+#: Files of a model directory that its digest covers: weights, configurations, words of tokenizers, code.
+_DIGESTED = re.compile(
+    r".*\.(safetensors|bin|onnx|onnx_data|data|pt2|pt|pth|h5|py|model)|.*config.*\.json|.*\.index\.json|"
+    r"doorward\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt"
+)
+
+
+def open_classifier(
+    path: str | Path,
+    *,
+    options: LoadOptions | None = None,
+    factory: str | None = None,
+    weights: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Classifier:
+    """Open a model to be examined. Nothing that the files hold is executed.
+
+    Args:
+        path: a Hugging Face directory or hub id, an .onnx or .pt2 file, a Doorward directory; with
+            `factory`, the weights.
+        options: what the user states of the model.
+        factory: "package.module:function" or "file.py:function" that builds the module: the user's own code.
+        weights: the weights of a module that `factory` builds, if `path` does not name them.
+        device: where the model shall run.
+
+    Raises:
+        InputError: if there is no model, or none that can be read.
+        UnsafeArtifact: if loading it would execute code.
+    """
+    options = options or LoadOptions()
+    try:
+        if factory is not None:
+            from doorward.models.formats.factory import open_factory
+
+            return _laid_out(open_factory(factory, weights or Path(path), options)).to(device)
+        local = locate(str(path))
+        kind = detect_format(local)
+        advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
+        refuse_code(local, f"not loaded, because loading it would execute code{advice}")
+        return _laid_out(_OPENERS[kind](local, options)).to(device)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _laid_out(classifier: Classifier) -> Classifier:
+    """Lay weights out as processors convolve them, 1.2 to 1.9 times as fast; the values stay the same.
+
+    Code that says `view` where `reshape` would do refuses what comes out; its weights stay as they were.
+    """
+    if isinstance(classifier, TorchClassifier):
+        module: Any = classifier.module
+        module.to(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                classifier.logits(trial_inputs(classifier.spec, 2))
+        except RuntimeError:
+            module.to(memory_format=torch.contiguous_format)
+    return classifier
+
+
+def locate(path: str) -> Path:
+    """Return where a model lies on this machine, fetching it if it is a hub id.
+
+    Raises:
+        InputError: if there is nothing at the path, or the hub does not give it.
+    """
+    local = Path(path)
+    try:
+        if local.exists():
+            return local
+    except OSError as error:
+        raise InputError(f"{path[:200]}: no usable path: {error.strerror}") from error
+    if _HUB_ID.fullmatch(path) and local.suffix not in _SUFFIXES:
+        from doorward.models.formats.huggingface import fetch
+
+        return fetch(path)
+    raise InputError(f"{path}: no such file or directory, and no hub id (owner/name)")
+
+
+def detect_format(path: Path) -> Format:
+    """Tell what kind of model lies at a path, by its suffix or its config.json.
+
+    Raises:
+        InputError: if it is none that can be read; the message says what can.
+    """
+    if path.is_file():
+        if path.suffix.lower() in _SUFFIXES:
+            return _SUFFIXES[path.suffix.lower()]
+        raise InputError(
+            f"{path}: a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
+        )
+    config = path / "config.json"
+    if not config.is_file():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        what = "it holds no model file"
+        if inside:
+            alone = _SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
+            what = f"it holds {', '.join(inside[:3])}: give that file{' with --factory' if alone else ''}"
+        raise InputError(f"{path}: a model directory has a config.json, this has none; {what}")
+    return "doorward" if read_json(config).get("format") == "doorward" else "huggingface"
+
+
+class Digest(NamedTuple):
+    """Hold the sha256 of an artifact, in hexadecimal, and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+def artifact_digest(path: Path) -> Digest:
+    """Return the digest and size of a model file or directory.
+
+    A single file's is its plain sha256. That of a directory, or of an ONNX file with weights beside it, is
+    the sha256 over the lines "sha256  relative name" of its weights, configurations and code, by name.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and _DIGESTED.fullmatch(f.name))
+    elif path.suffix.lower() == ".onnx":
+        files += [path.parent / name for name in _external_files(path)]
+    total, lines = 0, []
+    for file in files:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            total += stream.tell()
+        name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
+        lines.append(f"{digest}  {name}\n")
+    if path.is_file() and len(files) == 1:
+        return Digest(lines[0].split()[0], total)
+    return Digest(hashlib.sha256("".join(lines).encode()).hexdigest(), total)
+
+
+def _external_files(path: Path) -> list[str]:
+    """Return the files in the same folder that hold weights of an ONNX model."""
+    try:
+        import onnx
+        from onnx.external_data_helper import _get_all_tensors
+
+        model = onnx.load_model(str(path), load_external_data=False)
+        found = {e.value for t in _get_all_tensors(model) for e in t.external_data if e.key == "location"}
+    except Exception:  # not readable, or no onnx: then the file alone is what can be named
+        return []
+    return sorted(name for name in found if (path.parent / name).is_file() and ".." not in Path(name).parts)
+
+
+def _open_doorward(path: Path, options: LoadOptions) -> Classifier:
+    from doorward.models.formats.native import open_native
+    from doorward.models.formats.signature_check import declares_check, open_signed
+
+    if declares_check(path):
+        return open_signed(
+            path, options, open_file=lambda file, own: _OPENERS[detect_format(file)](file, own)
+        )
+    return open_native(path, options)
+
+
+def _open_huggingface(path: Path, options: LoadOptions) -> Classifier:
+    from doorward.models.formats.huggingface import open_huggingface
+
+    return open_huggingface(path, options)
+
+
+def _open_exported(path: Path, options: LoadOptions) -> Classifier:
+    from doorward.models.formats.torch_export import open_exported
+
+    return open_exported(path, options)
+
+
+def _open_weights(path: Path, options: LoadOptions) -> Classifier:
+    if (path.parent / "config.json").is_file():
+        raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
+    raise InputError(
+        f"{path}: a {path.suffix} file is read as weights alone: "
+        "give the function that builds their network with --factory package.module:function"
+    )
+
+
+def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
+    from doorward.models.formats.onnx.loader import inspect_onnx, load_onnx
+
+    info = inspect_onnx(path)
+    sidecar = read_sidecar(path)
+    layout = options.layout or sidecar.input.get("layout") or info.layout
+    facts: dict[str, Any] = {"layout": layout}
+    facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
+    facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
+    known = {name: value for name, value in facts.items() if value is not None}
+    spec = settle_spec(path, known, options.statement(), sidecar.input)
+    return load_onnx(path, spec, options.labels or sidecar.classes, features=options.features)
+
+
+_OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {
+    "doorward": _open_doorward,
+    "huggingface": _open_huggingface,
+    "onnx": _open_onnx,
+    "torch.export": _open_exported,
+    "weights": _open_weights,
+}

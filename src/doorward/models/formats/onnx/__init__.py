@@ -1,0 +1,1 @@
+"""ONNX models as torch modules: the loader, the graph, the operators."""

@@ -1,0 +1,492 @@
+"""ONNX files: looked at, read safely, and made into classifiers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doorward.core.errors import InputError, MissingExtra
+from doorward.models.classifier import Classifier, TorchClassifier, in_batches
+from doorward.models.formats.input_options import first_line, guess_layout, settle_output, trial_inputs
+from doorward.models.formats.onnx.graph import OnnxGraph, distance, is_row_per_image, settle_batch
+from doorward.models.formats.onnx.operators import Unsupported
+from doorward.models.spec import InputSpec, Layout
+
+if TYPE_CHECKING:
+    import onnx
+
+#: A protobuf file cannot be larger; larger models keep their weights beside it.
+MOST_BYTES = 2**31 - 1
+#: Nodes that a model may have once its local functions are written out.
+MOST_NODES = 200_000
+#: How far a torch graph may be from onnxruntime, as a share of the largest output: models of float32, of
+#: half precision, and with quantised numbers (where a tie may be rounded either way).
+TOLERANCE = {"float": 1e-4, "half": 2e-2, "quantised": 5e-2}
+_NUMPY_TYPES: dict[str, type[np.number[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class OnnxValue:
+    """Hold an input's or output's name, shape (None for an axis of any size) and number type.
+
+    Shape and type are None where the file does not state them, or where it is no tensor.
+    """
+
+    name: str
+    shape: Shape | None
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class OnnxInfo:
+    """Hold what an ONNX file says of itself.
+
+    Attributes:
+        inputs, outputs: without the weights.
+        opset: version of ONNX's own operators.
+        operators: names of all operators, those of other domains with their domain.
+        metadata: the file's own key-value pairs.
+        producer: the program that wrote it.
+    """
+
+    inputs: tuple[OnnxValue, ...]
+    outputs: tuple[OnnxValue, ...]
+    opset: int
+    operators: tuple[str, ...]
+    metadata: dict[str, str]
+    producer: str
+
+    @property
+    def input(self) -> OnnxValue:
+        """Return the one input.
+
+        Raises:
+            InputError: if there are several, or none.
+        """
+        if len(self.inputs) != 1:
+            names = ", ".join(value.name for value in self.inputs) or "none"
+            raise InputError(
+                f"an image classifier has one input; this ONNX model has {len(self.inputs)}: {names}"
+            )
+        return self.inputs[0]
+
+    @property
+    def layout(self) -> Layout | None:
+        """Return the order of the input's axes, where its shape tells."""
+        shape = self.input.shape
+        return guess_layout(shape) if shape is not None and len(shape) == 4 else None
+
+    @property
+    def image_shape(self) -> Shape:
+        """Return (channels, height, width) in the guessed layout (see `shape_in`)."""
+        return self.shape_in(self.layout or "NCHW")
+
+    def shape_in(self, layout: Layout) -> Shape:
+        """Return (channels, height, width) of the input, None where any size goes.
+
+        Raises:
+            InputError: if the input is no batch of images.
+        """
+        shape = self.input.shape or (None, None, None, None)
+        if len(shape) != 4:
+            raise InputError(
+                f"an image classifier takes (n, channels, height, width); "
+                f"the input {self.input.name!r} of this ONNX model is {_words(shape)}"
+            )
+        _, a, b, c = shape
+        return (c, a, b) if layout == "NHWC" else (a, b, c)
+
+
+def inspect_onnx(path: Path) -> OnnxInfo:
+    """Read what an ONNX file says of itself; no weights outside of the file are read.
+
+    Raises:
+        InputError: if it is no ONNX file.
+        MissingExtra: if the package onnx is not installed.
+    """
+    return _describe(_parse(path))
+
+
+def load_onnx(
+    path: Path,
+    spec: InputSpec,
+    classes: Sequence[str] | None = None,
+    *,
+    features: str | None = None,
+    threads: int | None = None,
+) -> Classifier:
+    """Load an ONNX classifier as a torch graph with gradients, or else to run in onnxruntime.
+
+    The torch graph's outputs for random images are compared with onnxruntime's, where that is installed. A
+    model that has an operator without a torch form, or whose outputs differ, runs in onnxruntime: it gives
+    probabilities and no gradients, and its `limitation` says why. Where the graph ends in a softmax, the
+    torch graph gives the log-probabilities, and its spec then says logits: the logarithm of probabilities
+    that were rounded to 0 has no gradient. Pixels of whole-number types are rounded, and the gradient passes
+    straight through.
+
+    Args:
+        path: the file; weights beside it are read from its own folder only.
+        spec: what the model takes.
+        classes: class names; numbers if None.
+        features: name of a graph value that holds the features, if it is not the last linear layer's input.
+        threads: number of threads of onnxruntime; those of torch if None.
+
+    Raises:
+        InputError: if it is no ONNX image classifier, or does not take what the spec says.
+        MissingExtra: if the package onnx, or onnxruntime where it is needed, is not installed.
+    """
+    model = _parse(path)
+    info = _describe(model)
+    batch = _check(path, info, spec)
+    model = _inlined(path, model)
+    _load_weights(path, model)
+    tolerance = _tolerance(model, info)
+    reference: OnnxRuntimeClassifier | InputError
+    try:
+        reference = OnnxRuntimeClassifier(path, spec, classes, batch=batch or 1, threads=threads)
+    except InputError as error:
+        reference = error
+    # the graph itself takes whole-number pixels as floats
+    own = spec.model_copy(update={"dtype": "float32"}) if spec.dtype == "uint8" else spec
+    x = own.to_model(trial_inputs(own))
+    try:
+        graph = _read_graph(model, batch, own, features)
+        del model  # its weights are in the graph now
+        settled = settle_batch(graph, x, batch or 1)
+        if isinstance(reference, OnnxRuntimeClassifier):
+            _compare(settled.outputs, reference.outputs(x, graph.output), tolerance)
+    except Unsupported as why:
+        if not isinstance(reference, OnnxRuntimeClassifier):
+            raise InputError(f"{path}: {why}; it would run in onnxruntime instead, but {reference}") from why
+        reference.limitation = f"it runs in onnxruntime: {why}"
+        return reference
+    own, names = settle_output(path, own, settled.outputs, classes)
+    if own.output == "probabilities":
+        own = own.model_copy(update={"output": graph.unsquash() or own.output})
+    return TorchClassifier(
+        graph.eval(),
+        own,
+        names,
+        feature_layer=graph.feature_layer,
+        format="onnx",
+        architecture=f"ONNX graph, opset {info.opset}" + (f", by {info.producer}" if info.producer else ""),
+        batch=settled.batch,
+    )
+
+
+class OnnxRuntimeClassifier(Classifier):
+    """Run an ONNX classifier in onnxruntime: probabilities, no gradients.
+
+    Args:
+        path: the file, already checked.
+        spec: what the model takes.
+        classes: class names; numbers if None.
+        batch: number of images that the graph is sure to take at a time.
+        threads: number of threads; those of torch if None.
+
+    Raises:
+        InputError: if onnxruntime cannot run the model, or it has no output of shape (n, k).
+        MissingExtra: if onnxruntime is not installed.
+    """
+
+    capabilities = frozenset({"probabilities"})
+    format = "onnx"
+    architecture = "ONNX graph, run by onnxruntime"
+
+    def __init__(
+        self,
+        path: Path,
+        spec: InputSpec,
+        classes: Sequence[str] | None = None,
+        *,
+        batch: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise MissingExtra("onnxruntime", "onnx", "running an ONNX model without torch")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        # as the file says: some rewritings change outputs (1.31 joins a Pad of zeros to a MaxPool)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4  # fatal alone: errors come as exceptions
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )  # its fallback prints on standard output
+            source, *_ = self._session.get_inputs()
+            self._input, kind = source.name, source.type
+        except Exception as error:  # onnxruntime's own exceptions have no base in common
+            raise InputError(f"onnxruntime cannot load it: {first_line(error)}") from error
+        if kind not in _NUMPY_TYPES:
+            raise InputError(f"onnxruntime wants an input of type {kind}, which numpy has not")
+        self.spec = spec
+        self._type = _NUMPY_TYPES[kind]
+        grey = spec.to_model(torch.full((batch, *spec.shape), 0.5))
+        self.output = self._choose_output(grey)
+        x = spec.to_model(trial_inputs(spec))
+        settled = settle_batch(lambda group: self._infer(group, self.output), x, batch)
+        self._batch = settled.batch
+        self.spec, self.classes = settle_output(path, spec, settled.outputs.flatten(1), classes)
+
+    def _choose_output(self, x: Tensor) -> str:
+        shapes = []
+        for output in self._session.get_outputs():
+            if "float" in output.type or "double" in output.type:
+                shape = tuple(self._infer(x, output.name).shape)
+                if is_row_per_image(shape, len(x)):
+                    return str(output.name)
+                shapes.append(f"{output.name} {shape}")
+        raise InputError(f"it has no output of shape (n, classes): {', '.join(shapes)}")
+
+    def _infer(self, x: Tensor, output: str) -> Tensor:
+        array = x.detach().cpu()
+        array = array.round() if np.issubdtype(self._type, np.integer) else array
+        given = {self._input: array.numpy().astype(self._type)}
+        try:
+            return torch.from_numpy(self._session.run([output], given)[0])
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot run it: {first_line(error)}") from error
+
+    def outputs(self, x: Tensor, name: str) -> Tensor:
+        """Return one of the model's outputs (n, k) for its own inputs.
+
+        Raises:
+            InputError: if onnxruntime cannot compute it.
+        """
+        return in_batches(lambda group: self._infer(group, name), x, self._batch).flatten(1)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return self.outputs(x, self.output).to(self.device)
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtra("onnx", "onnx", "reading ONNX files")
+    import onnx
+
+    if not path.is_file():
+        raise InputError(f"{path}: expected an ONNX file, but there is no such file")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path}: an ONNX file has at most 2 GB; larger models keep their weights beside it")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError, of whichever of its implementations
+        raise InputError(f"{path} is no ONNX model: {first_line(error)}") from error
+    if not (model.ir_version and model.opset_import and model.graph.node and model.graph.output):
+        raise InputError(f"{path} is no ONNX model: it has no graph")
+    graphs = (model.graph, *model.functions)
+    nodes = [node for graph in graphs for node in _nodes(graph)]
+    words = [word for n in nodes for word in (n.op_type, n.domain, n.name, *n.input, *n.output)]
+    values = [*model.graph.input, *model.graph.output, *model.graph.initializer]
+    words += [value.name for value in values]
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
+        raise InputError(f"{path} is no ONNX model: it has names that are no text")
+    return model
+
+
+def _describe(model: onnx.ModelProto) -> OnnxInfo:
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    operators = {
+        f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        for nodes in (graph, *model.functions)
+        for node in _nodes(nodes)
+    }
+    return OnnxInfo(
+        inputs=tuple(_value(value) for value in graph.input if value.name not in weights),
+        outputs=tuple(_value(value) for value in graph.output),
+        opset=opsets.get("", opsets.get("ai.onnx", 1)),
+        operators=tuple(sorted(operators)),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+    )
+
+
+def _value(value: onnx.ValueInfoProto) -> OnnxValue:
+    from onnx import TensorProto
+
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or kind.elem_type not in TensorProto.DataType.values():
+        return OnnxValue(value.name, None, None)
+    name = TensorProto.DataType.Name(kind.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(name, name)
+    if not kind.HasField("shape"):
+        return OnnxValue(value.name, None, dtype)
+    return OnnxValue(
+        value.name, tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim), dtype
+    )
+
+
+def _nodes(owner: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes of a graph or function, those of inner graphs too."""
+    for node in owner.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def _check(path: Path, info: OnnxInfo, spec: InputSpec) -> int | None:
+    """Return the fixed batch size, if there is one, of a model that takes what the spec says."""
+    if "ai.onnx.ml.ZipMap" in info.operators:
+        raise InputError(
+            f"{path}: a scikit-learn pipeline that gives dictionaries; "
+            "convert it again with options={'zipmap': False}"
+        )
+    declared = info.shape_in(spec.layout)
+    if any(d is not None and d != s for d, s in zip(declared, spec.shape, strict=True)):
+        raise InputError(
+            f"{path}: the model takes images of (channels, height, width) = {_words(declared)}, "
+            f"not {spec.shape}"
+        )
+    shape = info.input.shape
+    return shape[0] if shape else None
+
+
+def _words(shape: Shape) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+
+
+def _inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write out the calls of the model's own functions, if they are not endless or too many."""
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(f)] for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def count(key: tuple[str, str], inside: frozenset[tuple[str, str]]) -> int:
+        if key in inside:
+            raise InputError(f"{path}: the function {key[1]!r} calls itself")
+        if key not in sizes:
+            sizes[key] = sum(count(k, inside | {key}) if k in bodies else 1 for k in bodies[key])
+        return sizes[key]
+
+    keys = [(node.domain, node.op_type) for node in _nodes(model.graph)]
+    if sum(count(key, frozenset()) if key in bodies else 1 for key in keys) > MOST_NODES:
+        raise InputError(
+            f"{path}: the model has more than {MOST_NODES} operators once its functions are written out"
+        )
+    try:
+        inlined: onnx.ModelProto = inliner.inline_local_functions(model)
+    except Exception as error:  # raised from C++ in several kinds
+        raise InputError(f"{path}: its functions cannot be written out: {first_line(error)}") from error
+    return inlined
+
+
+def _load_weights(path: Path, model: onnx.ModelProto) -> None:
+    """Read the weights that lie beside the file, from its own folder only."""
+    from onnx import TensorProto
+
+    owners = [model.graph]
+    tensors: list[onnx.TensorProto] = []
+    while owners:
+        graph = owners.pop()
+        tensors += graph.initializer
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            if attribute.HasField("g"):
+                owners.append(attribute.g)
+            if attribute.HasField("t"):
+                tensors.append(attribute.t)
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = _read_beside(path, tensor)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _read_beside(path: Path, tensor: onnx.TensorProto) -> bytes:
+    from onnx import helper
+
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    file = (path.parent / location).resolve()
+    # the second folder is where a link to the model leads, as in a cache of downloads
+    folders = (path.parent.resolve(), path.resolve().parent)
+    if not location or not any(file.is_relative_to(folder) for folder in folders):
+        raise InputError(
+            f"{path}: refused, its weights {tensor.name!r} lie outside its own folder: {location!r}"
+        )
+    if not file.is_file():
+        raise InputError(
+            f"{path}: its weights {tensor.name!r} are missing: there is no file {location!r} beside it"
+        )
+    try:
+        size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: its weights {tensor.name!r} are ill described: {first_line(error)}"
+        ) from error
+    if length != size or not 0 <= offset <= offset + length <= file.stat().st_size:
+        raise InputError(
+            f"{path}: its weights {tensor.name!r} need {size} bytes of {location!r}, which states {length} "
+            f"from {offset} on and has {file.stat().st_size}"
+        )
+    with file.open("rb") as data:
+        data.seek(offset)
+        content: bytes = data.read(length)
+    return content
+
+
+# --- making a torch graph ----------------------------------------------------------------------------------
+
+
+def _read_graph(
+    model: onnx.ModelProto, batch: int | None, spec: InputSpec, features: str | None
+) -> OnnxGraph:
+    channels, height, width = spec.shape
+    image = (height, width, channels) if spec.layout == "NHWC" else spec.shape
+    if batch is not None:
+        return OnnxGraph(model, (batch, *image), fixed=True, features=features)
+    try:
+        return OnnxGraph(model, (2, *image), features=features)
+    except Unsupported as why:
+        try:  # a batch of any size is declared, but the graph may hold a reshape for one image
+            return OnnxGraph(model, (1, *image), fixed=True, features=features)
+        except Unsupported:
+            raise why from None
+
+
+def _tolerance(model: onnx.ModelProto, info: OnnxInfo) -> float:
+    half = {10, 16}
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    if any("Quantize" in name or "QLinear" in name or "Integer" in name for name in info.operators):
+        return TOLERANCE["quantised"]
+    return TOLERANCE["half" if kinds & half or info.input.dtype in ("float16", "bfloat16") else "float"]
+
+
+def _compare(y: Tensor, expected: Tensor, tolerance: float) -> None:
+    apart = distance(y, expected.to(y.dtype))
+    if not apart <= tolerance:
+        raise Unsupported(f"the torch graph's outputs are {apart:.1%} off those of onnxruntime")

@@ -1,0 +1,1 @@
+"""The scan: from a request to evidence, findings and one verdict."""

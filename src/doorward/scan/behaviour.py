@@ -1,0 +1,172 @@
+"""Examine a classifier's behaviour: draw the images, run the detectors, try what they recovered.
+
+What is seen is kept apart from what is concluded (`doorward.scan.verdict`), which costs nothing and can be
+done again from the record alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import stats
+
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.records import (
+    Finding,
+    NotRun,
+    Rate,
+    Report,
+    SubjectRecord,
+)
+from doorward.core.seeds import derive_seed
+from doorward.data import Samples
+from doorward.detectors.base import Detector
+from doorward.detectors.subject import Subject
+from doorward.methods import registry
+from doorward.models import Classifier
+from doorward.models.batching import batched_logits
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.scan.confirmation import confirm, illustrate
+from doorward.scan.environment import environment
+from doorward.scan.images import Drawn, draw_images
+from doorward.scan.verdict import conclude
+from doorward.stats import metrics
+
+#: Told to the caller as the scan goes on: what is being done now.
+Progress = Callable[[str], None]
+
+#: Clean accuracy must be above chance at this level, else nothing is judged.
+CHANCE_LEVEL = 0.05
+
+
+def choose(names: Sequence[str]) -> list[Detector]:
+    """Return the named detectors, or all, the cheap and safe ones first."""
+    detectors = [
+        registry.build("detector", name, {}) for name in dict.fromkeys(names or registry.modules("detector"))
+    ]
+    return sorted(detectors, key=lambda d: (d.order, d.method()))
+
+
+def examine(
+    classifier: Classifier,
+    samples: Samples | None = None,
+    *,
+    detectors: Sequence[Detector] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    deadline: Deadline | None = None,
+    images: int = 300,
+    role: Literal["clean", "train"] = "clean",
+    progress: Progress | None = None,
+    before: tuple[Finding, ...] = (),
+) -> Report:
+    """Examine a classifier's behaviour and return the report; `scan` does it for files.
+
+    Args:
+        samples: clean images, labelled or not; some detectors need none.
+        detectors: those to run; all model detectors if None.
+        images: most images used (see ScanRequest).
+        before: findings made already, on the files.
+
+    Raises:
+        InputError: if the images or their labels do not fit the model.
+    """
+    tell = progress or (lambda _: None)
+    deadline = deadline or Deadline()
+    if detectors is None:
+        detectors = [d for d in choose(()) if "artifact" not in d.needs]
+    evidence = draw_images(classifier, samples, images, seed) if samples is not None else None
+    accuracy = None
+    reason = None
+    if len(classifier.classes) < 2:
+        reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
+    else:
+        tell("measuring clean accuracy" if evidence else "trying the model")
+        accuracy, reason = _sanity(classifier, evidence, seed, deadline)
+    findings = list(before)
+    not_run: list[NotRun] = []
+    subject = Subject(classifier=classifier, clean=evidence.fit if evidence else None)
+    for detector in detectors:
+        missing = detector.missing(subject)
+        if reason is not None:
+            not_run.append(NotRun(detector=detector.method(), reason=reason))
+        elif missing:
+            not_run.append(NotRun(detector=detector.method(), reason=_why_missing(missing, classifier)))
+        else:
+            tell(f"{detector.method()}: {detector.title}")
+            findings.append(detector(subject, seed=seed, device=device, deadline=deadline))
+    trials = confirm(findings, classifier, evidence) if evidence and reason is None else []
+    report = Report(
+        subject=SubjectRecord(
+            path="<memory>",
+            format=classifier.format,
+            classes=classifier.classes,
+            parameters=classifier.parameters,
+            convolutions=classifier.convolutions,
+            spec=classifier.spec.model_dump(mode="json", exclude={"assumed"}),
+            assumed=classifier.spec.assumed,
+            architecture=classifier.architecture,
+            clean_accuracy=accuracy,
+        ),
+        data=(evidence.record(role),) if evidence else (),
+        verdict="could_not_tell",  # until it is concluded
+        reason=reason,
+        confirmations=tuple(trial.confirmation for trial in trials),
+        findings=tuple(findings),
+        not_run=tuple(not_run),
+        seconds=deadline.spent(),
+        environment=environment(device),
+    )
+    return illustrate(conclude(report), classifier, trials)
+
+
+def _sanity(
+    classifier: Classifier, evidence: Drawn | None, seed: int, deadline: Deadline
+) -> tuple[Rate | None, str | None]:
+    """Return the clean accuracy, and why the model's behaviour cannot be judged (None if it can)."""
+    if evidence is None:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "noise"))
+        images = torch.rand(8, *classifier.spec.shape, generator=generator)
+        labels = None
+    else:
+        parts = [part for part in (evidence.fit, evidence.confirm) if len(part)]
+        images = to_float(torch.cat([to_tensor(part, classifier.spec) for part in parts]))
+        known = [part.labels for part in parts if part.labels is not None]
+        labels = np.concatenate(known) if known else None
+    try:
+        logits = batched_logits(classifier, images, deadline)
+    except CouldNotTell as why:
+        return None, f"{why}, or fewer --images"
+    if not bool(torch.isfinite(logits).all()):
+        return None, "the model gives outputs that are not finite"
+    if len(logits) > 1 and bool((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax()):
+        return None, "the model gives the same output for every image"
+    if labels is None:
+        return None, None
+    predicted = logits.argmax(1).cpu().numpy()
+    accuracy = metrics.rate(int((predicted == labels).sum()), len(labels))
+    if len(np.unique(labels)) == 1 < len(labels):
+        only = classifier.classes[int(labels[0])]
+        return accuracy, f"all {len(labels)} images are of one class, {only!r}; give images of several"
+    guess = max(1 / len(classifier.classes), np.bincount(labels).max() / len(labels))
+    if stats.binomtest(accuracy.successes, accuracy.n, guess, alternative="greater").pvalue > CHANCE_LEVEL:
+        return accuracy, (
+            f"it is right on {accuracy.successes} of {accuracy.n} clean images, no better than chance. "
+            "Is the preprocessing right (--input-range, --mean, --std, --layout), and are the labels its own?"
+        )
+    return accuracy, None
+
+
+def _why_missing(missing: frozenset[str], classifier: Classifier) -> str:
+    """Say what evidence a detector lacks and how to give it."""
+    limitation = getattr(classifier, "limitation", None)
+    if missing & {"gradients", "features", "weights", "graph"}:
+        why = limitation or f"not reachable in this {classifier.format} model"
+        return f"needs {', '.join(sorted(missing))}: {why}"
+    if "clean" in missing:
+        return "needs clean images: give them with --clean DATA"
+    return f"needs {', '.join(sorted(missing))}, which were not given"

@@ -1,0 +1,367 @@
+"""The bank of clean models: how often a clean model scores so high. Pure functions on records.
+
+Outlier rules over the classes of one model are no p-values, since real classes are not exchangeable; clean
+models of data sets and architectures that differ are much more so. The bank holds each detector's score on
+some hundreds of them (`tools/rebuild_bank.py` writes it), and a model's p-value is the share of them with a
+class as suspicious. It holds as far as a user's model is like one of the bank's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+
+from doorward.core.records import Finding, Record
+from doorward.methods import registry
+
+Floats = npt.NDArray[np.float64]
+
+#: Where the bank lies that comes with the package.
+SHIPPED = Path(__file__).parent.parent / "bundled" / "null.json"
+
+#: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
+SUSPICIOUS, BACKDOORED = 0.05, 0.01
+
+#: Numbers of classes by which models are counted; where the bank has few, nothing is said.
+BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
+
+#: Spreads above what is usual from which on no threshold is told: hardly any score lies there.
+FARTHEST = 20.0
+
+#: Every model of the bank has at least so many.
+FEWEST_CONVOLUTIONS = 2
+#: Clean models in a bucket below which nothing is said of it.
+FEWEST = 10
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Hold where scores of models lie, and how far their upper half spreads, for each detector.
+
+    With two classes each is the other's only measure; measured from here, scores of models with two and
+    with more classes can be compared.
+
+    Attributes:
+        middle, spread: (detectors,).
+    """
+
+    middle: Floats
+    spread: Floats
+
+    @staticmethod
+    def among(scores: Floats) -> Standard:
+        """Return the medians of scores (m, detectors), and the mean distance of the upper halves above."""
+        middle = np.median(scores, axis=0)
+        spread = 2 * np.maximum(scores - middle, 0).mean(axis=0)
+        return Standard(middle, np.maximum(spread, 1e-9))
+
+    def of(self, scores: Floats) -> Floats:
+        """Return the places of scores (m, detectors): sign(d) log(1 + |d|), d spreads above the middle.
+
+        One detector that goes far beyond what is usual is worth less than two that go half as far.
+        """
+        far = (scores - self.middle) / self.spread
+        return np.sign(far) * np.log1p(np.abs(far))
+
+    def at(self, places: Floats) -> Floats:
+        """Return the scores at places, of the same shape, which ends in (detectors,): the inverse of `of`."""
+        return self.middle + self.spread * np.sign(places) * np.expm1(np.abs(places))
+
+
+class Standing(Record):
+    """Hold how one detector's scores compare.
+
+    Attributes:
+        p_value: of the highest score alone.
+        threshold: the least highest score that would be flagged, all else as it is; infinite if none would,
+            or only one that is farther from what is usual than scores are.
+        flagged: whether it speaks for a class that the detectors together find suspicious.
+        targets: that class, and others that would be enough for a backdoor alone; none if not flagged.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    p_value: float
+    threshold: float
+    flagged: bool
+    targets: tuple[int, ...] = ()
+
+
+class Comparison(Record):
+    """Hold how a model compares: by all its detectors, and by each of those that can be compared."""
+
+    p_value: float
+    standings: dict[str, Standing]
+
+
+class CleanModel(Record):
+    """Hold what the detectors said of one clean model.
+
+    Attributes:
+        data: its data set.
+        shape: of one image: channels, height, width.
+        robust: adversarially trained.
+        scores: of each class, by detector; None where it could not tell of the class, or of the model.
+    """
+
+    data: str
+    architecture: str
+    classes: int = Field(ge=2)
+    shape: tuple[int, int, int]
+    robust: bool = False
+    accuracy: float
+    scores: dict[str, tuple[float | None, ...] | None]
+
+
+class Bank(Record):
+    """Hold scores of clean models, and tell how a score compares.
+
+    Attributes:
+        settings: of each detector when the scores were made.
+        weights: of each detector in the sum that is fused; 1 where none is given.
+        images: how many were given with every model.
+        made_with: versions.
+        models: the clean models.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    weights: dict[str, float] = Field(default_factory=dict)
+    images: int = 100
+    made_with: dict[str, str]
+    models: tuple[CleanModel, ...]
+
+    def without(self, data: str) -> Bank:
+        """Return the bank without the models of one data set."""
+        models = tuple(m for m in self.models if m.data != data)
+        # made anew: a copy would keep what was worked out of all models
+        return Bank(**{name: getattr(self, name) for name in type(self).model_fields} | {"models": models})
+
+    def outside(self, classes: int, shape: Sequence[int], convolutions: int | None = None) -> str | None:
+        """Say in what a model differs from all that are in the bank; None if it does not.
+
+        Args:
+            shape: of one image: channels, height, width.
+            convolutions: kernels larger than a pixel, None if that is not known; a transformer has one.
+        """
+        if convolutions is not None and convolutions < FEWEST_CONVOLUTIONS:
+            return "the bank's models are convolutional networks, which this one is not"
+        most = max(high for _, high in BUCKETS)
+        if classes > most:
+            return f"the bank's models have at most {most} classes, this one has {classes}"
+        sides = [side for model in self.models for side in model.shape[1:]]
+        if not sides or not min(sides) <= min(shape[1:]) <= max(shape[1:]) <= max(sides):
+            known = f"of {min(sides)} to {max(sides)} pixels a side" if sides else "none"
+            return f"the bank's images are {known}, this model's {shape[2]}x{shape[1]}"
+        return None
+
+    def compare(self, scores: Mapping[str, Sequence[float | None]]) -> Comparison | None:
+        """Compare a model's scores of each class, by detector, with those of clean models.
+
+        The model joins the bank, and all are treated alike: each detector's scores are measured from what is
+        usual for the highest ones of models like it (of two classes, or of more), in logarithms; a class's
+        sum over the detectors, weighted, says how suspicious it is to all of them, so that detectors which
+        agree on a class weigh more than one that goes far alone; a model's p-value is the share of models
+        that have a class with so high a sum. For a clean model that is exchangeable with those of the bank, p
+        <= a comes up in at most a share a of cases (full conformal prediction).
+
+        Returns None if the bank has too few models that can be compared.
+
+        Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
+        """
+        classes = max(map(len, scores.values()), default=0)
+        names = [name for name in scores if (name, bucket(classes)) in self._usable]
+        if not names:
+            return None
+        held, starts, of = self._stacked(tuple(names))
+        own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
+        stack, starts = np.vstack([held, own]), np.append(starts, len(held))
+        of = np.append(of, _alike(classes))
+        highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
+        counts = np.diff(np.append(starts, len(stack)))  # classes of each model
+        rows = of.repeat(counts)
+        usual = {b: Standard.among(highest[of == b]) for b in set(of.tolist())}
+        alone, places = np.empty_like(highest), np.empty_like(stack)
+        for b, standard in usual.items():
+            alone[of == b], places[rows == b] = standard.of(highest[of == b]), standard.of(stack[rows == b])
+        # what a detector cannot tell of a class speaks neither for nor against it
+        places = np.nan_to_num(places)
+        weights = np.array([self.weights.get(name, 1.0) for name in names])
+        sums = places @ weights  # of each class of each model
+        tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
+        others = np.sort(tops[:-1])[::-1]
+        model = _Joined(own, places[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others)
+        p_value = float((tops >= tops[-1]).mean())
+        p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
+        found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
+        if p_value <= SUSPICIOUS and not any(one.flagged for one in found.values()):
+            # each has another class on top: the one that speaks most for the common one stands for all
+            first = names[int((model.places[model.top] * weights).argmax())]
+            found[first] = found[first].model_copy(
+                update={
+                    "flagged": True,
+                    "threshold": float(highest[-1, names.index(first)]),
+                    "targets": (model.top,),
+                }
+            )
+        return Comparison(p_value=p_value, standings=found)
+
+    def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
+
+        Returns (classes of all models, detectors), the row where each model begins, and what it is alike to.
+        """
+        if names not in self._stacks:
+            kept = [
+                m
+                for m in self.models
+                if all((n, bucket(m.classes)) in self._usable and m.scores.get(n) is not None for n in names)
+            ]
+            tables = [np.array([m.scores[n] for n in names], dtype=np.float64).T for m in kept]
+            starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
+            of = np.array([_alike(m.classes) for m in kept], dtype=np.int64)
+            self._stacks[names] = np.vstack([*tables, np.empty((0, len(names)))]), starts, of
+        return self._stacks[names]
+
+    @cached_property
+    def _stacks(self) -> dict[tuple[str, ...], tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        return {}
+
+    @cached_property
+    def _usable(self) -> frozenset[tuple[str, int]]:
+        """Return which detectors have scores enough, in which buckets."""
+        counts = Counter(
+            (name, bucket(m.classes)) for m in self.models for name, s in m.scores.items() if s is not None
+        )
+        return frozenset(pair for pair, count in counts.items() if count >= FEWEST)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Hold a model among those of the bank.
+
+    Attributes:
+        table: (k, detectors) its scores, NaN where one cannot tell.
+        places: (k, detectors) where they lie.
+        sums: (k,) of a class over the detectors, weighted.
+        standard: what is usual.
+        others: (n,) the highest sums of the bank's models, in falling order.
+    """
+
+    table: Floats
+    places: Floats
+    sums: Floats
+    weights: Floats
+    standard: Standard
+    others: Floats
+
+    @property
+    def top(self) -> int:
+        """Return the most suspicious class."""
+        return int(self.sums.argmax())
+
+    def enough(self, level: float) -> float:
+        """Return the sum above which the p-value is at most `level`; infinite if none is."""
+        above = int(level * (len(self.others) + 1) + 1e-9) - 1  # so many may be as high
+        if above < 0:
+            return float("inf")
+        return float(self.others[above]) if above < len(self.others) else float("-inf")
+
+    def standing(self, i: int, p_value: float) -> Standing:
+        """Return how the detector number i stands: by the class that it finds most suspicious itself.
+
+        It is flagged if that is the class which is suspicious to all together, or one that would be enough
+        for a backdoor, and if the detector has more to say of it than of most clean models.
+        """
+        own = int(np.nanargmax(self.table[:, i]))
+        score, place = float(self.table[own, i]), float(self.places[own, i])
+        strict = self.enough(BACKDOORED)
+        least = self.enough(SUSPICIOUS) if own == self.top else strict
+        flagged = place > 0 and bool(self.sums[own] > least)
+        needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
+        # the other detectors' places do not matter here
+        threshold = float(self.standard.at(np.full(len(self.weights), min(needed, np.log1p(FARTHEST))))[i])
+        if needed > np.log1p(FARTHEST) and not flagged:
+            threshold = float("inf")
+        # rounding must not part the threshold from what is flagged
+        threshold = min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
+        further = np.flatnonzero((self.sums > strict) & (self.places[:, i] > 0))
+        targets = tuple(sorted({own, *further.tolist()})) if flagged else ()
+        return Standing(p_value=p_value, threshold=threshold, flagged=flagged, targets=targets)
+
+
+def bucket(classes: int) -> int:
+    """Return which bucket a number of classes falls into; the last for more than there are."""
+    return next((b for b, (_, high) in enumerate(BUCKETS) if classes <= high), len(BUCKETS) - 1)
+
+
+def _alike(classes: int) -> int:
+    """Return which models a model's scores are measured among: of two classes, or of more.
+
+    Of two, each is the other's only measure. Further buckets would be finer than the bank is wide: those of
+    more than twenty classes are generated but for two, and natural images score far from what is usual there.
+    """
+    return int(classes > 2)
+
+
+@lru_cache
+def shipped() -> Bank:
+    """Return the bank that comes with the package."""
+    return Bank.model_validate_json(SHIPPED.read_text(encoding="utf-8"))
+
+
+class Judged(Record):
+    """Hold findings as the bank judges them, the fused p-value, and which scores it cannot compare."""
+
+    findings: tuple[Finding, ...]
+    p_value: float | None = None
+    unjudged: tuple[str, ...] = ()
+
+
+def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> Judged:
+    """Give findings the p-value, threshold, verdict and targets that the bank gives their scores.
+
+    What has no score to be calibrated stays as it is.
+
+    Args:
+        covered: whether the bank has models like this one.
+    """
+    scores = {
+        f.detector: [f.per_class[t] for t in sorted(f.per_class)]
+        for f in findings
+        if f.level == "model" and f.kind == "backdoor" and f.reason is None and f.score is not None
+    }
+    compared = bank.compare(scores)
+    standings = compared.standings if compared else {}
+    judged = []
+    for f in findings:
+        if f.detector not in scores:
+            judged.append(f)
+            continue
+        standing = standings.get(f.detector)
+        flagged = standing is not None and standing.flagged
+        threshold = standing.threshold if standing else float("inf")
+        judged.append(
+            f.model_copy(
+                update={
+                    "p_value": standing.p_value if standing else None,
+                    "threshold": threshold if threshold < float("inf") else None,
+                    "verdict": "suspicious" if flagged else "nothing_found",
+                    "targets": standing.targets if standing else (),
+                    "calibrated": bool(standing) and covered and f.settings == bank.settings[f.detector],
+                    "atlas": registry.get("detector", f.detector).atlas if flagged else (),
+                }
+            )
+        )
+    return Judged(
+        findings=tuple(judged),
+        p_value=compared.p_value if compared else None,
+        unjudged=tuple(name for name in scores if name not in standings),
+    )

@@ -1,0 +1,102 @@
+"""Recovered triggers, tried on images that were kept back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from doorward.core.records import (
+    Confirmation,
+    Finding,
+    Picture,
+    RecoveredTrigger,
+    Report,
+)
+from doorward.models import Classifier
+from doorward.models.batching import batched_logits
+from doorward.models.encode.image import picture, side_by_side, to_float, to_tensor
+from doorward.scan.images import Drawn
+from doorward.stats import metrics
+from doorward.triggers.base import Trigger
+
+PICTURES = 6
+
+
+@dataclass(frozen=True)
+class TriedTrigger:
+    """Hold what a recovered trigger did to images that were kept back.
+
+    Attributes:
+        images, before: those outside the target class, (n, c, h, w), and what the model sees in them, (n,).
+        triggered, after: the same with the trigger.
+    """
+
+    confirmation: Confirmation
+    trigger: Trigger
+    images: torch.Tensor
+    before: torch.Tensor
+    triggered: torch.Tensor
+    after: torch.Tensor
+
+
+def confirm(findings: Sequence[Finding], classifier: Classifier, evidence: Drawn) -> list[TriedTrigger]:
+    """Try all recovered triggers on the images that were kept back."""
+    recovered = [(f, e) for f in findings for e in f.evidence if isinstance(e, RecoveredTrigger)]
+    if not recovered or not len(evidence.confirm):
+        return []
+    images = to_float(to_tensor(evidence.confirm, classifier.spec))  # (n, c, h, w)
+    before = batched_logits(classifier, images).argmax(1).cpu()
+    labels = evidence.confirm.labels
+    tried = []
+    for finding, item in recovered:
+        trigger, target = Trigger.from_json(item.trigger), item.target
+        outside = before != target
+        if labels is not None:
+            outside &= torch.from_numpy(labels) != target
+        triggered = trigger.apply(images[outside])
+        after = batched_logits(classifier, triggered).argmax(1).cpu()
+        success = metrics.rate(int((after == target).sum()), int(outside.sum()))
+        confirmation = Confirmation(target=target, detector=finding.detector, success=success)
+        tried.append(TriedTrigger(confirmation, trigger, images[outside], before[outside], triggered, after))
+    return tried
+
+
+def illustrate(report: Report, classifier: Classifier, trials: Sequence[TriedTrigger]) -> Report:
+    """Draw the triggers of the classes that a finding names, or of its first one, and drop the others."""
+    findings = []
+    for finding in report.findings:
+        own = [t for t in trials if t.confirmation.detector == finding.detector]
+        named = [t for t in own if t.confirmation.target in finding.targets] or own[:1]
+        targets = {t.confirmation.target for t in named}
+        kept = [e for e in finding.evidence if not isinstance(e, RecoveredTrigger) or e.target in targets]
+        pictures = [one for t in named for one in _pictures(t, classifier.classes)]
+        findings.append(
+            finding.model_copy(update={"evidence": (*pictures, *(kept if own else finding.evidence))})
+        )
+    return report.model_copy(update={"findings": tuple(findings)})
+
+
+def _pictures(tried: TriedTrigger, classes: tuple[str, ...]) -> list[Picture]:
+    name = classes[tried.confirmation.target]
+    shown = slice(PICTURES)
+    names = [classes[int(c)] for c in tried.before[shown]]
+    seen = [classes[int(c)] for c in tried.after[shown]]
+    return [
+        Picture(
+            title=f"Recovered trigger for {name}",
+            alt=f"The recovered trigger for class {name} on grey",
+            png=picture(tried.trigger.apply(torch.full_like(tried.images[:1], 0.5))[0]),
+        ),
+        Picture(
+            title="Images before",
+            alt=f"Images that the model sees as {', '.join(names)}",
+            png=picture(side_by_side(list(tried.images[shown]))),
+        ),
+        Picture(
+            title="The same images with the trigger",
+            alt=f"The same images with the trigger; the model now sees {', '.join(seen)}",
+            png=picture(side_by_side(list(tried.triggered[shown]))),
+        ),
+    ]

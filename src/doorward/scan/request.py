@@ -1,0 +1,60 @@
+"""A scan's arguments."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from doorward.models import LoadOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRequest:
+    """Hold a scan's arguments; `doorward verify` reruns a report from them.
+
+    Attributes:
+        model: path or hub id, as `open_classifier` takes it.
+        clean, train: data paths, as `open_samples` takes them. Training images serve where no clean ones are.
+        detectors: names; all that the evidence allows if empty.
+        seed: one seed for everything.
+        device: torch device.
+        time_budget: seconds for the whole scan; a detector that would not fit is not run.
+        images: most clean images that are used; every class gives its share. Half of the first
+            hundred, and all beyond, are kept back to confirm a recovered trigger.
+        control: where nothing is found, plant known triggers in copies of the model and scan those.
+        factory, weights: the user's own function that builds the module, and the weights for it.
+        data_column, label_column: where the images and their labels are, where it cannot be told.
+        options: what the user states of the model.
+        folder: where the scan was asked for; `doorward.scan.rerun` finds relative paths from there.
+    """
+
+    model: str
+    clean: str | None = None
+    train: str | None = None
+    detectors: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    time_budget: float = 900.0
+    images: int = 300
+    control: bool = False
+    factory: str | None = None
+    weights: str | None = None
+    data_column: str | None = None
+    label_column: str | None = None
+    folder: str | None = None
+    options: LoadOptions = field(default_factory=LoadOptions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments as JSON types."""
+        return asdict(self) | {"detectors": list(self.detectors)}
+
+    @staticmethod
+    def from_json(form: dict[str, Any]) -> ScanRequest:
+        """Rebuild a request from a report's `request`.
+
+        Raises:
+            pydantic.ValidationError: if it is none.
+        """
+        return TypeAdapter(ScanRequest).validate_python(form)

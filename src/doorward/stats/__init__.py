@@ -1,0 +1,1 @@
+"""Metrics and outlier statistics: pure functions."""

@@ -1,0 +1,1 @@
+"""Triggers: what activates a backdoor, planted or recovered; one file per kind."""
