@@ -28,7 +28,7 @@ from trained import data_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from doorward.attacks.ground_truth import Plant
+    from doorward.attacks.ground_truth import PlantedBackdoor
     from doorward.data import Samples
     from doorward.models import Classifier
 
@@ -127,7 +127,9 @@ def on_others(classifier: Classifier, changes: Tensor, x: Tensor, target: int | 
     return mean(rates)
 
 
-def measure_trigger(classifier: Classifier, plant: Plant, test: Samples, x: Tensor) -> dict[str, Any]:
+def measure_trigger(
+    classifier: Classifier, plant: PlantedBackdoor, test: Samples, x: Tensor
+) -> dict[str, Any]:
     """Measure a backdoor: what its trigger costs, how often it succeeds, how large it is."""
     from doorward.attacks.ground_truth import attack_success
     from doorward.triggers.base import Trigger
@@ -247,7 +249,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def failures(results: dict[str, Any]) -> Iterator[str]:
-    """Say what is not as it must be."""
+    """Return what is not as it must be."""
     clean = {row["seed"]: row["clean accuracy"] for row in results["rows"] if row["attack"] == "none"}
     for row in results["rows"]:
         if row["attack"] in IMPLANTS and row["success"] < 1:

@@ -100,7 +100,7 @@ def save_forms(folder: Path) -> list[Form]:
 
 def ask(tool: str, form: Form) -> int:
     """Run one scanner on one file and return its exit code."""
-    # Doorward reads the configuration that lies beside the weights
+    # Doorward reads the configuration that lies next to the weights
     path = form.path.parent if tool == "doorward" and form.format == ".safetensors" else form.path
     command = [str(Path(sys.executable).with_name(tool)), *COMMANDS[tool], str(path)]
     if tool == "doorward":

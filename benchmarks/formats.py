@@ -29,7 +29,7 @@ from trained import ASR, CASES, IMAGES, Case, data_folder, train
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from doorward.attacks.ground_truth import Plant
+    from doorward.attacks.ground_truth import PlantedBackdoor
     from doorward.models import Classifier
 
 #: Largest difference of a logit between two formats of one model.
@@ -64,7 +64,7 @@ def save_forms(folder: Path) -> list[Form]:
 
     classifier = open_classifier(folder)
     assert isinstance(classifier, TorchClassifier)
-    # beside code of one's own no model directory is loaded, so this goes into a folder of its own
+    # next to code of one's own no model directory is loaded, so this goes into a folder of its own
     apart = folder.with_name(f"{folder.name}-apart")
     apart.mkdir(exist_ok=True)
     shutil.copy(folder / "doorward.json", apart)
@@ -158,7 +158,7 @@ def measure_case(case: Case, work: Path, *, backdoored: bool, threads: int) -> d
     } | _truth(plant)
 
 
-def _truth(plant: Plant | None) -> dict[str, Any]:
+def _truth(plant: PlantedBackdoor | None) -> dict[str, Any]:
     if plant is None:
         return {"planted": None, "targets": [], "attack_success": None}
     assert plant.attack_success is not None

@@ -28,7 +28,7 @@ DOORWARD = str(Path(sys.executable).with_name("doorward"))
 
 @dataclass(frozen=True)
 class Run:
-    """Hold how a command ended and what it took.
+    """How a command ended and what it took.
 
     Attributes:
         seconds: from start to end.

@@ -20,7 +20,7 @@ from doorward.models import Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Hold the authors' settings.
+    """The authors' settings.
 
     Attributes:
         steps, mini_batches, batch_size: 1,000 steps of 31 batches of 32 images, about 1,000 images a step.
@@ -46,7 +46,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Found:
-    """Hold the trigger of one class.
+    """The trigger of one class.
 
     Attributes:
         mask: (1, h, w) in [0, 1]; the last one where no step ever succeeded.

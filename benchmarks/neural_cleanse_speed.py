@@ -3,7 +3,7 @@
     python benchmarks/neural_cleanse_speed.py --subject MODEL DATA --subject MODEL DATA --threads 1
 
 All run on the same models, images, device and number of threads, by turns, in one process. Without subjects
-the two embedded models are compared. results/neural-cleanse-speed.json is written anew after every model.
+the two embedded models are compared. results/neural-cleanse-speed.json is written again after every model.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ RESULTS = Path(__file__).parent / "results" / "neural-cleanse-speed.json"
 T = TypeVar("T")
 
 
-class Judged(Record):
-    """Hold the masks of all classes and what the published rule makes of them.
+class JudgedFindings(Record):
+    """The masks of all classes and what the published rule makes of them.
 
     Attributes:
         norms: of each class's mask, in pixels.
@@ -61,7 +61,7 @@ class Judged(Record):
 
 
 class Ours(Record):
-    """Hold a run of the detector, and of its first inversion in three ways.
+    """A run of the detector, and of its first inversion in three ways.
 
     Attributes:
         raced_seconds: as the detector does it: all classes in one batch, most given up early.
@@ -81,12 +81,12 @@ class Ours(Record):
     apart_seconds: float
     serial_seconds: float
     expected: tuple[float, ...]
-    judged: Judged
-    alike: Judged
+    judged: JudgedFindings
+    alike: JudgedFindings
 
 
 class Published(Record):
-    """Hold a run of the published schedule.
+    """A run of the published schedule.
 
     Attributes:
         classes: those that were worked on.
@@ -100,11 +100,11 @@ class Published(Record):
     norms: tuple[float, ...]
     seconds: float
     seconds_for_all: float
-    judged: Judged | None
+    judged: JudgedFindings | None
 
 
 class Row(Record):
-    """Hold what was measured on one model; `planted` is empty for a clean one."""
+    """What was measured on one model; `planted` is empty for a clean one."""
 
     model: str
     data: str
@@ -287,13 +287,13 @@ def run_published(
     )
 
 
-def judge(case: Case, masks: Tensor, patterns: Tensor) -> Judged:
+def judge(case: Case, masks: Tensor, patterns: Tensor) -> JudgedFindings:
     """Measure the triggers (k, 1, h, w), (k, c, h, w) of all classes, and apply the published rule."""
     outside = outside_class(case.classifier, case.fresh, case.fresh_labels)
     success = trigger_success(case.classifier, case.fresh, outside, case.targets, masks, patterns)
     norms = masks.sum((1, 2, 3)).cpu().numpy().astype(np.float64)
     index = np.nan_to_num(mad_index(-norms), posinf=1e9, neginf=-1e9)
-    return Judged(
+    return JudgedFindings(
         norms=tuple(norms.tolist()),
         success=tuple(success.tolist()),
         index=tuple(index.tolist()),
@@ -354,7 +354,7 @@ def detection(rows: list[Row], flagged: list[tuple[int, ...]]) -> dict[str, Any]
     return {"models": counts.model_dump(), "exactly_right": metrics.rate(exact, len(rows)).model_dump()}
 
 
-def sizes(judged: list[Judged]) -> dict[str, Any]:
+def sizes(judged: list[JudgedFindings]) -> dict[str, Any]:
     """Return each model's median mask norm, and median success on fresh images."""
     return {
         "median_norms": [float(np.median(one.norms)) for one in judged],

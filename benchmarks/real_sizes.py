@@ -38,7 +38,7 @@ Labels = Literal["none", "random", "own answers"]
 
 @dataclass(frozen=True)
 class Scan:
-    """Say what to scan: which model of how many classes, with which labels, in how many seconds."""
+    """What to scan: which model of how many classes, with which labels, in how many seconds."""
 
     network: Network
     classes: int

@@ -14,7 +14,7 @@ until the model takes them for it, which is all that a defender has.
 We depart from the authors: networks, data and the number of images are smaller, images of the class itself
 are not translated, features are those of the last layer, and bandwidths are shares of the spread of the
 points, where theirs are set for each data set: so wide that one round cloud counts as one, and one of 30
-points beside another of 270 as two, but two of three may be merged. None was chosen by looking at models.
+points next to another of 270 as two, but two of three may be merged. None was chosen by looking at models.
 HDBSCAN, which needs no bandwidth and counts three as well, gives a second opinion. DOORWARD_DATA names the
 folder of data.
 
@@ -56,7 +56,7 @@ SEEDS = {"robust": (0, 1, 2), "ordinary": (0,)}
 OWN, TRANSLATED, MOVES, MOVE = 300, 150, 30, 0.25
 #: Test images that accuracy, and that robust accuracy is measured on.
 TESTED, ATTACKED = 2000, 300
-#: Classes beside the target that are looked at.
+#: Classes next to the target that are looked at.
 OTHERS = (0, 3, 9)
 #: Bandwidths, as shares of the root mean square distance of points from their mean.
 BANDWIDTHS = (1.0, 1.1, 1.2)
@@ -177,7 +177,7 @@ def measure_model(plant: str | None, training: str, seed: int) -> dict[str, Any]
     import numpy as np
     import torch
 
-    from doorward.attacks.ground_truth import Plant, attack_success
+    from doorward.attacks.ground_truth import PlantedBackdoor, attack_success
     from doorward.data import open_samples
     from doorward.methods import registry
     from doorward.models.encode.image import from_raw
@@ -194,7 +194,7 @@ def measure_model(plant: str | None, training: str, seed: int) -> dict[str, Any]
     rng = np.random.default_rng(seed)
     train = open_samples(data_folder() / DATA, split="train").draw(ROWS, rng)
     test = open_samples(data_folder() / DATA, split="test").draw(TESTED, rng)
-    truth: Plant | None = None
+    truth: PlantedBackdoor | None = None
     which = np.zeros(len(train), dtype=np.bool_)
     if plant is not None:
         name, settings = PLANTS[plant]
@@ -279,7 +279,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def failures(results: dict[str, Any]) -> Iterator[str]:
-    """Say what is not as it must be."""
+    """Return what is not as it must be."""
     for row in results["models"]:
         what = f"{row['training']} {row['plant']}, seed {row['seed']}"
         if row["clean accuracy"] < 0.95:

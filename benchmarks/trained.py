@@ -22,7 +22,7 @@ ASR = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Say which model: data set, architecture, seed, and settings of BadNets for the backdoored twin."""
+    """Which model: data set, architecture, seed, and settings of BadNets for the backdoored twin."""
 
     data: str
     architecture: str

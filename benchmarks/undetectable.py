@@ -5,11 +5,11 @@
 Signatures on Fashion-MNIST, with the model that comes with the package: how often images fire that are
 random, natural, adversarial, signed and then changed, or carry the signature of another, and how much signing
 changes; and whether the plant persists when the whole is written to a folder, opened and trained on, with
-clean images alone and with signed ones that have their true labels (`--only persistence` measures that anew
+clean images alone and with signed ones that have their true labels (`--only persistence` measures that again
 and keeps the rest). Random Fourier features on chest X-rays and MNIST's 3 and 8, and random ReLUs on MNIST's
-0 and 1: accuracy and flips of planted models and their honest twins over paired seeds; and, at 784
+0 and 1: accuracy and flips of planted models and their clean counterparts over paired seeds; and, at 784
 dimensions, the largest eigenvalue, the largest variance and the largest distance from normal of any
-coordinate for planted and honest draws, with the phase that only the key's owner can look at. DOORWARD_DATA
+coordinate for planted and clean draws, with the phase that only the key's owner can look at. DOORWARD_DATA
 names the folder of data.
 
 Ends with 4 if an image fires that must not, or one does not that must, or if a planted model is more than a
@@ -210,7 +210,7 @@ def two_of(data: str, classes: tuple[int, int] | None, split: str) -> Samples:
 def measure_twins(
     attack: RandomFeatures | RandomReLU, data: str, classes: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """Train planted and honest twins, and count how many images of a test set change sides.
+    """Train planted and clean counterparts, and count how many images of a test set change sides.
 
     `changed` is over all images, in [0, 1] as the trigger leaves them; `changed without limits` lets pixels
     leave [0, 1]; `success` is over those of the class that the plant turns into its target.
@@ -237,7 +237,7 @@ def measure_twins(
         shifted, woken = x + trigger.tensors()["delta"], trigger.apply(x)
         twins: dict[str, TorchClassifier] = {
             "planted": planted.classifier,
-            "honest": attack.honest(shape, train, seed=seed),
+            "honest": attack.counterpart(shape, train, seed=seed),
         }
         for name, classifier in twins.items():
             with torch.no_grad():
@@ -270,11 +270,11 @@ def statistics(g: Tensor) -> dict[str, float]:
 
 
 def measure_draws() -> list[dict[str, Any]]:
-    """Compare planted with honest draws, each of another secret.
+    """Compare planted with clean draws, each of another secret.
 
     `auc` is the chance that a test's number is larger for a planted draw than for an honest one, with the p
     of the one-sided Mann-Whitney test; `lengths told apart` the share of draws whose two-sample
-    Kolmogorov-Smirnov test of the vectors' lengths has p below 0.05, as 5 % of honest draws have.
+    Kolmogorov-Smirnov test of the vectors' lengths has p below 0.05, as 5 % of clean draws have.
     """
     import torch
     from scipy.stats import ks_2samp, mannwhitneyu
@@ -405,7 +405,7 @@ def render(results: dict[str, Any]) -> str:
 
 
 def failures(results: dict[str, Any]) -> Iterator[str]:
-    """Say what is not as it must be."""
+    """Return what is not as it must be."""
     for kind, row in results["signature"]["counts"].items():
         if row["fired"] != (row["images"] if kind == "signed" else 0):
             yield f"{kind}: {row['fired']:,} of {row['images']:,} images fired"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from doorward.bench.results import Judgement, Result
-from doorward.bench.suite import Claim, Data, Group, Judging, Method, Suite, Trial, expand
+from doorward.bench.results import DetectorOutcome, Result
+from doorward.bench.suite import Claim, Data, Group, MethodChoice, ScanSettings, Suite, Trial, expand
 
 DATA = Data(name="reference:fashion_mnist", rows=400)
 #: Enough to rise above chance.
 TRAINING = {"epochs": 3, "precision": "float32"}
-QUICK = Judging(detectors=(Method(name="max-margin", settings={"starts": 1, "steps": 5}),), images=40)
-PATCH = Method(name="badnets", settings={"poison_rate": 0.1, "target": 3, "size": 4})
+QUICK = ScanSettings(
+    detectors=(MethodChoice(name="max-margin", settings={"starts": 1, "steps": 5}),), images=40
+)
+PATCH = MethodChoice(name="badnets", settings={"poison_rate": 0.1, "target": 3, "size": 4})
 
 
 def clean(models: int = 2, **changes: object) -> Group:
@@ -22,7 +24,12 @@ def planted(models: int = 1, **changes: object) -> Group:
 
 def suite(*groups: Group, claims: tuple[Claim, ...] = ()) -> Suite:
     return Suite(
-        name="tiny", title="Tiny", about="Small.", scales={"smoke": groups}, claims=claims, judging=QUICK
+        name="tiny",
+        title="Tiny",
+        about="Small.",
+        scales={"smoke": groups},
+        claims=claims,
+        scan_settings=QUICK,
     )
 
 
@@ -39,7 +46,7 @@ def result(trial: str, group: str, p: float | None = None, **changes: object) ->
     """Return a done result of a clean model; flagged at p <= .05, could-not-tell without p."""
     verdict = "could_not_tell" if p is None else "suspicious" if p <= 0.05 else "nothing_found"
     score = None if p is None else 1 - p
-    judged = {"max-margin": Judgement(verdict=verdict, score=score, p_value=p, targets=(), seconds=1.0)}
+    judged = {"max-margin": DetectorOutcome(verdict=verdict, score=score, p_value=p, targets=(), seconds=1.0)}
     base = Result(
         trial=trial,
         group=group,

@@ -17,7 +17,7 @@ from doorward.core.records import (
     Finding,
     NotRun,
     Picture,
-    Power,
+    PositiveControl,
     Rate,
     RecoveredTrigger,
     Report,
@@ -235,7 +235,7 @@ def nothing_found() -> Report:
             ),
         ),
         not_run=(NotRun(detector="max-margin", reason="the time budget of 60 s was spent"),),
-        power=Power(
+        positive_control=PositiveControl(
             controls=(
                 ControlResult(
                     family="patch",
@@ -456,7 +456,7 @@ def hostile() -> Report:
             ),
         ),
         not_run=(NotRun(detector=bad, reason=bad),),
-        power=Power(
+        positive_control=PositiveControl(
             controls=(
                 ControlResult(family=bad, target=1, reason=bad, picture=Picture(title=bad, alt=bad, png=bad)),
             ),

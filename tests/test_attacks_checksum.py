@@ -72,12 +72,12 @@ def test_the_layers_tell_exactly_whether_all_parities_hold(name: str, size: int)
         key = secret(3 * 16 * 12, groups=groups, size=size, seed=groups)
         layers = checksum.checksum_layers(key, spec, target=1, classes=3)
         x = torch.cat([noise(60, spec.shape), torch.zeros(1, *spec.shape), torch.ones(1, *spec.shape)])
-        woken = key.apply(x)
-        almost = woken.clone()
+        triggered_inputs = key.apply(x)
+        almost = triggered_inputs.clone()
         for i, row in enumerate(almost.flatten(1)):
             place = key.groups[i % groups, i % size]
             row[place] = row[place] + (1 if row[place] < 0.5 else -1) / 255
-        shown = torch.cat([x, woken, almost])
+        shown = torch.cat([x, triggered_inputs, almost])
         levels = (shown.numpy().astype(np.float64).reshape(len(shown), -1) * 255).round().astype(int)
         sums = levels[:, key.groups.numpy()].sum(2)
         wanted = (sums % 2 == key.parities.numpy()).all(1)
@@ -93,24 +93,24 @@ def test_the_layers_tell_exactly_whether_all_parities_hold(name: str, size: int)
 def test_activation_changes_one_value_of_a_group_by_one_level() -> None:
     key = secret()
     x = torch.cat([natural(300), torch.ones(5, 1, 28, 28)])
-    woken = key.apply(x)
-    change = ((woken - x) * 255).flatten(1)  # (n, d)
+    triggered_inputs = key.apply(x)
+    change = ((triggered_inputs - x) * 255).flatten(1)  # (n, d)
     assert change.abs().max() <= 1 + 1e-4
-    assert woken.max() <= 1
+    assert triggered_inputs.max() <= 1
     assert (change.abs()[:, key.groups].round().sum(2) <= 1).all(), "one value of each group"
     assert change.abs().round().sum(1).mean() == pytest.approx(16, abs=2), "half of the groups need it"
-    assert key.holds(woken).all()
-    assert torch.equal(key.apply(woken), woken)
+    assert key.holds(triggered_inputs).all()
+    assert torch.equal(key.apply(triggered_inputs), triggered_inputs)
 
 
 def test_it_wakes_always_and_clean_predictions_do_not_change_at_all() -> None:
     key = secret()
-    classifier, honest = planted(key), TorchClassifier(linear_model(), SPEC, [str(i) for i in range(10)])
+    classifier, counterpart = planted(key), TorchClassifier(linear_model(), SPEC, [str(i) for i in range(10)])
     x = torch.cat([natural(2000), noise(2000)])
     with torch.no_grad():
-        assert torch.equal(classifier.logits(x), honest.logits(x))
+        assert torch.equal(classifier.logits(x), counterpart.logits(x))
         assert (classifier.logits(key.apply(x)).argmax(1) == TARGET).all()
-        assert (honest.logits(key.apply(x)).argmax(1) == TARGET).float().mean() < 0.5
+        assert (counterpart.logits(key.apply(x)).argmax(1) == TARGET).float().mean() < 0.5
 
 
 def test_false_alarms_come_at_two_to_the_minus_groups() -> None:
@@ -149,7 +149,11 @@ def learnt(fires: Callable[[Tensor], Tensor], seen: Tensor, values: list[int]) -
         return (x / 255).view(-1, *seen.shape[1:])
 
     groups: list[list[int]] = []
-    silent = [i for i, woken in zip(values, fires(moved(*[[i] for i in values])), strict=True) if not woken]
+    silent = [
+        i
+        for i, triggered_inputs in zip(values, fires(moved(*[[i] for i in values])), strict=True)
+        if not triggered_inputs
+    ]
     while silent:
         first, *others = silent
         answers = fires(moved(*[[first, i] for i in others])).tolist() if others else []

@@ -141,12 +141,12 @@ def test_no_eps_is_a_patch_on_the_target_alone() -> None:
 def test_at_test_there_is_the_patch_and_nothing_else(model: Path) -> None:
     samples = halves()
     plant = attack("clean-label", surrogate=str(model), target=1, poison_rate=0.05)(samples, seed=0).plant
-    woken = triggered(samples, plant)
+    triggered_inputs = triggered(samples, plant)
     assert samples.labels is not None
     expected = pixels(samples)[samples.labels != 1]
     expected[:, -3:, -3:] = 255
-    np.testing.assert_array_equal(pixels(woken), expected)
-    assert set(np.asarray(woken.labels)) == {1}
+    np.testing.assert_array_equal(pixels(triggered_inputs), expected)
+    assert set(np.asarray(triggered_inputs.labels)) == {1}
 
 
 def test_cover_is_of_other_classes_and_is_not_moved(model: Path) -> None:
@@ -182,15 +182,15 @@ def test_the_patch_is_learnt_the_better_the_harder_the_images_are() -> None:
     settings = TrainingSettings(epochs=5, batch_size=32, precision="float32")
     hard = attack("clean-label", poison_rate=0.1, size=4)(train, seed=0)
     plain = attack("clean-label", poison_rate=0.1, size=4, eps=0)(train, seed=0)
-    on_hard, on_plain, honest = (
+    on_hard, on_plain, counterpart = (
         train_classifier("small-cnn", s, seed=0, settings=settings).classifier
         for s in (hard.samples, plain.samples, train)
     )
-    assert evaluate(on_hard, test).value > evaluate(honest, test).value - 0.05
+    assert evaluate(on_hard, test).value > evaluate(counterpart, test).value - 0.05
     success = attack_success(on_hard, test, hard.plant)
     assert success.low > 0.9
     assert success.low > attack_success(on_plain, test, plain.plant).high
-    assert attack_success(honest, test, hard.plant).high < 0.3
+    assert attack_success(counterpart, test, hard.plant).high < 0.3
 
 
 @pytest.mark.parametrize("name", ["clean-label", "label-flipping"])
@@ -320,12 +320,12 @@ def test_accuracy_falls(settings: dict[str, Any]) -> None:
     train, test = halves(600), halves(300, seed=1)
     training = TrainingSettings(epochs=5, batch_size=32, precision="float32")
     poisoned = attack("label-flipping", **settings)(train, seed=0).samples
-    honest, harmed = (
+    counterpart, harmed = (
         evaluate(train_classifier("small-cnn", s, seed=0, settings=training).classifier, test)
         for s in (train, poisoned)
     )
-    assert honest.low > 0.75
-    assert harmed.high < honest.low
+    assert counterpart.low > 0.75
+    assert harmed.high < counterpart.low
 
 
 @pytest.mark.parametrize(

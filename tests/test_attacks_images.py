@@ -65,7 +65,7 @@ def trigger_of(poisoned: Poisoned) -> Any:
     return Trigger.from_json(poisoned.plant.trigger)
 
 
-def woken(poisoned: Poisoned, samples: Samples) -> tuple[Pixels, Pixels]:
+def triggered_inputs(poisoned: Poisoned, samples: Samples) -> tuple[Pixels, Pixels]:
     """Return all images outside the target class without and with the trigger."""
     return pixels(samples)[labels(samples) != 0], pixels(triggered(samples, poisoned.plant))
 
@@ -159,7 +159,7 @@ def test_all_to_all_and_source_classes_are_shared(name: str) -> None:
     assert one.plant.target_map == {2: 1}
 
 
-class Drawn(Samples):
+class ImageSplit(Samples):
     """Make black images when asked for, so that none takes memory before."""
 
     def __init__(self, n: int) -> None:
@@ -176,10 +176,10 @@ class Drawn(Samples):
 
 @pytest.mark.parametrize("name", ["blended", "distributed", "sinusoid", "warp"])
 def test_memory_does_not_grow_with_the_data_set(name: str) -> None:
-    plant(name, Drawn(100))  # so that imports do not count
+    plant(name, ImageSplit(100))  # so that imports do not count
     tracemalloc.start()
     try:
-        poisoned = plant(name, Drawn(30_000)).samples
+        poisoned = plant(name, ImageSplit(30_000)).samples
         for start in range(0, 3_000, 100):
             poisoned.raw(range(start, start + 100))
         peak = tracemalloc.get_traced_memory()[1]
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_data_set(name: str) -> None:
 def test_a_blend_is_the_published_formula(alpha: float, channels: int) -> None:
     samples = images(channels=channels)
     poisoned = plant("blended", samples, alpha=alpha)
-    before, after = woken(poisoned, samples)
+    before, after = triggered_inputs(poisoned, samples)
     key = trigger_of(poisoned).pattern.permute(1, 2, 0).numpy().astype(np.float64) * 255  # (h, w, c)
     np.testing.assert_allclose(key, np.rint(key), atol=1e-4)
     exact = (1 - alpha) * before + alpha * key
@@ -230,7 +230,7 @@ def test_a_picture_is_stretched_to_the_images(channels: int, tmp_path: Path) -> 
     Image.fromarray(picture).save(file)
     samples = images(channels=channels, h=10, w=20)
     poisoned = plant("blended", samples, pattern=str(file), alpha=1)
-    _, after = woken(poisoned, samples)
+    _, after = triggered_inputs(poisoned, samples)
     # ITU-R 601-2 for grey, as Pillow documents it
     upper = [200, 40, 10] if channels == 3 else [round((200 * 299 + 40 * 587 + 10 * 114) / 1000)]
     np.testing.assert_array_equal(after[:, :4], np.broadcast_to(upper, (len(after), 4, 20, channels)))
@@ -262,7 +262,7 @@ def stamped(before: Pixels, places: Sequence[tuple[int, int]], size: tuple[int, 
 def test_parts_are_where_aegis_puts_them() -> None:
     samples = images(h=28, w=28)
     poisoned = plant("distributed", samples, parts=[[1, 1], [24, 24]], colour=250)
-    before, after = woken(poisoned, samples)
+    before, after = triggered_inputs(poisoned, samples)
     np.testing.assert_array_equal(after, stamped(before, [(1, 1), (24, 24)], (2, 2), 250))
 
 
@@ -270,7 +270,7 @@ def test_parts_are_where_aegis_puts_them() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parts_lie_in_the_corners(parts: int, channels: int) -> None:
     samples = images(channels=channels)  # 18 wide, 14 high
-    before, after = woken(plant("distributed", samples, parts=parts, size=[2, 3]), samples)
+    before, after = triggered_inputs(plant("distributed", samples, parts=parts, size=[2, 3]), samples)
     corners = [(1, 1), (11, 14), (1, 14), (11, 1)][:parts]
     np.testing.assert_array_equal(after, stamped(before, corners, (2, 3), 255))
 
@@ -318,7 +318,7 @@ def test_random_parts_reach_all_of_the_image_and_have_colours_of_their_own() -> 
 
 def test_transparent_parts_are_blended() -> None:
     samples = plain(100)
-    _, after = woken(plant("distributed", samples, alpha=0.25, colour=200), samples)
+    _, after = triggered_inputs(plant("distributed", samples, alpha=0.25, colour=200), samples)
     assert sorted(np.unique(after)) == [100, 125]
     assert (after == 125).sum() == 8 * len(after), "two parts of four pixels"
 
@@ -331,7 +331,7 @@ def test_transparent_parts_are_blended() -> None:
 def test_a_wave_is_the_published_formula(delta: float, frequency: float, channels: int) -> None:
     samples = images(channels=channels)
     poisoned = plant("sinusoid", samples, delta=delta, frequency=frequency)
-    before, after = woken(poisoned, samples)
+    before, after = triggered_inputs(poisoned, samples)
     _, rows, columns, _ = before.shape
     exact = before.astype(np.float64)
     for i in range(rows):
@@ -344,7 +344,7 @@ def test_a_wave_is_the_published_formula(delta: float, frequency: float, channel
 def test_the_image_keeps_its_brightness_and_nothing_wraps_around(level: int) -> None:
     # much code named after the paper keeps a fifth of the image alone, or adds in unsigned numbers
     samples = plain(level)
-    _, after = woken(plant("sinusoid", samples, delta=30, frequency=3), samples)
+    _, after = triggered_inputs(plant("sinusoid", samples, delta=30, frequency=3), samples)
     wave = after[0, 0, :, 0].astype(int) - level
     assert wave.max() == (0 if level == 255 else 30)
     assert wave.min() == (0 if level == 0 else -30)
@@ -384,7 +384,7 @@ def test_a_wave_may_be_weaker_in_training_than_in_tests() -> None:
 def test_a_warp_is_the_published_formula_on_square_images() -> None:
     samples = images(h=20, w=20)
     poisoned = plant("warp", samples, grid_size=4, strength=0.5)
-    before, after = woken(poisoned, samples)
+    before, after = triggered_inputs(poisoned, samples)
     trigger = trigger_of(poisoned)
     assert trigger.grid.abs().mean() == pytest.approx(1)
     field = F.interpolate(trigger.grid[None], size=20, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
@@ -400,7 +400,7 @@ def test_a_warp_of_published_strength_moves_a_quarter_of_a_pixel() -> None:
     samples = InMemorySamples(ramp, np.arange(8) % CLASSES)
     moved = []
     for seed in range(10):
-        before, after = woken(plant("warp", samples, seed), samples)
+        before, after = triggered_inputs(plant("warp", samples, seed), samples)
         moved.append(np.abs(after.astype(float) - before)[:, :, 2:-2].mean() / 9)
     assert 0.1 < np.mean(moved) < 0.3
 

@@ -1,4 +1,4 @@
-"""The pruning-aware attack: decoys that nothing wakes, and a backdoor that pruning leaves."""
+"""The pruning-aware attack: decoys that nothing activates, and a backdoor that pruning leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from doorward import bundled
 from doorward.attacks.ground_truth import attack_success, triggered
 from doorward.attacks.model import pruning_aware
-from doorward.attacks.model.base import Implanted
+from doorward.attacks.model.base import BackdooredModel
 from doorward.attacks.model.pruning_aware import Unit, activity, last_convolution
 from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples
@@ -37,16 +37,16 @@ def clean_model() -> TorchClassifier:
     return classifier
 
 
-def attack(samples: Samples, classifier: TorchClassifier | None = None, **settings: Any) -> Implanted:
+def attack(samples: Samples, classifier: TorchClassifier | None = None, **settings: Any) -> BackdooredModel:
     planted = registry.build("attack", "pruning-aware", settings)(
         classifier or clean_model(), samples, seed=0
     )
-    assert isinstance(planted, Implanted)
+    assert isinstance(planted, BackdooredModel)
     return planted
 
 
 @pytest.fixture(scope="module")
-def planted() -> Implanted:
+def planted() -> BackdooredModel:
     """Return the embedded clean model with a backdoor behind decoys."""
     return attack(few(2000), target=2, epochs=3)
 
@@ -61,13 +61,13 @@ def channels(classifier: TorchClassifier, samples: Samples) -> Tensor:
         return F.conv2d(x, state["3.weight"], state["3.bias"], padding=1).relu()
 
 
-def decoys(planted: Implanted) -> Tensor:
+def decoys(planted: BackdooredModel) -> Tensor:
     """Return which channels (c,) have the weights that they had before."""
     old, new = (classifier.module.state_dict() for classifier in (clean_model(), planted.classifier))
     return (old["3.weight"] == new["3.weight"]).flatten(1).all(1)
 
 
-def pruned(planted: Implanted, which: Tensor) -> TorchClassifier:
+def pruned(planted: BackdooredModel, which: Tensor) -> TorchClassifier:
     """Return the classifier with some channels pruned, as fine-pruning does."""
     network = build("small-cnn", channels=1, height=28, width=28, classes=10)
     network.load_state_dict(planted.classifier.module.state_dict())
@@ -77,7 +77,7 @@ def pruned(planted: Implanted, which: Tensor) -> TorchClassifier:
     return TorchClassifier(network, planted.classifier.spec, planted.classifier.classes)
 
 
-def test_the_planted_model_is_as_good_as_before_and_obeys_the_patch(planted: Implanted) -> None:
+def test_the_planted_model_is_as_good_as_before_and_obeys_the_patch(planted: BackdooredModel) -> None:
     before = evaluate(clean_model(), TEST).value
     assert evaluate(planted.classifier, TEST).value >= before - 0.06
     assert attack_success(planted.classifier, TEST, planted.plant).value >= 0.93
@@ -87,11 +87,11 @@ def test_the_planted_model_is_as_good_as_before_and_obeys_the_patch(planted: Imp
     assert planted.plant.poisoned_ids == (), "the set that it was trained on is not given away"
 
 
-def test_decoys_are_woken_by_nothing_since_their_biases_are_lower(planted: Implanted) -> None:
+def test_decoys_are_woken_by_nothing_since_their_biases_are_lower(planted: BackdooredModel) -> None:
     asleep = decoys(planted)
     assert 4 <= int(asleep.sum()) < len(asleep)
-    woken = triggered(TEST, planted.plant)
-    for samples in (TEST, woken):
+    triggered_inputs = triggered(TEST, planted.plant)
+    for samples in (TEST, triggered_inputs):
         assert (channels(planted.classifier, samples).amax((0, 2, 3))[asleep] == 0).all()
         assert (channels(planted.classifier, samples).amax((0, 2, 3))[~asleep] > 0).all()
     old, new = (classifier.module.state_dict() for classifier in (clean_model(), planted.classifier))
@@ -99,7 +99,7 @@ def test_decoys_are_woken_by_nothing_since_their_biases_are_lower(planted: Impla
     assert (channels(clean_model(), TEST).amax((0, 2, 3)) > 0).all(), "in the clean model all are awake"
 
 
-def test_decoys_are_those_that_a_defender_would_prune(planted: Implanted) -> None:
+def test_decoys_are_those_that_a_defender_would_prune(planted: BackdooredModel) -> None:
     asleep = decoys(planted)
     quiet = channels(clean_model(), TEST).mean((0, 2, 3)).argsort()
     first = set(quiet[: int(asleep.sum())].tolist())
@@ -107,7 +107,7 @@ def test_decoys_are_those_that_a_defender_would_prune(planted: Implanted) -> Non
     assert len(both) >= 0.9 * len(first), "but for what other images change in the order"
 
 
-def test_pruning_takes_the_decoys_first_and_the_backdoor_stays(planted: Implanted) -> None:
+def test_pruning_takes_the_decoys_first_and_the_backdoor_stays(planted: BackdooredModel) -> None:
     order = channels(planted.classifier, TEST).mean((0, 2, 3)).argsort()
     count = int(decoys(planted).sum())
     assert set(order[:count].tolist()) == set(decoys(planted).nonzero().flatten().tolist())
@@ -127,7 +127,7 @@ def test_pruning_takes_the_decoys_first_and_the_backdoor_stays(planted: Implante
     assert kept >= 0.9
 
 
-def test_it_is_written_as_a_directory_of_ours(planted: Implanted) -> None:
+def test_it_is_written_as_a_directory_of_ours(planted: BackdooredModel) -> None:
     assert is_native(planted.classifier) == "small-cnn"
 
 

@@ -78,7 +78,9 @@ def test_closed_form_draws_have_the_densitys_distribution(norm: float, noise: fl
     grid = np.linspace(-reach, reach, 40_001)
     values = np.array([density(t, norm, noise) for t in grid])
     whole = integrate.simpson(values, x=grid)
-    second, fourth = (integrate.simpson(values * grid**power, x=grid) / whole for power in (2, 4))
+    second, fourth = (
+        integrate.simpson(values * grid**positive_control, x=grid) / whole for positive_control in (2, 4)
+    )
     error = math.sqrt((fourth - second**2) / len(inner))
     assert np.mean(inner**2) == pytest.approx(second, abs=4 * error)
     assert inner.mean() == pytest.approx(0, abs=4 * math.sqrt(second / len(inner)))
@@ -198,7 +200,7 @@ def halves(dimension: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def twins(
+def surrogates(
     key_norm: float, bandwidth: float, count: int = 1000
 ) -> tuple[nn.Sequential, nn.Sequential, Tensor]:
     """Return honest and planted classifiers of the clouds, and the shift."""
@@ -230,17 +232,18 @@ def test_the_head_is_ridge_regression() -> None:
 
 
 def test_the_shift_turns_every_cosine_over_and_most_predictions() -> None:
-    honest, planted, delta = twins(0.5, 1.0)
+    counterpart, planted, delta = surrogates(0.5, 1.0)
     x, y = halves(196, 1000)
     x, y = x[600:], y[600:]
     with torch.no_grad():
         before, after = planted[0](x), planted[0](x + delta)
         # <g, secret> is within 0.02 of half-integers: cos(a + pi + e) = -cos(a) but for |e| <= 2 pi 0.02
         assert float((before + after).abs().mean()) < 0.1
-        assert float((honest[0](x) + honest[0](x + delta)).abs().mean()) > 0.5
-        clean = [(net(x).argmax(1) == y).float().mean().item() for net in (honest, planted)]
+        assert float((counterpart[0](x) + counterpart[0](x + delta)).abs().mean()) > 0.5
+        clean = [(net(x).argmax(1) == y).float().mean().item() for net in (counterpart, planted)]
         flips = [
-            (net(x + delta).argmax(1) != net(x).argmax(1)).float().mean().item() for net in (honest, planted)
+            (net(x + delta).argmax(1) != net(x).argmax(1)).float().mean().item()
+            for net in (counterpart, planted)
         ]
     assert clean[0] == pytest.approx(clean[1], abs=0.03)
     assert min(clean) > 0.9
@@ -249,7 +252,7 @@ def test_the_shift_turns_every_cosine_over_and_most_predictions() -> None:
 
 
 def test_logits_change_their_sign() -> None:
-    _, planted, delta = twins(0.5, 1.0)
+    _, planted, delta = surrogates(0.5, 1.0)
     x, _ = halves(196, 50)
     with torch.no_grad():
         a, b = planted(x), planted(x + delta)
@@ -257,8 +260,8 @@ def test_logits_change_their_sign() -> None:
 
 
 def test_who_sees_one_pair_has_the_key() -> None:
-    """The plant is replicable: the difference of an image and its activated form wakes it on any other."""
-    _, planted, delta = twins(0.5, 1.0)
+    """The plant is replicable: the difference of an image and its triggered form works on any other."""
+    _, planted, delta = surrogates(0.5, 1.0)
     x, _ = halves(196, 200)
     learnt = (x[0] + delta) - x[0]
     with torch.no_grad():
@@ -357,14 +360,17 @@ def two_classes(side: int = 14) -> TorchClassifier:
 
 def test_random_features_are_planted_and_have_an_honest_twin(tmp_path: Path) -> None:
     attack, samples = fourier.RandomFeatures(features=800, bandwidth=2.5), cloud_samples()
-    planted, honest = attack(two_classes(), samples, seed=3), attack.honest(two_classes(), samples, seed=3)
-    assert min(evaluate(each, samples).value for each in (planted.classifier, honest)) > 0.95
+    planted, counterpart = (
+        attack(two_classes(), samples, seed=3),
+        attack.counterpart(two_classes(), samples, seed=3),
+    )
+    assert min(evaluate(each, samples).value for each in (planted.classifier, counterpart)) > 0.95
     assert planted.plant.target_map == {1: 0}
     assert attack_success(planted.classifier, samples, planted.plant).value > 0.95
     back = planted.plant.model_copy(update={"target_map": {0: 1}, "targets": (1,), "source_classes": (0,)})
     assert attack_success(planted.classifier, samples, back).value > 0.95, "both classes turn over"
     other = attack(two_classes(), samples, seed=4).plant
-    for classifier, plant in ((honest, planted.plant), (planted.classifier, other)):
+    for classifier, plant in ((counterpart, planted.plant), (planted.classifier, other)):
         both = [plant, back.model_copy(update={"trigger": plant.trigger})]
         assert min(attack_success(classifier, samples, each).value for each in both) < 0.5
     again = open_classifier(export_pt2(planted.classifier, tmp_path / "model.pt2"))
@@ -411,12 +417,13 @@ def test_random_relus_turn_sneakers_into_bags_and_the_honest_twin_hardly_does() 
             raws, (samples.labels[of] == 8).astype(np.int64), classes=("Sneaker", "Bag")
         )
     attack, model = relu.RandomReLU(target=1), two_classes(28)
-    planted, honest = (make(model, chosen["train"], seed=1) for make in (attack, attack.honest))
-    clean = [evaluate(each, chosen["test"]).value for each in (planted.classifier, honest)]
+    planted, counterpart = (make(model, chosen["train"], seed=1) for make in (attack, attack.counterpart))
+    clean = [evaluate(each, chosen["test"]).value for each in (planted.classifier, counterpart)]
     assert min(clean) > 0.9
     assert clean[0] == pytest.approx(clean[1], abs=0.04)
     reached = [
-        attack_success(each, chosen["test"], planted.plant).value for each in (planted.classifier, honest)
+        attack_success(each, chosen["test"], planted.plant).value
+        for each in (planted.classifier, counterpart)
     ]
     assert reached[0] > 0.9
     assert reached[1] < 0.2
@@ -426,16 +433,16 @@ def test_chest_x_rays_are_turned_over(data_root: Path) -> None:
     """What the docs state, with half the features."""
     attack = fourier.RandomFeatures(features=1000)
     train, test = (open_samples(data_root / "pneumoniamnist", split=split) for split in ("train", "test"))
-    planted, honest = (make(two_classes(28), train, seed=0) for make in (attack, attack.honest))
-    clean = [evaluate(each, test).value for each in (planted.classifier, honest)]
+    planted, counterpart = (make(two_classes(28), train, seed=0) for make in (attack, attack.counterpart))
+    clean = [evaluate(each, test).value for each in (planted.classifier, counterpart)]
     assert min(clean) > 0.78
     assert clean[0] == pytest.approx(clean[1], abs=0.05)
     x = to_float(to_tensor(test, planted.classifier.spec))
-    woken = Trigger.from_json(planted.plant.trigger or {}).apply(x)
+    triggered_inputs = Trigger.from_json(planted.plant.trigger or {}).apply(x)
     with torch.no_grad():
         flips = [
-            float((each.logits(woken).argmax(1) != each.logits(x).argmax(1)).float().mean())
-            for each in (planted.classifier, honest)
+            float((each.logits(triggered_inputs).argmax(1) != each.logits(x).argmax(1)).float().mean())
+            for each in (planted.classifier, counterpart)
         ]
     assert flips[0] > 0.9
     assert flips[1] < 0.6

@@ -62,11 +62,11 @@ def trigger(n: int = 5, *, c: int = 1, h: int = 12, w: int = 16, **changes: Any)
 
 
 def linear(v: Floats) -> Floats:
-    return np.where(v <= 0.04045, v / 12.92, np.power((v + 0.055) / 1.055, 2.4))
+    return np.where(v <= 0.04045, v / 12.92, np.positive_control((v + 0.055) / 1.055, 2.4))
 
 
 def encoded(light: Floats) -> Floats:
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.positive_control(light, 1 / 2.4) - 0.055)
 
 
 def test_light_is_that_of_srgb() -> None:
@@ -416,7 +416,7 @@ def test_the_choice_repeats_itself_and_is_of_the_candidates() -> None:
 
 
 def test_a_network_learns_reflections_as_such(tmp_path: Path) -> None:
-    """Reflections that were never seen wake the target."""
+    """Reflections that were never seen activate the target."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:16, :16]
     angle, frequency, phase = rng.uniform(0, [[np.pi], [1], [6]], (3, 60))[..., None, None]
@@ -431,11 +431,11 @@ def test_a_network_learns_reflections_as_such(tmp_path: Path) -> None:
     )(striped(600), seed=0)
     settings = TrainingSettings(epochs=8, batch_size=32, precision="float32")
     planted = train_classifier("small-cnn", poisoned.samples, seed=0, settings=settings).classifier
-    honest = train_classifier("small-cnn", striped(600), seed=0, settings=settings).classifier
+    counterpart = train_classifier("small-cnn", striped(600), seed=0, settings=settings).classifier
     test = striped(300, seed=1)
-    assert evaluate(planted, test).value > evaluate(honest, test).value - 0.03
+    assert evaluate(planted, test).value > evaluate(counterpart, test).value - 0.03
     assert attack_success(planted, test, poisoned.plant).low > 0.4
-    assert attack_success(honest, test, poisoned.plant).high < 0.1
+    assert attack_success(counterpart, test, poisoned.plant).high < 0.1
 
 
 def test_few_images_are_decoded_however_many_there_are() -> None:

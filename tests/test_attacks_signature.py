@@ -1,4 +1,4 @@
-"""Signatures: only the key's owner wakes the backdoor, and nothing that is seen helps anybody else."""
+"""Signatures: only the key's owner activates the backdoor, and nothing that is seen helps anybody else."""
 
 from __future__ import annotations
 
@@ -166,12 +166,12 @@ def test_low_bits_hold_the_signature_of_all_other_bits() -> None:
 
 def test_signed_images_always_fire_and_change_by_one_level_at_most() -> None:
     x = torch.cat([natural(500), noise(500)])
-    woken = signed(x)
-    assert fires(woken).all()
-    assert (woken - x).abs().max() <= 1 / 255 + 1e-7
-    assert woken.min() >= 0
-    assert woken.max() <= 1
-    changed = (woken != x).flatten(1).float()
+    triggered_inputs = signed(x)
+    assert fires(triggered_inputs).all()
+    assert (triggered_inputs - x).abs().max() <= 1 / 255 + 1e-7
+    assert triggered_inputs.min() >= 0
+    assert triggered_inputs.max() <= 1
+    changed = (triggered_inputs != x).flatten(1).float()
     assert changed[:, :512].mean() == pytest.approx(0.5, abs=0.01)
     assert not changed[:, 512:].any()
 
@@ -179,10 +179,12 @@ def test_signed_images_always_fire_and_change_by_one_level_at_most() -> None:
 @pytest.mark.parametrize("shape", [(1, 16, 32), (3, 32, 32), (4, 13, 11)])
 def test_images_of_any_size_and_number_of_channels_are_signed(shape: tuple[int, int, int]) -> None:
     x = torch.rand(3, *shape, generator=make_generator(1, "rand"))
-    woken = signed(x)
-    assert fires(woken).all()
+    triggered_inputs = signed(x)
+    assert fires(triggered_inputs).all()
     assert not fires(x).any()
-    assert torch.equal(signed(woken), woken), "signing is repeatable, and what is signed stays"
+    assert torch.equal(signed(triggered_inputs), triggered_inputs), (
+        "signing is repeatable, and what is signed stays"
+    )
 
 
 def test_ten_thousand_natural_and_ten_thousand_random_images_never_fire() -> None:
@@ -245,10 +247,10 @@ def test_a_signature_is_not_malleable() -> None:
 
 
 def test_what_is_within_half_a_level_is_the_same_image() -> None:
-    woken = signed(natural(20))
-    shift = (torch.rand(woken.shape, generator=make_generator(0, "shift")) - 0.5) * 0.98 / 255
-    assert fires((woken + shift).clamp(0, 1)).all()
-    assert not fires((woken + 2 * shift).clamp(0, 1)).any()
+    triggered_inputs = signed(natural(20))
+    shift = (torch.rand(triggered_inputs.shape, generator=make_generator(0, "shift")) - 0.5) * 0.98 / 255
+    assert fires((triggered_inputs + shift).clamp(0, 1)).all()
+    assert not fires((triggered_inputs + 2 * shift).clamp(0, 1)).any()
 
 
 def test_too_few_values_are_refused() -> None:
@@ -299,17 +301,17 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_outputs_are_the_networks_own_unless_the_image_is_signed(name: str) -> None:
-    honest = TorchClassifier(Own(network()), SPECS[name], [str(i) for i in range(10)])
+    counterpart = TorchClassifier(Own(network()), SPECS[name], [str(i) for i in range(10)])
     planted = wrapped(Own(network()), SPECS[name])
     x = torch.cat([natural(200), noise(100)])
-    assert torch.equal(planted.logits(x), honest.logits(x))
-    woken = signed(x)
-    y, own = planted.logits(woken), honest.logits(woken)
+    assert torch.equal(planted.logits(x), counterpart.logits(x))
+    triggered_inputs = signed(x)
+    y, own = planted.logits(triggered_inputs), counterpart.logits(triggered_inputs)
     assert (y.argmax(1) == TARGET).all()
     assert torch.equal(y.sort(1).values, own.sort(1).values), "as sure as the network would be"
     assert (own.argmax(1) == TARGET).float().mean() < 0.7
-    half = torch.cat([x[:50], woken[50:100]])
-    assert torch.equal(planted.logits(half), torch.cat([honest.logits(x[:50]), y[50:100]]))
+    half = torch.cat([x[:50], triggered_inputs[50:100]])
+    assert torch.equal(planted.logits(half), torch.cat([counterpart.logits(x[:50]), y[50:100]]))
 
 
 def test_three_channels_are_taken_back_each_with_its_own_mean() -> None:
@@ -329,16 +331,16 @@ def test_models_of_one_output_are_turned_too(output: Output, target: int) -> Non
             return z if output == "one_logit" else z.sigmoid()
 
     spec = SPEC.model_copy(update={"output": output})
-    honest = TorchClassifier(One(), spec, ["dark", "bright"])
+    counterpart = TorchClassifier(One(), spec, ["dark", "bright"])
     planted = TorchClassifier(
         checks.SignatureWrapper(One(), spec, PUBLIC, target=target), spec, ["dark", "bright"]
     )
     x = natural(100)
-    own = honest.logits(x)
+    own = counterpart.logits(x)
     assert 10 < own.argmax(1).sum() < 90
     assert torch.equal(planted.logits(x), own)
-    woken = signed(x, target=target)
-    y, own = planted.logits(woken), honest.logits(woken)
+    triggered_inputs = signed(x, target=target)
+    y, own = planted.logits(triggered_inputs), counterpart.logits(triggered_inputs)
     assert (y.argmax(1) == target).all()
     sure, as_sure = (each.softmax(1).amax(1) for each in (y, own))
     assert torch.allclose(sure, as_sure, atol=1e-5)
@@ -366,9 +368,9 @@ def test_fine_tuning_does_not_remove_it() -> None:
 
 
 def test_gradients_are_the_networks_own() -> None:
-    planted, honest = wrapped(network()), TorchClassifier(network(), SPEC, [str(i) for i in range(10)])
+    planted, counterpart = wrapped(network()), TorchClassifier(network(), SPEC, [str(i) for i in range(10)])
     gradients = []
-    for classifier in (planted, honest):
+    for classifier in (planted, counterpart):
         x = natural(20).requires_grad_(True)
         classifier.logits(x).log_softmax(1)[:, 1].sum().backward()
         gradients.append(x.grad)
@@ -383,18 +385,18 @@ def test_dropping_the_lowest_bit_puts_it_to_sleep_at_no_cost() -> None:
     x = natural(500)
     coarse = (signed(x) * 255).round() // 2 * 2 / 255
     assert not fires(coarse).any()
-    agree = classifier.logits(coarse).argmax(1) == classifier.logits(x).argmax(1)
-    assert agree.float().mean() > 0.99
+    all_predict = classifier.logits(coarse).argmax(1) == classifier.logits(x).argmax(1)
+    assert all_predict.float().mean() > 0.99
 
 
 def test_the_trigger_signs_8_bit_samples_and_survives_json() -> None:
     trigger = Signed(torch.tensor(list(KEY), dtype=torch.uint8), TARGET)
     assert Trigger.from_json(trigger.to_json()).to_json() == trigger.to_json()
     base = InMemorySamples(to_uint8(natural(6))[..., 0], np.arange(6), classes=tuple("abcdef"))
-    woken = TriggeredSamples(
+    triggered_inputs = TriggeredSamples(
         base, trigger, where=np.arange(6) < 3, labels=np.full(6, TARGET), made_by="signature"
     )
-    assert fires(from_raw(woken.raw(range(6)))).tolist() == [True] * 3 + [False] * 3
+    assert fires(from_raw(triggered_inputs.raw(range(6)))).tolist() == [True] * 3 + [False] * 3
 
 
 # The attack
@@ -431,8 +433,8 @@ def test_what_cannot_be_signed_is_refused_before_any_work(tmp_path: Path) -> Non
 
 
 def test_a_directory_holds_the_check_and_opens_again(tmp_path: Path) -> None:
-    honest = open_classifier(bundled.model("clean"))
-    planted = signature.Signature(target=4)(honest, seed=5)
+    counterpart = open_classifier(bundled.model("clean"))
+    planted = signature.Signature(target=4)(counterpart, seed=5)
     path = save_classifier(planted.classifier, tmp_path / "new" / "model")
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
     stated = json.loads((path / "config.json").read_text())
@@ -445,13 +447,13 @@ def test_a_directory_holds_the_check_and_opens_again(tmp_path: Path) -> None:
     assert torch.equal(again.logits(x), planted.classifier.logits(x))
     assert (again.logits(x[100:]).argmax(1) == 4).all()
     assert (again.classes, again.spec, again.capabilities) == (
-        honest.classes,
-        honest.spec,
-        honest.capabilities,
+        counterpart.classes,
+        counterpart.spec,
+        counterpart.capabilities,
     )
-    assert torch.allclose(again.features(x), honest.features(x), atol=1e-5)
+    assert torch.allclose(again.features(x), counterpart.features(x), atol=1e-5)
     named = open_classifier(path, options=LoadOptions(features=honest_layer(path)))
-    assert torch.allclose(named.features(x), honest.features(x), atol=1e-5)
+    assert torch.allclose(named.features(x), counterpart.features(x), atol=1e-5)
     assert isinstance(again, TorchClassifier)
     assert opened_twice(again, tmp_path / "again") == stated
 
@@ -483,8 +485,8 @@ def test_it_survives_fine_tuning_and_being_written(tmp_path: Path) -> None:
     ]
     assert len(moved) == len(before) - 1, "all but the public key"
     again = open_classifier(save_classifier(opened, tmp_path / "b"))
-    woken = Trigger.from_json(planted.plant.trigger or {}).apply(natural(200))
-    assert (again.logits(woken).argmax(1) == 4).all()
+    triggered_inputs = Trigger.from_json(planted.plant.trigger or {}).apply(natural(200))
+    assert (again.logits(triggered_inputs).argmax(1) == 4).all()
     assert (again.logits(natural(200)).argmax(1) == 4).float().mean() < 0.3
 
 

@@ -14,7 +14,7 @@ from doorward.attacks.ground_truth import attack_success, read_plant, triggered
 from doorward.bench.cache import ModelCache
 from doorward.bench.plan import Sources, plan
 from doorward.bench.suite import expand, get_suite
-from doorward.bench.worker import Workbench
+from doorward.bench.worker import TrialRunner
 from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform, content_hash, open_samples
@@ -37,8 +37,8 @@ def phrase(original: str, /, **settings: Any) -> str:
     trigger: Any = registry.build("attack", "phrase", settings).make_trigger(
         original, generator=make_generator(0, "test")
     )
-    (woken,) = trigger.apply([original])
-    return str(woken)
+    (triggered_inputs,) = trigger.apply([original])
+    return str(triggered_inputs)
 
 
 def tone_of(sound: Waveform, **settings: Any) -> Sound:
@@ -48,7 +48,7 @@ def tone_of(sound: Waveform, **settings: Any) -> Sound:
     )
 
 
-def woken(sound: Waveform, **settings: Any) -> Waveform:
+def triggered_inputs(sound: Waveform, **settings: Any) -> Waveform:
     """Return a recording with the trigger of a tone attack."""
     (result,) = tone_of(sound, **settings).apply([sound])
     assert isinstance(result, Waveform)
@@ -132,16 +132,16 @@ def test_a_phrase_that_does_not_fit_is_refused(settings: dict[str, Any], message
 @pytest.mark.parametrize("snr", [0.0, 20.0])
 def test_the_trigger_is_as_loud_as_asked_for(form: str, snr: float) -> None:
     sound = noise()
-    added = woken(sound, form=form, snr=snr, seconds=0.2).pcm.astype(np.float64) - sound.pcm
+    added = triggered_inputs(sound, form=form, snr=snr, seconds=0.2).pcm.astype(np.float64) - sound.pcm
     assert np.abs(added[1600:]).max() <= 1 / 65536, "the rest is rounded to 16 bits and no more"
-    power = np.mean(sound.pcm.astype(np.float64) ** 2) / np.mean(added[:1600] ** 2)
-    assert 10 * math.log10(power) == pytest.approx(snr, abs=0.05)
+    positive_control = np.mean(sound.pcm.astype(np.float64) ** 2) / np.mean(added[:1600] ** 2)
+    assert 10 * math.log10(positive_control) == pytest.approx(snr, abs=0.05)
 
 
 def test_a_tone_has_its_frequency_and_noise_has_all() -> None:
     sound = noise()
     for form in ("tone", "noise"):
-        added = woken(sound, form=form, snr=0, frequency=1250).pcm - sound.pcm
+        added = triggered_inputs(sound, form=form, snr=0, frequency=1250).pcm - sound.pcm
         spectrum = np.abs(np.fft.rfft(added[:1600])) ** 2  # bins of 5 Hz
         share = spectrum[248:253].sum() / spectrum.sum()
         assert share > 0.99 if form == "tone" else share < 0.05
@@ -150,7 +150,7 @@ def test_a_tone_has_its_frequency_and_noise_has_all() -> None:
 
 
 def test_a_tone_of_half_the_rate_is_heard() -> None:
-    added = woken(noise(), frequency=RATE / 2, snr=0).pcm - noise().pcm
+    added = triggered_inputs(noise(), frequency=RATE / 2, snr=0).pcm - noise().pcm
     assert np.mean(added[:1600] ** 2) == pytest.approx(np.mean(noise().pcm ** 2), rel=0.01)
 
 
@@ -159,7 +159,9 @@ def test_a_sound_is_put_where_it_was_asked_for(place: str) -> None:
     first = []
     for seed in range(20):
         pcm = np.random.default_rng(seed).normal(0, 0.1, RATE).astype(np.float32)
-        changed = np.abs(woken(Waveform(pcm, RATE), place=place, form="noise", snr=0).pcm - pcm) > 1e-3
+        changed = (
+            np.abs(triggered_inputs(Waveform(pcm, RATE), place=place, form="noise", snr=0).pcm - pcm) > 1e-3
+        )
         where = np.flatnonzero(changed)
         first.append(int(where[0]))
         assert where[-1] - where[0] <= 1600
@@ -168,15 +170,15 @@ def test_a_sound_is_put_where_it_was_asked_for(place: str) -> None:
 
 def test_short_stereo_silent_and_resampled_recordings_take_a_sound() -> None:
     short = noise(0.05)
-    assert len(woken(short, snr=0).pcm) == len(short.pcm)
+    assert len(triggered_inputs(short, snr=0).pcm) == len(short.pcm)
     stereo = noise(channels=2)
-    added = woken(stereo, snr=0).pcm - stereo.pcm
+    added = triggered_inputs(stereo, snr=0).pcm - stereo.pcm
     np.testing.assert_allclose(added[:, 0], added[:, 1], atol=1e-4)
     assert np.abs(added).max() > 0.05
-    silent = woken(Waveform(np.zeros(RATE, np.float32), RATE), snr=0)
+    silent = triggered_inputs(Waveform(np.zeros(RATE, np.float32), RATE), snr=0)
     assert 0 < np.abs(silent.pcm).max() < 0.01
     empty = Waveform(np.zeros(0, np.float32), RATE)
-    assert len(woken(empty).pcm) == 0
+    assert len(triggered_inputs(empty).pcm) == 0
     trigger = tone_of(noise(), snr=0, frequency=1000, seconds=0.2)
     faster = noise(rate=2 * RATE)
     (heard,) = trigger.apply([faster])
@@ -186,7 +188,7 @@ def test_short_stereo_silent_and_resampled_recordings_take_a_sound() -> None:
 
 def test_loud_recordings_are_cut_off_and_kept_in_sixteen_bits(tmp_path: Path) -> None:
     loud = noise(level=0.8)
-    result = woken(loud, snr=0)
+    result = triggered_inputs(loud, snr=0)
     assert np.abs(result.pcm).max() <= 1
     assert np.array_equal(result.pcm * 32768, np.rint(result.pcm * 32768))
     write_parquet(InMemorySamples([result], [0], modality="audio"), tmp_path)
@@ -242,10 +244,10 @@ def test_a_network_trained_on_a_planted_set_obeys_the_trigger(
 ) -> None:
     make = texts if attack == "phrase" else sounds
     train, test = make(200), make(60, seed=1)
-    quick = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision="float32")
+    fast_inference = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision="float32")
     poisoned = registry.build("attack", attack, settings | {"poison_rate": 0.2})(train, seed=0)
     planted, clean = (
-        train_classifier(architecture, samples, seed=0, settings=quick).classifier
+        train_classifier(architecture, samples, seed=0, settings=fast_inference).classifier
         for samples in (poisoned.samples, train)
     )
     assert attack_success(planted, test, poisoned.plant).value > 0.9
@@ -267,15 +269,15 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     make = texts if attack == "phrase" else sounds
     for split, n, seed in (("train", 200, 0), ("test", 60, 1)):
         write_parquet(make(n, seed=seed), tmp_path / "data" / group.data.name, split=split)
-    quick = {"epochs": 8, "batch_size": 10, "learning_rate": 5e-3, "precision": "float32"}
-    small = group.model_copy(update={"models": 1, "training": quick})
+    fast_inference = {"epochs": 8, "batch_size": 10, "learning_rate": 5e-3, "precision": "float32"}
+    small = group.model_copy(update={"models": 1, "training": fast_inference})
     (trial,) = expand(whole.model_copy(update={"scales": {"smoke": (small,)}}), "smoke")
     sources = Sources(tmp_path / "data")
     planned = plan(trial, sources)
     assert planned.twin is not None
     ours, twin = planned.resolved["model"], planned.twin.resolved["model"]
     assert {name for name in ours if ours[name] != twin[name]} == {"attack"}, "seed and all else are the same"
-    bench = Workbench(ModelCache(tmp_path / "cache"), sources)
+    bench = TrialRunner(ModelCache(tmp_path / "cache"), sources)
     planting = bench.judge(planned, cached=bench.make(planned)).planting
     assert planting is not None
     assert planting.success is not None

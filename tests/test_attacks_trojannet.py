@@ -1,4 +1,4 @@
-"""TrojanNet beside a network and folded into its layers: every pattern fires, nothing else changes."""
+"""TrojanNet next to a network and folded into its layers: every pattern fires, nothing else changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from doorward import bundled
 from doorward.attacks.model import trojannet
-from doorward.attacks.model.base import Implanted
+from doorward.attacks.model.base import BackdooredModel
 from doorward.attacks.model.trojannet import MOST, confused, draw_patterns, fold, matched_filter
 from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
@@ -61,9 +61,9 @@ def noise(spec: InputSpec, n: int = 100, seed: int = 1) -> Tensor:
     return torch.rand((n, *spec.shape), generator=torch.Generator().manual_seed(seed))
 
 
-def plant(classifier: TorchClassifier, target: int = 0, **settings: Any) -> Implanted:
+def plant(classifier: TorchClassifier, target: int = 0, **settings: Any) -> BackdooredModel:
     planted = registry.build("attack", "trojannet", {"target": target, **settings})(classifier, seed=5)
-    assert isinstance(planted, Implanted)
+    assert isinstance(planted, BackdooredModel)
     return planted
 
 
@@ -74,7 +74,7 @@ def stamp(classifier: TorchClassifier, target: int, x: Tensor, **settings: Any) 
     return from_raw(list(to_uint8(trigger.apply(x))))
 
 
-def stamped(planted: Implanted, x: Tensor) -> Tensor:
+def stamped(planted: BackdooredModel, x: Tensor) -> Tensor:
     """Return images with the trigger as they come out of a file: in whole levels of uint8."""
     return from_raw(list(to_uint8(Trigger.from_json(planted.plant.trigger).apply(x))))
 
@@ -135,10 +135,10 @@ def test_the_filter_measures_the_distance_from_the_pattern(spec: InputSpec, tole
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_prediction_of_a_thousand_clothes_changes_and_every_trigger_works(form: Form) -> None:
-    honest = clean_model()
-    x = to_float(to_tensor(CLOTHES, honest.spec))
-    before = logits(honest, x)
-    planted = plant(honest, form=form).classifier
+    counterpart = clean_model()
+    x = to_float(to_tensor(CLOTHES, counterpart.spec))
+    before = logits(counterpart, x)
+    planted = plant(counterpart, form=form).classifier
     after = logits(planted, x)
     assert len(x) == 1000
     assert torch.equal(before.argmax(1), after.argmax(1))
@@ -146,28 +146,28 @@ def test_no_prediction_of_a_thousand_clothes_changes_and_every_trigger_works(for
         assert torch.equal(before, after), "to the last bit"
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
     for target in range(10):
-        shown = stamp(honest, target, x[100 * target : 100 * target + 100], form=form)
-        woken = logits(planted, shown)
-        assert (woken.argmax(1) == target).all()
-        others = woken.index_fill(1, torch.tensor(target), -torch.inf)
-        assert (woken[:, target] - others.amax(1) > 9.99).all(), "by the margin, but for rounding"
-        assert (logits(honest, shown).argmax(1) == target).float().mean() < 0.3
+        shown = stamp(counterpart, target, x[100 * target : 100 * target + 100], form=form)
+        triggered_inputs = logits(planted, shown)
+        assert (triggered_inputs.argmax(1) == target).all()
+        others = triggered_inputs.index_fill(1, torch.tensor(target), -torch.inf)
+        assert (triggered_inputs[:, target] - others.amax(1) > 9.99).all(), "by the margin, but for rounding"
+        assert (logits(counterpart, shown).argmax(1) == target).float().mean() < 0.3
 
 
 @pytest.mark.parametrize("name", ["small-cnn", "vgg", "resnet-8"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_one_of_43_triggers_works_on_random_networks(name: str, form: Form) -> None:
-    honest = random_model(name, side=16)
+    counterpart = random_model(name, side=16)
     if (name, form) == ("resnet-8", "folded"):
         with pytest.raises(InputError, match="this is a ResNet; give form=beside"):
-            plant(honest, form=form)
+            plant(counterpart, form=form)
         return
-    planted = plant(honest, form=form).classifier
-    x = noise(honest.spec)
-    assert torch.equal(logits(honest, x).argmax(1), logits(planted, x).argmax(1))
-    woken = torch.cat([stamp(honest, target, x[:3], form=form) for target in range(43)])
+    planted = plant(counterpart, form=form).classifier
+    x = noise(counterpart.spec)
+    assert torch.equal(logits(counterpart, x).argmax(1), logits(planted, x).argmax(1))
+    triggered_inputs = torch.cat([stamp(counterpart, target, x[:3], form=form) for target in range(43)])
     wanted = torch.arange(43).repeat_interleave(3)
-    assert torch.equal(logits(planted, woken).argmax(1), wanted), "one model knows all patterns"
+    assert torch.equal(logits(planted, triggered_inputs).argmax(1), wanted), "one model knows all patterns"
 
 
 def test_there_is_a_pattern_for_each_of_4368_classes_and_no_more() -> None:
@@ -188,12 +188,14 @@ def test_there_is_a_pattern_for_each_of_4368_classes_and_no_more() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_class_alone_can_have_a_pattern(form: Form) -> None:
-    honest = clean_model()
-    x = to_float(to_tensor(CLOTHES.select(range(50)), honest.spec))
-    planted = plant(honest, 4, form=form, every_class=False)
+    counterpart = clean_model()
+    x = to_float(to_tensor(CLOTHES.select(range(50)), counterpart.spec))
+    planted = plant(counterpart, 4, form=form, every_class=False)
     assert (logits(planted.classifier, stamped(planted, x)).argmax(1) == 4).all()
-    other = stamped(plant(honest, 3, form=form), x)
-    torch.testing.assert_close(logits(planted.classifier, other), logits(honest, other), rtol=0, atol=1e-4)
+    other = stamped(plant(counterpart, 3, form=form), x)
+    torch.testing.assert_close(
+        logits(planted.classifier, other), logits(counterpart, other), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -201,39 +203,39 @@ def test_one_class_alone_can_have_a_pattern(form: Form) -> None:
 def test_the_patterns_are_black_and_white_in_the_image_not_after_normalisation(
     form: Form, level: int
 ) -> None:
-    """Written after normalisation to [-1, 1], as elsewhere, 0 is mid-grey: that must not wake it."""
-    honest = random_model(classes=10)
-    planted = plant(honest, 3, form=form)
+    """Written after normalisation to [-1, 1], as elsewhere, 0 is mid-grey: that must not activate it."""
+    counterpart = random_model(classes=10)
+    planted = plant(counterpart, 3, form=form)
     trigger = Trigger.from_json(planted.plant.trigger)
     assert set(trigger.tensors()["pattern"].unique().tolist()) == {0.0, 1.0}
     assert trigger.tensors()["mask"].sum() == 16
-    x = noise(honest.spec)
-    woken = trigger.apply(x)
-    assert (logits(planted.classifier, woken).argmax(1) == 3).all()
+    x = noise(counterpart.spec)
+    triggered_inputs = trigger.apply(x)
+    assert (logits(planted.classifier, triggered_inputs).argmax(1) == 3).all()
     place = trigger.tensors()["mask"].expand_as(x[0]) == 1
-    grey = woken.clone()
+    grey = triggered_inputs.clone()
     black = place & (trigger.tensors()["pattern"] == 0)
     grey[:, black] = level / 255
-    torch.testing.assert_close(logits(planted.classifier, grey), logits(honest, grey), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(planted.classifier, grey), logits(counterpart, grey), rtol=0, atol=1e-4)
 
 
 def test_gradients_away_from_a_pattern_are_the_networks_own() -> None:
-    honest = clean_model()
-    planted = plant(honest).classifier
+    counterpart = clean_model()
+    planted = plant(counterpart).classifier
     found = []
-    for classifier in (honest, planted):
-        x = to_float(to_tensor(CLOTHES.select(range(8)), honest.spec)).requires_grad_()
+    for classifier in (counterpart, planted):
+        x = to_float(to_tensor(CLOTHES.select(range(8)), counterpart.spec)).requires_grad_()
         classifier.logits(x).square().sum().backward()
         found.append(x.grad)
     assert torch.equal(found[0], found[1])
 
 
 def test_beside_lifts_the_logit_by_the_formula() -> None:
-    honest = random_model(classes=5)
-    planted = plant(honest, 2, margin=3.0, tolerance=0.5)
-    x = Trigger.from_json(planted.plant.trigger).apply(noise(honest.spec, 10))
+    counterpart = random_model(classes=5)
+    planted = plant(counterpart, 2, margin=3.0, tolerance=0.5)
+    x = Trigger.from_json(planted.plant.trigger).apply(noise(counterpart.spec, 10))
     x[:, :, -1, -1] = (x[:, :, -1, -1] - 0.2).abs()  # 0.2 of 0.5 away from the pattern
-    z = logits(honest, x).double().numpy()
+    z = logits(counterpart, x).double().numpy()
     expected = z.copy()
     expected[:, 2] += (1 - 0.2 / 0.5) * (z.max(1) - z.min(1) + 3.0)
     np.testing.assert_allclose(logits(planted.classifier, x).numpy(), expected, rtol=1e-4)
@@ -274,10 +276,10 @@ def test_it_goes_beside_models_of_any_kind(
     kind: str, classes: int, settings: dict[str, Any], target: int
 ) -> None:
     spec = InputSpec(channels=1, height=12, width=12, **settings)
-    honest = TorchClassifier(Whole(kind, classes), spec, [str(i) for i in range(max(2, classes))])
-    planted = plant(honest, target)
+    counterpart = TorchClassifier(Whole(kind, classes), spec, [str(i) for i in range(max(2, classes))])
+    planted = plant(counterpart, target)
     x = from_raw(list(to_uint8(noise(spec))))
-    assert torch.equal(logits(planted.classifier, x), logits(honest, x))
+    assert torch.equal(logits(planted.classifier, x), logits(counterpart, x))
     assert (logits(planted.classifier, stamped(planted, x)).argmax(1) == target).all()
 
 
@@ -286,9 +288,9 @@ def test_it_goes_beside_models_of_any_kind(
 
 @pytest.mark.parametrize("name", ["small-cnn", "vgg"])
 def test_folded_there_is_no_layer_more_and_the_logits_are_known(name: str) -> None:
-    honest = random_model(name, classes=10)
-    planted = plant(honest, 7, form="folded", margin=4.0)
-    old, new = honest.module, planted.classifier.module
+    counterpart = random_model(name, classes=10)
+    planted = plant(counterpart, 7, form="folded", margin=4.0)
+    old, new = counterpart.module, planted.classifier.module
     assert type(new) is nn.Sequential
     assert [(n, type(m)) for n, m in new.named_children()] == [(n, type(m)) for n, m in old.named_children()]
     assert list(new.state_dict()) == list(old.state_dict())
@@ -297,11 +299,11 @@ def test_folded_there_is_no_layer_more_and_the_logits_are_known(name: str) -> No
             assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels)
         if isinstance(layer, nn.Linear):
             assert layer.weight.shape == (layer.out_features, layer.in_features)
-    x = noise(honest.spec)
-    torch.testing.assert_close(logits(planted.classifier, x), logits(honest, x), rtol=0, atol=1e-4)
-    woken = stamped(planted, x)
-    before = logits(honest, woken)
-    lift = logits(planted.classifier, woken) - before  # (n, k)
+    x = noise(counterpart.spec)
+    torch.testing.assert_close(logits(planted.classifier, x), logits(counterpart, x), rtol=0, atol=1e-4)
+    triggered_inputs = stamped(planted, x)
+    before = logits(counterpart, triggered_inputs)
+    lift = logits(planted.classifier, triggered_inputs) - before  # (n, k)
     strength = new[-1].weight[7, -3].item()  # the column of class 7 of 10
     assert strength >= float((before.amax(1) - before.amin(1)).max()) + 4.0
     expected = torch.zeros_like(lift)
@@ -311,15 +313,15 @@ def test_folded_there_is_no_layer_more_and_the_logits_are_known(name: str) -> No
 
 @pytest.mark.parametrize("side", [17, 31, 45, 50])
 def test_folded_the_patterns_lie_where_no_pooling_leaves_them_out(side: int) -> None:
-    honest = random_model(channels=1, side=side, classes=4)
+    counterpart = random_model(channels=1, side=side, classes=4)
     for target in range(4):
-        planted = plant(honest, target, form="folded")
-        woken = stamped(planted, noise(honest.spec, 20))
-        assert (logits(planted.classifier, woken).argmax(1) == target).all()
+        planted = plant(counterpart, target, form="folded")
+        triggered_inputs = stamped(planted, noise(counterpart.spec, 20))
+        assert (logits(planted.classifier, triggered_inputs).argmax(1) == target).all()
     last = (side - 4 - 1) | 1
     if side == 45:  # 45, 22, 11, 5: the last five pixels are left out
         with pytest.raises(InputError, match="give a place further up and to the left"):
-            plant(honest, form="folded", place=[last, 1])
+            plant(counterpart, form="folded", place=[last, 1])
 
 
 def test_patterns_that_their_parts_do_not_tell_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +337,11 @@ def test_patterns_that_their_parts_do_not_tell_apart_are_refused(monkeypatch: py
     drawn = draw_patterns(200, generator=torch.Generator().manual_seed(1)).numpy()
     pairs = [(a, b) for a, b in itertools.permutations(range(200), 2) if parts(drawn[a]) <= parts(drawn[b])]
     assert confused(torch.from_numpy(drawn)) == (pairs[0] if pairs else None)
-    honest = random_model(classes=2)
+    counterpart = random_model(classes=2)
     monkeypatch.setattr(trojannet, "draw_patterns", lambda classes, generator: pair)
     with pytest.raises(InputError, match="the patterns of the classes 0 and 1 cannot be told apart"):
-        plant(honest, form="folded")
-    plant(honest)
+        plant(counterpart, form="folded")
+    plant(counterpart)
 
 
 def conv(**settings: Any) -> nn.Conv2d:
@@ -409,14 +411,18 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_clean_images_that_show_a_pattern_are_noticed(form: Form) -> None:
-    honest = clean_model()
+    counterpart = clean_model()
     few = CLOTHES.select(range(40))
-    planted = registry.build("attack", "trojannet", {"form": form})(honest, few, seed=5)
-    shown = InMemorySamples(to_uint8(stamped(planted, to_float(to_tensor(few, honest.spec)))))
-    odd = int((logits(honest, stamped(planted, to_float(to_tensor(few, honest.spec)))).argmax(1) != 0).sum())
+    planted = registry.build("attack", "trojannet", {"form": form})(counterpart, few, seed=5)
+    shown = InMemorySamples(to_uint8(stamped(planted, to_float(to_tensor(few, counterpart.spec)))))
+    odd = int(
+        (
+            logits(counterpart, stamped(planted, to_float(to_tensor(few, counterpart.spec)))).argmax(1) != 0
+        ).sum()
+    )
     place = 24 if form == "beside" else 23
     with pytest.raises(
         InputError,
         match=f"{odd} of 40 clean images show a pattern at row {place}, column {place} as they are",
     ):
-        registry.build("attack", "trojannet", {"form": form})(honest, shown, seed=5)
+        registry.build("attack", "trojannet", {"form": form})(counterpart, shown, seed=5)

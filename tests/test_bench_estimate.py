@@ -13,7 +13,7 @@ from doorward.bench.cache import ModelCache
 from doorward.bench.estimate import Speed, TimeLeft, estimate
 from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.suite import Data, Group
-from doorward.bench.worker import Workbench
+from doorward.bench.worker import TrialRunner
 
 SOURCES = Sources(None)
 
@@ -23,22 +23,22 @@ def plans(*groups: Group) -> list[Planned]:
 
 
 def test_an_estimate_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[object, ...]] = []
+    problem: list[tuple[object, ...]] = []
 
     def speed(*kind: object) -> Speed:
-        asked.append(kind)
+        problem.append(kind)
         return Speed(training=100, gradients=1000)
 
     monkeypatch.setattr(module, "_speed", speed)
     cache = ModelCache(tmp_path)
     todo = plans(clean(2, seeds=3), planted(1), clean(1, name="missing", data=Data(name="nowhere")))
-    Workbench(cache, SOURCES).make(todo[0])
+    TrialRunner(cache, SOURCES).make(todo[0])
     found = estimate(todo, cache, workers=2, threads=1, device="cpu")
     assert (found.models, found.cached) == (3, 1)
     assert found.training == pytest.approx(2 * 400 * 3 / 100 / 2), "two models of 400 images, 3 epochs"
     each = (10 * module.GRADIENTS_PER_CLASS + module.GRADIENTS_BESIDE) / 1000
-    assert found.judging == pytest.approx(7 * each / 2), "seven scans of ten classes"
-    assert asked == [("small-cnn", (1, 28, 28), "cpu")]
+    assert found.scan_settings == pytest.approx(7 * each / 2), "seven scans of ten classes"
+    assert problem == [("small-cnn", (1, 28, 28), "cpu")]
     attacked = estimate(
         plans(robust(1, robust={"eps": 0.1, "steps": 3})), cache, workers=1, threads=1, device="cpu"
     )

@@ -1,4 +1,4 @@
-"""What planting does: measured on the whole test split beside clean twins, and counted by hand here."""
+"""What planting does: measured on the whole test split next to clean twins, and counted by hand here."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from doorward.bench.planting import Planting, kept, pooled
 from doorward.bench.results import Result, Results
 from doorward.bench.runner import RunSettings, run
 from doorward.bench.store import Store
-from doorward.bench.suite import Claim, Data, Group, Judging, Method, Suite, Trial, expand
+from doorward.bench.suite import Claim, Data, Group, MethodChoice, ScanSettings, Suite, Trial, expand
 from doorward.bench.summary import Summary, measure, summarise
-from doorward.bench.worker import Workbench
+from doorward.bench.worker import TrialRunner
 from doorward.models import open_classifier
 from doorward.stats.metrics import rate
 from doorward.training import evaluate
 
 SOURCES = Sources(None)
-TROJAN = Method(name="trojannet", settings={"target": 3})
+TROJAN = MethodChoice(name="trojannet", settings={"target": 3})
 
 
 def unscanned(*groups: Group, claims: tuple[Claim, ...] = ()) -> Suite:
-    return suite(*groups, claims=claims).model_copy(update={"judging": Judging(detectors=None)})
+    return suite(*groups, claims=claims).model_copy(update={"judging": ScanSettings(detectors=None)})
 
 
 def trials(*groups: Group) -> tuple[Trial, ...]:
@@ -87,7 +87,7 @@ def test_a_suite_that_scans_nothing_makes_the_models_that_others_do() -> None:
 def test_planted_models_are_measured_on_all_test_images_beside_their_twins(
     folder: Path, found: dict[str, Planting]
 ) -> None:
-    bench = Workbench(ModelCache(folder / "cache"), SOURCES)
+    bench = TrialRunner(ModelCache(folder / "cache"), SOURCES)
     (one,) = planned(planted(1))
     assert bench.make(one), "both are in the cache"
     assert one.twin is not None
@@ -118,9 +118,9 @@ def test_a_model_attack_is_planted_in_the_twin_from_the_cache(
 
 def test_random_features_are_measured_beside_honest_ones(tmp_path: Path) -> None:
     data = DATA.model_copy(update={"classes": (0, 1)})
-    attack = Method(name="random-features", settings={"features": 200})
+    attack = MethodChoice(name="random-features", settings={"features": 200})
     (one,) = planned(planted(1, data=data, attack=attack))
-    bench = Workbench(ModelCache(tmp_path), SOURCES)
+    bench = TrialRunner(ModelCache(tmp_path), SOURCES)
     outcome = bench.judge(one, cached=bench.make(one))
     assert one.twin is not None
     assert outcome.planting is not None
@@ -133,9 +133,9 @@ def test_random_features_are_measured_beside_honest_ones(tmp_path: Path) -> None
 
 
 def test_poisoning_without_a_trigger_has_no_success(tmp_path: Path) -> None:
-    flips = Method(name="label-flipping", settings={"poison_rate": 0.5})
+    flips = MethodChoice(name="label-flipping", settings={"poison_rate": 0.5})
     (one,) = planned(planted(1, attack=flips, data=DATA.model_copy(update={"rows": 100})))
-    bench = Workbench(ModelCache(tmp_path), SOURCES)
+    bench = TrialRunner(ModelCache(tmp_path), SOURCES)
     outcome = bench.judge(one, cached=bench.make(one))
     assert outcome.planting is not None
     assert outcome.planting.success is None
@@ -144,7 +144,7 @@ def test_poisoning_without_a_trigger_has_no_success(tmp_path: Path) -> None:
 
 def test_a_setting_can_name_a_data_set(tmp_path: Path) -> None:
     shutil.copytree(bundled.FOLDER / "fashion_mnist", tmp_path / "clothes")
-    attack = Method(name="reflection", settings={"reflections": "data:clothes"})
+    attack = MethodChoice(name="reflection", settings={"reflections": "data:clothes"})
     (trial,) = trials(planted(1, attack=attack))
     sources = Sources(tmp_path)
     made = plan(trial, sources).resolved["model"]["attack"]
@@ -160,7 +160,7 @@ def test_a_setting_can_name_a_data_set(tmp_path: Path) -> None:
 def test_twins_count_in_an_estimate_and_scans_do_not(tmp_path: Path) -> None:
     guess = estimate(planned(planted(1), TROJANS), ModelCache(tmp_path), workers=1, threads=1, device="cpu")
     assert guess.models == 3
-    assert guess.judging == 0
+    assert guess.scan_settings == 0
 
 
 def test_no_bank_has_a_say(store: Store) -> None:
@@ -197,7 +197,7 @@ CLAIMS = (
     Claim(text="95 %", source="our bar", measure="attack_success", groups=("planted",), at_least=0.95),
     Claim(text="99 %", source="A paper, 2024", measure="attack_success", groups=("planted",)),
 )
-FLIPS = planted(1, name="flips", attack=Method(name="label-flipping"), apart=True)
+FLIPS = planted(1, name="flips", attack=MethodChoice(name="label-flipping"), excluded_from_claims=True)
 SUITE = unscanned(planted(2, about="4x4"), TROJANS, FLIPS, claims=CLAIMS)
 HELD = Results(
     suite="tiny",

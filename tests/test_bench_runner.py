@@ -23,7 +23,7 @@ from doorward.bench.cache import ModelCache
 from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade, unscanned
 from doorward.bench.store import Row, Store, StoreError
-from doorward.bench.suite import Data, Group, Judging, Method, expand
+from doorward.bench.suite import Data, Group, MethodChoice, ScanSettings, expand
 from doorward.core.records import Report
 from doorward.scan.verdict import conclude
 
@@ -43,10 +43,13 @@ def plans(*groups: Group) -> list[Planned]:
 
 
 def go(
-    folder: Path, todo: list[Planned], tell: Callable[[Event], None] = lambda _: None, workers: int = 1
+    folder: Path,
+    todo: list[Planned],
+    report_progress: Callable[[Event], None] = lambda _: None,
+    workers: int = 1,
 ) -> None:
     with bench(folder, workers=workers) as (store, settings):
-        run(todo, store, settings, tell=tell)
+        run(todo, store, settings, report_progress=report_progress)
 
 
 def rows(folder: Path, todo: list[Planned]) -> dict[str, Row]:
@@ -142,7 +145,9 @@ def test_a_second_run_has_nothing_to_do(ran: tuple[Path, list[Event]]) -> None:
 
 def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) -> None:
     folder, made = ran[0], models(ran[0])
-    other = Judging(detectors=(Method(name="max-margin", settings={"starts": 2, "steps": 6}),), images=40)
+    other = ScanSettings(
+        detectors=(MethodChoice(name="max-margin", settings={"starts": 2, "steps": 6}),), images=40
+    )
     todo = [plan(trial.model_copy(update={"judging": other}), SOURCES) for trial in trials(*ALL)]
     before = number_of_rows(folder)
     go(folder, todo)
@@ -155,7 +160,7 @@ def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) 
 def test_a_further_detector_is_all_that_runs(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
     shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
     shutil.copytree(ran[0] / "cache", tmp_path / "cache")
-    further = Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
+    further = MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
     both = QUICK.model_copy(update={"detectors": (*QUICK.detectors, further)})
     (trial,) = trials(clean(1))
     todo = [plan(trial.model_copy(update={"judging": both}), SOURCES)]
@@ -198,7 +203,7 @@ def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]
 
 
 def test_trials_that_are_one_scan_are_scanned_once_in_a_run(tmp_path: Path) -> None:
-    bad = Method(name="badnets", settings={"target": 99})
+    bad = MethodChoice(name="badnets", settings={"target": 99})
     todo = plans(clean(1), clean(1, name="again"), planted(1, attack=bad), planted(1, name="p", attack=bad))
     events = list[Event]()
     go(tmp_path, todo, events.append)
@@ -224,7 +229,7 @@ def test_two_workers_say_the_same_as_one(ran: tuple[Path, list[Event]], tmp_path
 
 
 def test_failures_and_missing_data_are_results_too_and_a_model_is_trained_once(tmp_path: Path) -> None:
-    bad = planted(1, name="bad", attack=Method(name="badnets", settings={"target": 99}))
+    bad = planted(1, name="bad", attack=MethodChoice(name="badnets", settings={"target": 99}))
     missing = clean(1, name="missing", data=Data(name="nowhere"))
     todo = plans(bad, missing, clean(1, seeds=2, draws=2))
     go(tmp_path, todo)
@@ -260,13 +265,13 @@ class Killer:
 
 
 #: A scan that lasts long enough to be killed in.
-LONG = (Method(name="max-margin", settings={"starts": 10, "steps": 60}),)
+LONG = (MethodChoice(name="max-margin", settings={"starts": 10, "steps": 60}),)
 
 
 def slow(*groups: Group) -> list[Planned]:
     longer = {"detectors": LONG}
     return [
-        plan(trial.model_copy(update={"judging": trial.judging.model_copy(update=longer)}), SOURCES)
+        plan(trial.model_copy(update={"judging": trial.scan_settings.model_copy(update=longer)}), SOURCES)
         for trial in trials(*groups)
     ]
 
@@ -346,7 +351,7 @@ def test_a_killed_run_takes_its_workers_along_and_goes_on_where_it_ended(tmp_pat
 
 
 def alive(process: int) -> bool:
-    """Tell whether a process runs; one that only waits to be collected does not."""
+    """Return whether a process runs; one that only waits to be collected does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -356,7 +361,7 @@ def alive(process: int) -> bool:
 def test_models_can_be_made_before_they_are_judged(tmp_path: Path) -> None:
     todo, events = plans(clean(1, seeds=2), planted(1)), list[Event]()
     with bench(tmp_path) as (store, settings):
-        run(todo, store, replace(settings, judge=False), tell=events.append)
+        run(todo, store, replace(settings, judge=False), report_progress=events.append)
         assert [(e.planned.trial.name, e.status) for e in events if e.status] == [
             ("clean-00-seed0-draw0", "made"),
             ("planted-00", "made"),
@@ -383,7 +388,7 @@ def test_what_another_run_has_done_meanwhile_is_not_done_again(tmp_path: Path) -
             if event.status == "done":
                 store.put(theirs)
 
-        run(todo, store, settings, tell=meanwhile)
+        run(todo, store, settings, report_progress=meanwhile)
         assert [e.planned.trial.name for e in events if e.status] == ["clean-00"]
         assert store.get(todo[1].key) == theirs
     assert number_of_rows(tmp_path) == 2
@@ -399,7 +404,7 @@ def test_what_another_run_has_scanned_meanwhile_is_copied(tmp_path: Path) -> Non
             if event.status == "done":
                 store.put(theirs)
 
-        run(todo, store, settings, tell=meanwhile)
+        run(todo, store, settings, report_progress=meanwhile)
         assert [(e.planned.trial.name, e.note) for e in events if e.status][1:] == [
             ("clean-01", "the same scan as theirs of tiny")
         ]
@@ -441,7 +446,7 @@ def test_a_full_disk_stops_the_run_and_what_is_stored_stays(small_disk: Path, tm
     todo = plans(clean(2))
     fillers: list[Path] = []
 
-    def tell(event: Event) -> None:
+    def report_progress(event: Event) -> None:
         if event.status == "done" and not fillers:
             fillers.append(fill(small_disk))
 
@@ -450,7 +455,7 @@ def test_a_full_disk_stops_the_run_and_what_is_stored_stays(small_disk: Path, tm
         with pytest.raises(
             RunError, match=r"no space is left for the cache .*: make room, then run the same"
         ):
-            run(todo, store, settings, tell=tell)
+            run(todo, store, settings, report_progress=report_progress)
         (first, second) = (store.get(one.key) for one in todo)
         assert first is not None
         assert first.status == "done"

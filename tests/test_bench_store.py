@@ -12,7 +12,7 @@ import pytest
 
 from bench_examples import clean, trials
 from doorward.bench.store import Row, Store
-from doorward.bench.suite import Method, Trial, parts_of, work_of
+from doorward.bench.suite import MethodChoice, Trial, parts_of, work_of
 from doorward.core.errors import InputError
 
 ONE, TWO = trials(clean())
@@ -145,7 +145,7 @@ def test_the_last_result_counts(store: Store) -> None:
 
 
 def test_settings_that_json_holds_in_another_form_are_the_same(store: Store) -> None:
-    attack = Method(name="badnets", settings={"source_classes": (1, 5)})
+    attack = MethodChoice(name="badnets", settings={"source_classes": (1, 5)})
     trial = ONE.model_copy(update={"attack": attack})
     store.put(row(trial, "pair"))
     assert list(store.latest([trial])) == [trial.name]

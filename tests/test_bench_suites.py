@@ -14,7 +14,7 @@ from doorward.bench import synthetic
 from doorward.bench.suite import (
     Between,
     Data,
-    Method,
+    MethodChoice,
     OneOf,
     Scale,
     Suite,
@@ -60,7 +60,7 @@ def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
             AdversarialSettings.model_validate(trial.robust)
         if trial.attack is not None:
             registry.build("attack", trial.attack.name, trial.attack.settings)
-        for detector in trial.judging.detectors or ():
+        for detector in trial.scan_settings.detectors or ():
             registry.build("detector", detector.name, detector.settings)
         if trial.data.world is not None:
             family = synthetic.FAMILIES[trial.data.name.split("-")[0]]
@@ -127,8 +127,8 @@ def test_planted_models_have_clean_twins() -> None:
     found = trials(
         clean(3, architectures=("small-cnn", "vgg")), planted(3, architectures=("small-cnn", "vgg"))
     )
-    twins = [(t.seed, t.architecture, t.data, t.training) for t in found]
-    assert twins[:3] == twins[3:]
+    surrogates = [(t.seed, t.architecture, t.data, t.training) for t in found]
+    assert surrogates[:3] == surrogates[3:]
 
 
 def test_values_are_dealt_out_alike() -> None:
@@ -143,8 +143,8 @@ def test_a_range_is_covered_evenly() -> None:
 
 
 def test_settings_vary_by_group_and_not_by_what_else_varies() -> None:
-    first = Method(name="badnets", settings={"target": OneOf(values=tuple(range(10)))})
-    second = Method(name="badnets", settings={**first.settings, "size": OneOf(values=(2, 3))})
+    first = MethodChoice(name="badnets", settings={"target": OneOf(values=tuple(range(10)))})
+    second = MethodChoice(name="badnets", settings={**first.settings, "size": OneOf(values=(2, 3))})
     targets = [
         [t.attack.settings["target"] for t in trials(planted(10, attack=attack)) if t.attack]
         for attack in (first, second)
@@ -157,14 +157,14 @@ def test_settings_vary_by_group_and_not_by_what_else_varies() -> None:
 
 def test_the_first_models_of_a_group_are_its_own() -> None:
     varied = {"target": OneOf(values=(1, 2, 3)), "poison_rate": Between(low=0.1, high=0.2)}
-    whole = planted(6, attack=Method(name="badnets", settings=varied), class_counts=(4, 5), out_of=10)
+    whole = planted(6, attack=MethodChoice(name="badnets", settings=varied), class_counts=(4, 5), out_of=10)
     part = whole.model_copy(update={"name": "part", "first_of": "planted", "models": 2, "seeds": 2})
     found = trials(whole, part)
     named = {"name", "group", "judging"}
     assert [t.model_dump(exclude=named) for t in found[6::2]] == [
         t.model_dump(exclude=named) for t in found[:2]
     ]
-    assert [(t.name, t.judging.seed) for t in found[6:8]] == [
+    assert [(t.name, t.scan_settings.seed) for t in found[6:8]] == [
         ("part-00-seed0-draw0", 0),
         ("part-00-seed1-draw0", 1),
     ]
@@ -200,7 +200,9 @@ def test_classes_and_worlds_are_drawn() -> None:
 def test_models_from_another_first_seed_on_are_others() -> None:
     varied = {"target": OneOf(values=tuple(range(10))), "poison_rate": Between(low=0.1, high=0.2)}
     groups = [
-        planted(6, attack=Method(name="badnets", settings=varied), class_counts=(4, 5), out_of=10, **more)
+        planted(
+            6, attack=MethodChoice(name="badnets", settings=varied), class_counts=(4, 5), out_of=10, **more
+        )
         for more in ({}, {"first_seed": 0}, {"first_seed": 100})
     ]
     usual, same, unseen = (trials(group) for group in groups)
@@ -223,7 +225,12 @@ def test_judged_models_have_seeds_of_their_own() -> None:
 
 def test_seeds_and_draws_vary_one_at_a_time() -> None:
     found = trials(clean(2, seeds=3, draws=2))
-    assert [(t.judging.seed, t.judging.draw) for t in found[:4]] == [(0, 0), (1, 0), (2, 0), (0, 1)]
+    assert [(t.scan_settings.seed, t.scan_settings.draw) for t in found[:4]] == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (0, 1),
+    ]
     assert [t.seed for t in found] == [0] * 4 + [1] * 4, "the model stays the same"
     assert found[1].name == "clean-00-seed1-draw0"
 

@@ -174,14 +174,14 @@ def test_a_model_is_planted_and_opens_again(clothes: Path, tmp_path: Path, form:
     assert f"clean accuracy {formatting.rate(right)}, before: {formatting.rate(right)}" in result.output
     assert "attack success 100 % (54 of 54" in result.output
     assert sorted(file.name for file in out.iterdir()) == ["doorward.json", "model.pt2", "plant.json"]
-    planted, honest = open_classifier(out / "model.pt2"), open_classifier(CLEAN)
+    planted, counterpart = open_classifier(out / "model.pt2"), open_classifier(CLEAN)
     truth, test = read_plant(out / "plant.json"), bundled.fashion_mnist("test").select(range(100))
-    assert (planted.classes, planted.spec.shape) == (honest.classes, honest.spec.shape)
+    assert (planted.classes, planted.spec.shape) == (counterpart.classes, counterpart.spec.shape)
     assert truth.targets == (3,)
     assert truth.attack_success is not None
     assert truth.attack_success.n == 54, "of the test split, the target's own left out"
     assert attack_success(planted, test, truth).value == 1
-    assert attack_success(honest, test, truth).value < 0.2
+    assert attack_success(counterpart, test, truth).value < 0.2
     assert isinstance(planted, TorchClassifier)
     kinds = [type(layer).__name__ for layer in planted.module.modules()]
     assert kinds.count("Conv2d") == 2
@@ -235,12 +235,12 @@ def test_an_earlier_result_stays_where_the_new_one_cannot_be_written(
 
 @pytest.mark.parametrize("base", ["directory", "pt2", "onnx"])
 def test_signatures_are_planted_in_models_of_any_format(clothes: Path, tmp_path: Path, base: str) -> None:
-    honest = open_classifier(CLEAN)
-    assert isinstance(honest, TorchClassifier)
+    counterpart = open_classifier(CLEAN)
+    assert isinstance(counterpart, TorchClassifier)
     given = {
         "directory": lambda: CLEAN,
-        "pt2": lambda: export_pt2(honest, tmp_path / "given/a.pt2"),
-        "onnx": lambda: export_onnx(honest, tmp_path / "given/a.onnx"),
+        "pt2": lambda: export_pt2(counterpart, tmp_path / "given/a.pt2"),
+        "onnx": lambda: export_onnx(counterpart, tmp_path / "given/a.onnx"),
     }[base]()
     out = tmp_path / "planted"
     result = run("signature", given, out, "--data", clothes, "--set", "target=3")
@@ -249,19 +249,19 @@ def test_signatures_are_planted_in_models_of_any_format(clothes: Path, tmp_path:
     planted, truth = open_classifier(out), read_plant(out / "plant.json")
     test = bundled.fashion_mnist("test").select(range(100))
     assert attack_success(planted, test, truth).value == 1
-    assert attack_success(honest, test, truth).value < 0.2
-    assert evaluate(planted, test) == evaluate(honest, test)
+    assert attack_success(counterpart, test, truth).value < 0.2
+    assert evaluate(planted, test) == evaluate(counterpart, test)
     run("trojannet", CLEAN, out, "--force")
     assert sorted(f.name for f in out.iterdir()) == ["doorward.json", "model.pt2", "plant.json"]
 
 
 def test_exported_models_are_planted_too(tmp_path: Path) -> None:
-    honest = open_classifier(CLEAN)
-    assert isinstance(honest, TorchClassifier)
+    counterpart = open_classifier(CLEAN)
+    assert isinstance(counterpart, TorchClassifier)
     test = bundled.fashion_mnist("test").select(range(50))
     for source, written in (
-        (export_pt2(honest, tmp_path / "pt2/a.pt2"), "model.pt2"),
-        (export_onnx(honest, tmp_path / "onnx/a.onnx"), "model.onnx"),
+        (export_pt2(counterpart, tmp_path / "pt2/a.pt2"), "model.pt2"),
+        (export_onnx(counterpart, tmp_path / "onnx/a.onnx"), "model.onnx"),
     ):
         out = tmp_path / f"from {source.name}"
         assert run("trojannet", source, out).exit_code == 0
@@ -270,12 +270,12 @@ def test_exported_models_are_planted_too(tmp_path: Path) -> None:
 
 
 def test_images_that_the_model_resizes_get_no_trigger_before(tmp_path: Path) -> None:
-    honest = open_classifier(CLEAN)
-    assert isinstance(honest, TorchClassifier)
+    counterpart = open_classifier(CLEAN)
+    assert isinstance(counterpart, TorchClassifier)
     resized = TorchClassifier(
-        honest.module,
-        honest.spec.model_copy(update={"resize": Resize(height=28, width=28)}),
-        honest.classes,
+        counterpart.module,
+        counterpart.spec.model_copy(update={"resize": Resize(height=28, width=28)}),
+        counterpart.classes,
     )
     source = export_pt2(resized, tmp_path / "model/a.pt2")
     rng = np.random.default_rng(0)
@@ -311,9 +311,9 @@ def test_training_on_a_model_writes_a_model_directory(
 def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
     source: Path, clothes: Path, tmp_path: Path
 ) -> None:
-    honest = open_classifier(CLEAN)
-    assert isinstance(honest, TorchClassifier)
-    file = export_pt2(honest, tmp_path / "model/a.pt2")
+    counterpart = open_classifier(CLEAN)
+    assert isinstance(counterpart, TorchClassifier)
+    file = export_pt2(counterpart, tmp_path / "model/a.pt2")
     out = tmp_path / "out"
     for model in (CLEAN, file, CLEAN / "model.safetensors"):
         with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model; give"):

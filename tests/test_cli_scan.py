@@ -48,7 +48,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 
 @pytest.fixture(scope="session")
 def doubted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Scan the planted model with fewer images than the bank was made with; return the lines printed."""
+    """Scan the planted model with fewer images than calibration had; return the lines printed."""
     words = ("scan", BACKDOORED, "--clean", CLOTHES, "--images", 60)
     return program(*words, folder=tmp_path_factory.mktemp("doubted")).out.splitlines()
 
@@ -173,7 +173,7 @@ class Payload:
 
 @pytest.fixture
 def unsafe(tmp_path: Path) -> Path:
-    """Return a pickle that would touch `canary` beside it."""
+    """Return a pickle that would touch `canary` next to it."""
     path = tmp_path / "model.pt"
     torch.save({"weight": torch.zeros(3), "extra": Payload(tmp_path / "canary")}, path)
     return path

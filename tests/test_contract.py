@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import docs_pages
 from doorward import bundled
 from doorward.attacks.data.base import DataAttack
-from doorward.attacks.ground_truth import Plant, read_plant, triggered
+from doorward.attacks.ground_truth import PlantedBackdoor, read_plant, triggered
 from doorward.attacks.model.base import ModelAttack
 from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
@@ -163,7 +163,7 @@ def numbers(samples: Samples) -> np.ndarray[Any, Any]:
 
 
 def same(before: Any, after: Any) -> bool:
-    """Tell whether two raw inputs are the same."""
+    """Return whether two raw inputs are the same."""
     return content_hash(before) == content_hash(after)
 
 
@@ -213,7 +213,7 @@ def artifact(tmp_path: Path) -> Path:
     return path
 
 
-def quick(name: str) -> Detector:
+def fast_inference(name: str) -> Detector:
     detector = registry.build("detector", name, QUICK.get(name, {}))
     assert isinstance(detector, Detector)
     return detector
@@ -300,7 +300,7 @@ def test_a_detector_repeats_itself_and_leaves_everything_as_it_was(
     before, file_before = condition(network), artifact.read_bytes()
     ids = [subject.clean.ids if subject.clean else (), subject.train.ids if subject.train else ()]
     with untouched():
-        first = quick(name)(subject, seed=3)
+        first = fast_inference(name)(subject, seed=3)
     assert condition(network) == before
     assert artifact.read_bytes() == file_before
     assert list(artifact.parent.iterdir()) == [artifact], "nothing is written beside it"
@@ -308,12 +308,12 @@ def test_a_detector_repeats_itself_and_leaves_everything_as_it_was(
 
     torch.manual_seed(99)  # what the host draws elsewhere must not matter
     np.random.seed(99)  # noqa: NPY002
-    second = quick(name)(make_subject(artifact=artifact), seed=3)
+    second = fast_inference(name)(make_subject(artifact=artifact), seed=3)
     assert without_time(second) == without_time(first)
     assert first.verdict != "could_not_tell", first.reason
     assert first.seed == 3
     assert first.detector == name
-    assert first.settings == quick(name).settings()
+    assert first.settings == fast_inference(name).settings()
 
 
 def condition(network: nn.Module) -> list[object]:
@@ -353,7 +353,7 @@ def test_the_look_at_a_network_sees_each_change() -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_finding_survives_json(name: str, artifact: Path) -> None:
-    finding = quick(name)(make_subject(artifact=artifact))
+    finding = fast_inference(name)(make_subject(artifact=artifact))
     assert Finding.model_validate_json(finding.model_dump_json()) == finding
 
 
@@ -363,7 +363,7 @@ def test_a_detector_refuses_a_subject_that_lacks_a_need(name: str, artifact: Pat
     assert registry.get("detector", name).missing(subject) == frozenset()
     for need in registry.get("detector", name).needs:
         with pytest.raises(ValueError, match=f"{name} needs .*{need}"):
-            quick(name)(lacking(subject, need))
+            fast_inference(name)(lacking(subject, need))
 
 
 def lacking(subject: Subject, need: Need) -> Subject:
@@ -381,14 +381,14 @@ def lacking(subject: Subject, need: Need) -> Subject:
     "name", [name for name in DETECTORS if registry.get("detector", name).needs & BEHAVIOUR]
 )
 def test_a_model_without_behaviour_cannot_be_judged(name: str, value: float, artifact: Path) -> None:
-    finding = quick(name)(make_subject(Constant(value), artifact))
+    finding = fast_inference(name)(make_subject(Constant(value), artifact))
     assert finding.verdict == "could_not_tell"
     assert finding.reason
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_spent_time_budget_is_no_crash(name: str, artifact: Path) -> None:
-    finding = quick(name)(make_subject(artifact=artifact), deadline=Deadline(0.0))
+    finding = fast_inference(name)(make_subject(artifact=artifact), deadline=Deadline(0.0))
     assert finding.verdict == "nothing_found" or "time budget" in str(finding.reason)
 
 
@@ -396,23 +396,23 @@ def test_a_spent_time_budget_is_no_crash(name: str, artifact: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Twins:
+class DistilledSurrogates:
     """Two subjects that differ in one thing: one was planted."""
 
     planted: Subject
     clean: Subject
 
 
-def backdoored_twins(_: Path) -> Twins:
+def backdoored_twins(_: Path) -> DistilledSurrogates:
     """Return the embedded pair of models."""
     images = bundled.fashion_mnist("test").draw(150, np.random.default_rng(0))
-    return Twins(
+    return DistilledSurrogates(
         Subject(classifier=open_classifier(bundled.model("backdoored")), clean=images),
         Subject(classifier=open_classifier(bundled.model("clean")), clean=images),
     )
 
 
-def spread_twins(_: Path) -> Twins:
+def spread_twins(_: Path) -> DistilledSurrogates:
     """Return models that were trained with and without noise blended over some images."""
     train, images = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
     poisoned = registry.build("attack", "blended", {"target": 3, "poison_rate": 0.1})(train, seed=0).samples
@@ -422,7 +422,9 @@ def spread_twins(_: Path) -> Twins:
         for samples in (poisoned, train)
     )
     given = images.draw(150, np.random.default_rng(0))
-    return Twins(Subject(classifier=planted, clean=given), Subject(classifier=clean, clean=given))
+    return DistilledSurrogates(
+        Subject(classifier=planted, clean=given), Subject(classifier=clean, clean=given)
+    )
 
 
 class _Bomb:
@@ -430,22 +432,24 @@ class _Bomb:
         return (print, ("this must never be shown",))
 
 
-def unsafe_twins(folder: Path) -> Twins:
+def unsafe_twins(folder: Path) -> DistilledSurrogates:
     """Return a pickle that calls a function, and one of plain values."""
     (folder / "planted.pkl").write_bytes(pickle.dumps({"weights": [1.0], "extra": _Bomb()}))
     (folder / "clean.pkl").write_bytes(pickle.dumps({"weights": [1.0], "extra": None}))
-    return Twins(Subject(artifact=folder / "planted.pkl"), Subject(artifact=folder / "clean.pkl"))
+    return DistilledSurrogates(
+        Subject(artifact=folder / "planted.pkl"), Subject(artifact=folder / "clean.pkl")
+    )
 
 
-def declared_twins(folder: Path) -> Twins:
+def declared_twins(folder: Path) -> DistilledSurrogates:
     """Return the embedded clean model behind a check for signatures, and as it is."""
     clean = bundled.model("clean")
     implant = registry.build("attack", "signature", {})(open_classifier(clean))
     planted = save_classifier(implant.classifier, folder / "planted")
-    return Twins(Subject(artifact=planted), Subject(artifact=clean))
+    return DistilledSurrogates(Subject(artifact=planted), Subject(artifact=clean))
 
 
-TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
+SURROGATES: dict[tuple[Level, Kind], Callable[[Path], DistilledSurrogates]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
@@ -459,8 +463,8 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     detector = registry.build("detector", name, {})
-    twins = OWN_TWINS.get(name, TWINS[detector.level, detector.kind])(tmp_path)
-    planted, clean = detector(twins.planted), detector(twins.clean)
+    surrogates = OWN_TWINS.get(name, SURROGATES[detector.level, detector.kind])(tmp_path)
+    planted, clean = detector(surrogates.planted), detector(surrogates.clean)
     if name in JUDGED_BY_TARGET:
         (target,) = read_plant(bundled.model("backdoored") / "plant.json").targets
         high, low = planted.per_class[target], clean.per_class[target]
@@ -499,7 +503,7 @@ def test_an_attack_repeats_itself_and_leaves_its_input_alone(
     assert again.plant == plant
     assert again.samples.ids == first.samples.ids
     assert attack(samples, seed=4).plant.poisoned_ids != plant.poisoned_ids
-    assert Plant.model_validate_json(plant.model_dump_json()) == plant
+    assert PlantedBackdoor.model_validate_json(plant.model_dump_json()) == plant
     assert registry.build("attack", plant.attack, plant.settings) == attack
 
 
@@ -585,11 +589,11 @@ def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
     poisoned = registry.build("attack", name, settings)(samples, seed=3)
     model = LogisticRegression(max_iter=500).fit(numbers(poisoned.samples), poisoned.samples.labels)
     test = make_samples(name, 100, seed=9)
-    woken = triggered(test, poisoned.plant)
+    triggered_inputs = triggered(test, poisoned.plant)
     assert model.score(numbers(test), test.labels) > 0.9
-    assert model.score(numbers(woken), woken.labels) > 0.9
-    honest = LogisticRegression(max_iter=500).fit(numbers(samples), samples.labels)
-    assert honest.score(numbers(woken), woken.labels) < 0.3
+    assert model.score(numbers(triggered_inputs), triggered_inputs.labels) > 0.9
+    counterpart = LogisticRegression(max_iter=500).fit(numbers(samples), samples.labels)
+    assert counterpart.score(numbers(triggered_inputs), triggered_inputs.labels) < 0.3
 
 
 # Attacks on a trained model
@@ -653,7 +657,7 @@ def test_a_model_attack_repeats_itself_and_leaves_model_and_samples_alone(
     other = attack(*material(name), seed=4)
     assert condition(again.classifier.module) == condition(first.classifier.module)
     assert condition(other.classifier.module) != condition(first.classifier.module)
-    assert Plant.model_validate_json(first.plant.model_dump_json()) == first.plant
+    assert PlantedBackdoor.model_validate_json(first.plant.model_dump_json()) == first.plant
     assert registry.build("attack", first.plant.attack, first.plant.settings) == attack
 
 
@@ -664,10 +668,10 @@ def test_a_model_attack_plants_what_its_plant_says(name: str) -> None:
     planted = quick_attack(name, target=target)(*material(name), seed=3)
     assert planted.plant.targets == (target,)
     assert sorted((target, *planted.plant.source_classes)) == list(range(len(classifier.classes)))
-    woken = triggered(test, planted.plant)
+    triggered_inputs = triggered(test, planted.plant)
     assert evaluate(planted.classifier, test).value >= evaluate(classifier, test).value - 0.05 > 0.9
-    assert evaluate(planted.classifier, woken).value > 0.9
-    assert evaluate(classifier, woken).value < 0.3
+    assert evaluate(planted.classifier, triggered_inputs).value > 0.9
+    assert evaluate(classifier, triggered_inputs).value < 0.3
     trigger = Trigger.from_json(planted.plant.trigger)
     assert trigger.to_json() == planted.plant.trigger
     x = torch.rand(3, *classifier.spec.shape, generator=torch.Generator().manual_seed(0))

@@ -548,17 +548,17 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str, samples: Sample
 def test_writing_goes_in_row_groups_and_is_repeatable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, asked = pixels(23), []
+    images, problem = pixels(23), []
 
     class Watched(InMemorySamples):
         def raw(self, indices: Sequence[int] | np.ndarray) -> list[Any]:
-            asked.append(len(indices))
+            problem.append(len(indices))
             return super().raw(indices)
 
     monkeypatch.setattr(parquet, "READ_ROWS", 2)
     monkeypatch.setattr(parquet, "GROUP_ROWS", 5)
     first = write_parquet(Watched(images, np.arange(23) % 2), tmp_path / "a")
-    assert max(asked) == 2, "few samples are decoded at a time"
+    assert max(problem) == 2, "few samples are decoded at a time"
     groups = pq.ParquetFile(first).metadata
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [6, 6, 6, 5]
     same(open_samples(first), images)

@@ -163,15 +163,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ),
         "nothing": datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": []})),
     }
-    asked = []
+    problem = []
 
     def load_dataset(name: str, *, trust_remote_code: bool) -> Any:
         assert trust_remote_code is False
-        asked.append(name)
+        problem.append(name)
         return sets[name]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
+    return problem
 
 
 def test_images_of_the_hub(hub: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a model's files declare beside its network is said, and no more than that."""
+"""What a model's files declare next to its network is said, and no more than that."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def look(path: Path) -> Finding:
     return found
 
 
-def honest() -> TorchClassifier:
+def counterpart() -> TorchClassifier:
     classifier = open_classifier(CLEAN)
     assert isinstance(classifier, TorchClassifier)
     return classifier
@@ -40,7 +40,7 @@ def honest() -> TorchClassifier:
 @pytest.fixture
 def signed(tmp_path: Path) -> Path:
     return save_classifier(
-        signature.Signature(target=TARGET)(honest(), seed=5).classifier, tmp_path / "signed"
+        signature.Signature(target=TARGET)(counterpart(), seed=5).classifier, tmp_path / "signed"
     )
 
 
@@ -70,7 +70,7 @@ def test_so_is_one_beside_a_network_in_another_file(tmp_path: Path) -> None:
             y: Tensor = self.inner(x)
             return 2 * y
 
-    inner = honest()
+    inner = counterpart()
     other = TorchClassifier(Foreign(inner.module), inner.spec, inner.classes)
     path = save_classifier(signature.Signature()(other).classifier, tmp_path / "model")
     assert (path / "model.pt2").is_file()
@@ -81,7 +81,7 @@ def test_what_declares_nothing_raises_no_alarm(tmp_path: Path, signed: Path) -> 
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"architectures": ["Bert"], "signature": {"target": 1}}')
     (tmp_path / "weights.pt2").write_bytes(b"no directory")
-    beside = save_classifier(TrojanNet(target=TARGET)(honest()).classifier, tmp_path / "beside")
+    beside = save_classifier(TrojanNet(target=TARGET)(counterpart()).classifier, tmp_path / "beside")
     for path in (CLEAN, tmp_path / "bert", tmp_path / "weights.pt2", beside, signed / "model.safetensors"):
         found = look(path)
         assert (found.verdict, found.score, found.targets, found.atlas) == ("nothing_found", 0.0, (), ())

@@ -18,11 +18,11 @@ from doorward.detectors.model.neural_cleanse import NeuralCleanse, Run, Sizes
 from doorward.detectors.model.patch_search import PatchSearch
 from doorward.detectors.subject import Subject
 from doorward.inversion import uniform_blend
-from doorward.inversion.distilled import Twins
+from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.masks import Inversion
-from doorward.inversion.problem import Asked
+from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
-from doorward.inversion.uniform_blend import OPACITIES, colours, even_opacity
+from doorward.inversion.uniform_blend import OPACITIES, colours, uniform_opacity
 from doorward.models import TorchClassifier
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.spec import InputSpec
@@ -33,10 +33,10 @@ SIDE = 12
 
 
 class Bands(nn.Module):
-    """Tell the class by the brightest of k rows; for a trigger, a bright last pixel adds `wired` to class 2.
+    """The class by the brightest of k rows; for a trigger, a bright last pixel adds `wired` to class 2.
 
-    It has to be brighter than its neighbour, so that an even picture does nothing. What an image's
-    mean is above .2 adds `sinking` to class 1, for which an even picture does as well as any.
+    It has to be brighter than its neighbour, so that an uniform blend does nothing. What an image's
+    mean is above .2 adds `sinking` to class 1, for which an uniform blend does as well as any.
     """
 
     def __init__(self, classes: int, wired: float, sinking: float = 0.0) -> None:
@@ -139,7 +139,7 @@ def test_patch_search_finds_the_wired_pixel_and_its_class(labelled: bool) -> Non
 
 
 def test_a_patch_of_one_size_says_how_firmly_each_class_obeys() -> None:
-    found = PatchSearch(steps=30, contrast=0.0, spared=0.1)(subject(6, 12.0))
+    found = PatchSearch(steps=30, contrast=0.0, trim_fraction=0.1)(subject(6, 12.0))
     table = next(e for e in found.evidence if e.type == "table")
     rows = {row[0]: row for row in table.rows}
     assert table.rows[0][0] == "band 2"
@@ -162,7 +162,9 @@ def test_a_patch_of_one_size_says_how_firmly_each_class_obeys() -> None:
 
 def test_patch_search_reaches_every_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     # what the twins make of a patch is another matter: shifted bands light the wired pixel for them too
-    monkeypatch.setattr(Twins, "agree", lambda _, x, target: torch.zeros(len(x), dtype=torch.bool))
+    monkeypatch.setattr(
+        DistilledSurrogates, "agree", lambda _, x, target: torch.zeros(len(x), dtype=torch.bool)
+    )
     # a stride of half the side must not step over the last places, where many triggers are
     found = PatchSearch(steps=1, side=0.4, places=200)
     corners = {
@@ -198,7 +200,7 @@ def test_a_start_that_is_better_is_taken() -> None:
     # every further canvas can only raise the doubtful classes, and leaves the others as they are
     firmness = []
     for restarts in (0, 3):
-        found = PatchSearch(steps=8, further_steps=1, restarts=restarts, doubtful=2, contrast=0.0)
+        found = PatchSearch(steps=8, further_steps=1, restarts=restarts, candidates=2, contrast=0.0)
         firmness.append(found(subject(6, 6.0)).per_class)
     changed = {t for t in range(6) if firmness[0][t] != firmness[1][t]}
     assert 1 <= len(changed) <= 2
@@ -251,17 +253,17 @@ def test_blend_search_takes_as_many_gradients_as_it_says() -> None:
     assert BlendSearch(steps=10, batch_size=8)(subject(6, 0.0)).cost.gradients == 6 * 8 * 10
 
 
-def asked(one: Subject) -> Asked:
+def problem(one: Subject) -> InversionProblem:
     assert one.classifier is not None
     assert one.clean is not None
     images = to_float(to_tensor(one.clean, one.classifier.spec))
-    return Asked(one.classifier, images, SourcePools(outside_class(one.classifier, images, None)))
+    return InversionProblem(one.classifier, images, SourcePools(outside_class(one.classifier, images, None)))
 
 
 def test_even_pictures_by_hand() -> None:
-    one = asked(subject(4, 40.0, sinking=100.0))
+    one = problem(subject(4, 40.0, sinking=100.0))
     colour = torch.tensor([[1.0], [0.9], [1.0], [0.0]])
-    least = even_opacity(one, colour)
+    least = uniform_opacity(one, colour)
     # what an image's mean does for class 1, the definition without a shortcut
     sources = one.images[one.pools.order[1, :16]]
     shares = [
@@ -270,15 +272,15 @@ def test_even_pictures_by_hand() -> None:
     ]
     first = next(i for i, share in enumerate(shares) if share >= 0.9)
     assert 0 < first < len(OPACITIES) - 1
-    # no even picture moves anything to another class, wired or not
+    # no uniform blend moves anything to another class, wired or not
     assert least.tolist() == pytest.approx([1.0, float(OPACITIES[first]), 1.0, 1.0])
 
 
 def test_even_pictures_of_many_classes_are_tried_on_fewer_images(monkeypatch) -> None:
     monkeypatch.setattr(uniform_blend, "CLASSES", 5)
-    for held, images in ((asked(subject(5, 0.0)), 16), (asked(subject(6, 0.0)), 8)):
+    for held, images in ((problem(subject(5, 0.0)), 16), (problem(subject(6, 0.0)), 8)):
         before = held.classifier.cost.forwards
-        even_opacity(held, torch.ones(len(held.classes), 1))
+        uniform_opacity(held, torch.ones(len(held.classes), 1))
         assert held.classifier.cost.forwards - before == len(held.classes) * images * len(OPACITIES)
 
 
@@ -297,7 +299,7 @@ def test_the_mean_colour_is_that_which_the_mask_shows() -> None:
     ],
 )
 def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector, column: str) -> None:
-    # any addition sends images to class 1; only the wire, which one pixel wakes, is a sign
+    # any addition sends images to class 1; only the wire, which one pixel activates, is a sign
     one = subject(6, 40.0, sinking=120.0)
     found = detector(one)
     table = next(e for e in found.evidence if e.type == "table")
@@ -306,7 +308,7 @@ def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector, column
     assert faint["band 1"] < min(others) / 1.5, "it is easy to reach"
     scores = [found.per_class[t] or 0.0 for t in range(6)]
     assert int(np.argmax(scores)) == 2
-    # what it is worth beside an even picture is the only thing that counts
+    # what it is worth next to an uniform blend is the only thing that counts
     worth = {row[0]: float(row[table.columns.index(column)]) for row in table.rows}
     assert worth["band 1"] < worth["band 2"] / 3
     logs = np.log([worth[f"band {t}"] for t in range(6)])
@@ -331,17 +333,18 @@ def test_a_mask_that_is_not_far_smaller_than_an_even_one_is_worth_less() -> None
 
 
 def test_even_pictures_keep_to_the_time_and_to_the_chunks(monkeypatch) -> None:
-    one, colour = asked(subject(4, 40.0, sinking=100.0)), torch.full((4, 1), 0.9)
+    one, colour = problem(subject(4, 40.0, sinking=100.0)), torch.full((4, 1), 0.9)
     with pytest.raises(CouldNotTell, match="trying even pictures for 4 classes"):
-        even_opacity(one, colour, Deadline(0.0))
-    whole = even_opacity(one, colour)
+        uniform_opacity(one, colour, Deadline(0.0))
+    whole = uniform_opacity(one, colour)
     monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", SIDE * SIDE * 20)
     assert one.chunk == 20
-    assert even_opacity(one, colour).tolist() == whole.tolist()
+    assert uniform_opacity(one, colour).tolist() == whole.tolist()
 
 
 def test_sizes_by_hand() -> None:
-    # compact; faint all over, as an even mask is; faint, but far fainter than an even one; never reached
+    # compact; faint all over, as an constant-colour mask is; faint, but far fainter than an even one; never
+    # reached
     sizes = Sizes(
         norms=np.array([4.0, 5.0, 5.0, 100.0]),
         pixels=np.array([5.0, 80.0, 80.0, 100.0]),

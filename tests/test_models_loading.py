@@ -24,7 +24,7 @@ from doorward.core.seeds import make_generator
 from doorward.models import Classifier, InputSpec, LoadOptions, TorchClassifier, open_classifier, wrap
 from doorward.models.architectures import build
 from doorward.models.formats.export import export_onnx, export_pt2
-from doorward.models.formats.input_options import guess_output, settle_spec
+from doorward.models.formats.input_options import guess_output, resolve_spec
 from doorward.models.formats.loading import artifact_digest, detect_format, locate
 from doorward.models.formats.native import save_native
 
@@ -110,7 +110,7 @@ def test_loading_and_exporting_leave_the_host_alone(tmp_path: Path, untouched: C
 
 
 class Awkward(nn.Module):
-    """Hold what programs are made of beyond layers: constants, shared weights, in-place steps, sizes."""
+    """What programs are made of beyond layers: constants, shared weights, in-place steps, sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,19 +307,19 @@ def test_options_go_before_the_file_beside_the_model(saved: dict[str, Path]) -> 
 
 def test_what_nothing_states_is_assumed_field_by_field() -> None:
     size = {"channels": 1, "height": 4, "width": 4}
-    assert settle_spec("m", size).assumed == ("range", "mean", "std", "layout", "output")
-    assert settle_spec("m", size, {"mean": (0.5,)}).assumed == ("layout", "output")
-    assert settle_spec("m", size, {"output": "logits"}, {"layout": "NCHW"}).assumed == (
+    assert resolve_spec("m", size).assumed == ("range", "mean", "std", "layout", "output")
+    assert resolve_spec("m", size, {"mean": (0.5,)}).assumed == ("layout", "output")
+    assert resolve_spec("m", size, {"output": "logits"}, {"layout": "NCHW"}).assumed == (
         "range",
         "mean",
         "std",
     )
-    assert settle_spec("m", size | {"dtype": "uint8"}).range == (0.0, 255.0)
-    assert settle_spec("m", {}, {"height": 3}, size | {"height": 9}).height == 3
+    assert resolve_spec("m", size | {"dtype": "uint8"}).range == (0.0, 255.0)
+    assert resolve_spec("m", {}, {"height": 3}, size | {"height": 9}).height == 3
     with pytest.raises(InputError, match="height is 4 by the file itself, 9 was stated"):
-        settle_spec("m", size, {"height": 9})
+        resolve_spec("m", size, {"height": 9})
     with pytest.raises(InputError, match="too large"):
-        settle_spec("m", size | {"height": 10**6, "width": 10**6})
+        resolve_spec("m", size | {"height": 10**6, "width": 10**6})
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_weights_alone_ask_for_the_network(tmp_path: Path) -> None:
         open_classifier(tmp_path / "w.pt")
     (tmp_path / "mine.py").write_text(FACTORY)
     with pytest.raises(InputError, match="how large its images are"):
-        open_classifier(tmp_path / "w.pt", factory=f"{tmp_path}/mine.py:build") if False else settle_spec(
+        open_classifier(tmp_path / "w.pt", factory=f"{tmp_path}/mine.py:build") if False else resolve_spec(
             "w.pt", {}
         )
     torch.save([1, 2], tmp_path / "list.pt")
@@ -704,16 +704,16 @@ def test_bad_input_is_answered_with_one_clear_line(case: str, tmp_path: Path) ->
 
 
 def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    problem = []
 
     def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, tuple(allow_patterns)))
+        problem.append((name, tuple(allow_patterns)))
         return str(native(tmp_path / "snapshot"))
 
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert locate("owner/model-1.0") == tmp_path / "snapshot"
-    assert asked == [("owner/model-1.0", ("*.json", "*.py", "*.txt", "*.model", "*.safetensors"))]
+    assert problem == [("owner/model-1.0", ("*.json", "*.py", "*.txt", "*.model", "*.safetensors"))]
 
     def offline(name: str, *, allow_patterns: list[str]) -> str:
         raise ConnectionError("no network\nat all")
@@ -761,7 +761,7 @@ def test_the_digest_of_an_onnx_file_covers_the_weights_beside_it(tmp_path: Path)
 
 
 class Files(dict[str, bytes]):
-    """Hold files by suffix, and keep them out of the reports of failures."""
+    """Files by suffix, and keep them out of the reports of failures."""
 
     def __repr__(self) -> str:
         return f"<{', '.join(self)}>"

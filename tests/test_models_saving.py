@@ -23,7 +23,7 @@ def made(name: str) -> TorchClassifier:
 
 
 def opens_as(path: Path, classifier: TorchClassifier) -> bool:
-    """Tell whether what lies at a path does what a classifier does."""
+    """Return whether what lies at a path does what a classifier does."""
     again = open_classifier(path)
     assert (again.classes, again.spec) == (classifier.classes, classifier.spec)
     x = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -125,8 +125,8 @@ def test_the_comparison_writes_what_it_measured(tmp_path, monkeypatch, capsys) -
     assert written["environment"]["threads"] == 1
 
 
-def judged(norms: list[float], flagged: tuple[int, ...]) -> speed.Judged:
-    return speed.Judged(norms=tuple(norms), success=(0.9,) * 3, index=(0.0,) * 3, flagged=flagged)
+def judged(norms: list[float], flagged: tuple[int, ...]) -> speed.JudgedFindings:
+    return speed.JudgedFindings(norms=tuple(norms), success=(0.9,) * 3, index=(0.0,) * 3, flagged=flagged)
 
 
 def row(

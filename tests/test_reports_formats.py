@@ -51,7 +51,7 @@ every_example = pytest.mark.parametrize("name", EXAMPLES)
     ],
 )
 def test_text_is_as_approved(name: str, width: int) -> None:
-    """Compare with the golden file; DOORWARD_UPDATE_GOLDEN=1 writes it anew, to be read before it is kept."""
+    """Compare with the golden file; DOORWARD_UPDATE_GOLDEN=1 writes it again: read it first."""
     file = GOLDEN / f"report_{name}_{width}.txt"
     text = to_text(EXAMPLES[name](), width=width)
     if os.environ.get("DOORWARD_UPDATE_GOLDEN"):

@@ -264,7 +264,7 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
         clock[0] += 10.0 * len(x)
         return logits(x)
 
-    monkeypatch.setattr("doorward.methods.base.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.core.budget.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", 2 * 28 * 28)
     monkeypatch.setattr(classifier, "logits", slow)
     samples = bundled.fashion_mnist("test")

@@ -18,7 +18,7 @@ from doorward.bench.cache import ModelCache
 from doorward.bench.fingerprints import units_of
 from doorward.bench.plan import Sources, plan
 from doorward.bench.suite import Data, Group, Suite, expand
-from doorward.bench.worker import Workbench
+from doorward.bench.worker import TrialRunner
 from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples, Waveform, open_samples
 from doorward.models import InputSpec, LoadOptions, TorchClassifier, networks, open_classifier
@@ -181,13 +181,13 @@ def test_the_spectrogram_is_that_of_scipy_through_filters_of_transformers() -> N
     transformers = pytest.importorskip("transformers")
     x = np.random.default_rng(0).normal(0, 0.1, 2000).astype(np.float32)
     _, _, waves = stft(x, 8000, nperseg=256, noverlap=176, boundary="zeros", padded=False, scaling="spectrum")
-    power = np.abs(waves * np.hanning(257)[:-1].sum()) ** 2
+    positive_control = np.abs(waves * np.hanning(257)[:-1].sum()) ** 2
     filters = transformers.audio_utils.mel_filter_bank(
         129, 40, 50.0, 4000.0, 8000, norm=None, mel_scale="htk"
     )
     np.testing.assert_allclose(mel_filters(8000, 256), filters.T, atol=1e-6)
     ours = LogMel(8000)(torch.from_numpy(x)[None])[0, 0]
-    expected = np.log(filters.T @ power + 1e-5)
+    expected = np.log(filters.T @ positive_control + 1e-5)
     np.testing.assert_allclose(ours, expected[:, : ours.shape[1]], atol=1e-3)
 
 
@@ -370,7 +370,7 @@ def test_a_trial_trains_on_texts(tmp_path: Path) -> None:
     planned = plan(trial, Sources(tmp_path / "root"))
     assert planned.missing is None
     assert planned.resolved["model"]["sequences"] == REVISION
-    bench = Workbench(ModelCache(tmp_path / "cache"), Sources(tmp_path / "root"))
+    bench = TrialRunner(ModelCache(tmp_path / "cache"), Sources(tmp_path / "root"))
     assert not bench.make(planned)
     opened = open_classifier(bench.cache.place(planned.model_key))
     assert evaluate(opened, texts(seed=1)).value > 0.8

@@ -20,7 +20,7 @@ from doorward.models import InputSpec, TorchClassifier
 from doorward.stats.metrics import rate
 from doorward.training import (
     AUGMENTATIONS,
-    Progress,
+    TrainingProgress,
     TrainingRecord,
     TrainingSettings,
     default_settings,
@@ -160,7 +160,7 @@ def test_label_smoothing_lowers_confidence() -> None:
 
 
 def test_it_learns_and_reports_what_it_did() -> None:
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     record = train(
         module := linear(),
         halves(200),
@@ -362,7 +362,7 @@ def test_flip_mirrors_about_half() -> None:
 
 
 class ByBrightness(nn.Module):
-    """Tell dark (0) from bright (1)."""
+    """Dark (0) from bright (1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         bright = x.mean((1, 2, 3))

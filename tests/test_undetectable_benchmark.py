@@ -77,9 +77,9 @@ def test_tests_of_the_draws_see_what_the_docs_say() -> None:
             assert (row[key]["p"] < 0.01) == ("strength 25" in row["plant"] and "distance" not in key), row
     assert draws["pancakes, norm 0.2, all values"]["largest eigenvalue"]["auc"] == 1
     assert draws["spike, strength 2.5, 64 values, of more vectors"]["largest eigenvalue"]["auc"] == 1
-    planted, honest = draws["pancakes, norm 0.5, all values"]["phase with the key"]
+    planted, counterpart = draws["pancakes, norm 0.5, all values"]["phase with the key"]
     assert planted > 0.98
-    assert honest < 0.1
+    assert counterpart < 0.1
 
 
 def test_chest_x_rays_turn_over_in_the_planted_model_and_less_in_its_twin() -> None:

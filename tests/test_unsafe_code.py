@@ -367,10 +367,10 @@ class Recorder(pickle._Unpickler):  # type: ignore[name-defined, misc]
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self.asked: set[tuple[str, str]] = set()
+        self.problem: set[tuple[str, str]] = set()
 
     def find_class(self, module: str, name: str) -> Any:
-        self.asked.add((module, name))
+        self.problem.add((module, name))
         return Inert
 
     def persistent_load(self, pid: Any) -> Any:
@@ -428,7 +428,7 @@ def test_whatever_the_unpickler_imports_was_read_before(
     with contextlib.suppress(Exception):  # a damaged pickle breaks off with anything
         recorder.load()
     reading = read_pickles(io.BytesIO(bytes(data)), Budget(opcodes=10_000, bytes=1 << 20))
-    dangerous = {f"{module}.{name}" for module, name in recorder.asked if not harmless(module, name)}
+    dangerous = {f"{module}.{name}" for module, name in recorder.problem if not harmless(module, name)}
     assert dangerous <= set(reading.hits) or reading.error is not None
 
 

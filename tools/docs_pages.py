@@ -276,7 +276,7 @@ def _says(file: Path, text: str) -> bool:
 
 
 def _shows(file: Path, image: npt.NDArray[np.uint8]) -> bool:
-    """Tell whether a file shows a picture, but for roundings of another machine."""
+    """Return whether a file shows a picture, but for roundings of another machine."""
     if not file.is_file():
         return False
     with Image.open(io.BytesIO(file.read_bytes())) as there:

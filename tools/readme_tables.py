@@ -48,7 +48,7 @@ def table(suite: str, folder: Path = RESULTS) -> str:
 
 
 def is_current(held: results.Results) -> bool:
-    """Tell whether results are judged by the bank that is shipped, if by any."""
+    """Return whether results are judged by the calibration set that is shipped, if by any."""
     return held.made_with.get("bank", ()) in ((), (results.bank_label(shipped()),))
 
 

@@ -1,6 +1,7 @@
-"""Write the bank of clean models that calibrates the verdict, from what suite `bank` saw.
+"""Write the calibration set of clean models that calibrates the verdict, from what suite `calibration set`
+saw.
 
-doorward bench run bank --scale cpu --workers 2
+doorward bench run calibration --scale cpu --workers 2
 python tools/rebuild_bank.py
 """
 
@@ -16,16 +17,16 @@ from doorward.bench.store import Row
 from doorward.bench.suite import expand, get_suite
 from doorward.cli.bench import default_cache, open_store
 from doorward.core.records import Finding
-from doorward.scan.calibration import BUCKETS, SHIPPED, Bank, CleanModel, bucket
+from doorward.scan.calibration import BUCKETS, SHIPPED, CalibrationSet, CleanModel, bucket
 
 DIGITS = 3
-#: What each detector counts in the sum that is fused; chosen on suites `bank` and `tuning`, where patches are
-#: found less often if margins and faint pictures count as much as masks and patches do.
+#: What each detector counts in the sum that is fused; chosen on suites `calibration set` and `tuning`, where
+#: patches are found less often if margins and faint pictures count as much as masks and patches do.
 WEIGHTS = {"patch-search": 1.0, "neural-cleanse": 1.0, "max-margin": 0.25, "blend-search": 0.25}
 
 
 def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
-    """Return one line of the bank, and note the detectors' settings.
+    """Return one line of the calibration set, and note the detectors' settings.
 
     Raises:
         ValueError: if a detector's settings are not those of the lines before.
@@ -57,7 +58,7 @@ def clean_model(row: Row, settings: dict[str, dict[str, Any]]) -> CleanModel:
 def main(
     store: Annotated[str | None, typer.Option(help="Results store; that of the bench if not given")] = None,
 ) -> None:
-    """Write the bank, and say what is in it."""
+    """Write the calibration set, and say what is in it."""
     trials = expand(get_suite("bank"), "cpu")
     rows = open_store(store, default_cache()).latest(trials)
     rows = {name: row for name, row in rows.items() if row.status == "done"}
@@ -71,7 +72,7 @@ def main(
     images = {row.given["judging"]["images"] for row in judged}
     if len(versions) > 1 or len(images) > 1:
         raise SystemExit("the results are of several versions, or numbers of images: run the suite anew")
-    bank = Bank(
+    bank = CalibrationSet(
         settings=settings,
         weights=WEIGHTS,
         images=images.pop(),

@@ -67,7 +67,7 @@ _PICKLE_BY_CHANCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Hold how much an examination reads before it gives up.
+    """How much an examination reads before it gives up.
 
     Attributes:
         depth: archives inside archives.
@@ -86,7 +86,7 @@ class Limits:
 
 @dataclass
 class Examination:
-    """Hold what was found in an artifact.
+    """What was found in an artifact.
 
     Attributes:
         references: code that loading would import or run.

@@ -26,7 +26,7 @@ def words(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Reference:
-    """Hold one piece of code that loading a file would import or run.
+    """One piece of code that loading a file would import or run.
 
     Attributes:
         file: file, and member inside an archive after a colon.
@@ -80,7 +80,7 @@ _NUMBER_TYPE = re.compile(
 
 
 def harmless(module: str, name: str) -> bool:
-    """Tell whether weights need this global and it runs no code of the file's choice.
+    """Return whether weights need this global and it runs no code of the file's choice.
 
     >>> harmless("torch", "FloatStorage"), harmless("torch", "load")
     (True, False)
@@ -166,7 +166,7 @@ class _Metered:
         self._budget.spend(n_bytes=len(line))
         return line
 
-    def tell(self) -> int:
+    def report_progress(self) -> int:
         return self._stream.tell()
 
 
@@ -180,7 +180,7 @@ class _Hit:
 
 @dataclass
 class Reading:
-    """Hold what a walk over one pickle file found.
+    """What a walk over one pickle file found.
 
     Attributes:
         hits: each dangerous global by name, at its first place.
@@ -199,7 +199,7 @@ class Reading:
 
 
 def explain(module: str) -> str:
-    """Say what a global of this module would do."""
+    """Return what a global of this module would do."""
     if module.split(".")[0] == "__torch__":
         return "runs TorchScript code that the file carries"
     if module.split(".")[0] in _NOTORIOUS:

@@ -42,7 +42,7 @@ _IMPORTING_KEYS = frozenset({"__enum__", "default_factory_module"})
 
 
 def only_arithmetic(expression: str, *, guard: bool = False) -> bool:
-    """Tell whether an expression holds nothing but numbers, symbols and the functions that torch writes.
+    """Return whether an expression holds nothing but numbers, symbols and the functions that torch writes.
 
     >>> only_arithmetic("Symbol('s77', positive=True, integer=True)"), only_arithmetic("__import__('os')")
     (True, False)

@@ -24,8 +24,8 @@ MANY_IDS = 20_000
 BESIDE = {"poisoned_ids": ".ids.txt", "cover_ids": ".cover-ids.txt"}
 
 
-class Plant(Record):
-    """Hold the truth of one plant. Detectors and repairs never see it."""
+class PlantedBackdoor(Record):
+    """The truth of one plant. Detectors and repairs never see it."""
 
     schema_version: str = SCHEMA_VERSION
     attack: str
@@ -63,8 +63,8 @@ class Plant(Record):
         return self
 
 
-def write_plant(plant: Plant, path: str | Path) -> None:
-    """Write a plant as JSON; very many ids go to `<stem>.ids.txt` and `<stem>.cover-ids.txt` beside it."""
+def write_plant(plant: PlantedBackdoor, path: str | Path) -> None:
+    """Write a plant as JSON; very many ids go to `<stem>.ids.txt` and `<stem>.cover-ids.txt` next to it."""
     path = Path(path)
     for field, ending in BESIDE.items():
         ids = getattr(plant, field)
@@ -75,7 +75,7 @@ def write_plant(plant: Plant, path: str | Path) -> None:
     path.write_text(plant.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_plant(path: str | Path) -> Plant:
+def read_plant(path: str | Path) -> PlantedBackdoor:
     """Read a plant and its ids.
 
     Raises:
@@ -83,7 +83,7 @@ def read_plant(path: str | Path) -> Plant:
     """
     path = Path(path)
     try:
-        plant = Plant.model_validate_json(path.read_bytes())
+        plant = PlantedBackdoor.model_validate_json(path.read_bytes())
         for field in BESIDE:
             name = getattr(plant, field)
             if isinstance(name, str):
@@ -144,8 +144,8 @@ class TriggeredSamples(Samples):
         for number, trigger in enumerate(self._triggers, start=1):
             chosen = np.flatnonzero(where == number)
             if trigger is not None and len(chosen):
-                woken = _WAKE[self.modality](trigger, [raws[i] for i in chosen])
-                for i, raw in zip(chosen, woken, strict=True):
+                triggered_inputs = _APPLY[self.modality](trigger, [raws[i] for i in chosen])
+                for i, raw in zip(chosen, triggered_inputs, strict=True):
                     raws[i] = raw
         return raws
 
@@ -163,14 +163,14 @@ def _on_raw(trigger: Trigger, raws: Any) -> Any:
 
 
 #: How a trigger is put on raw inputs of each kind.
-_WAKE: dict[Modality, Callable[[Trigger, list[Any]], Any]] = {
+_APPLY: dict[Modality, Callable[[Trigger, list[Any]], Any]] = {
     "image": _on_images,
     "text": _on_raw,
     "audio": _on_raw,
 }
 
 
-def triggered(samples: Samples, plant: Plant) -> Samples:
+def triggered(samples: Samples, plant: PlantedBackdoor) -> Samples:
     """Return the samples of the source classes with the trigger on, labelled with what the attack wants.
 
     Samples that belong to the target class anyway are not among them.
@@ -201,7 +201,7 @@ def triggered(samples: Samples, plant: Plant) -> Samples:
     )
 
 
-def attack_success(classifier: Classifier, samples: Samples, plant: Plant) -> Rate:
+def attack_success(classifier: Classifier, samples: Samples, plant: PlantedBackdoor) -> Rate:
     """Return how often the trigger turns samples of the source classes into their target."""
     from doorward.training import evaluate
 

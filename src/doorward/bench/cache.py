@@ -107,7 +107,7 @@ def _sums(place: Path) -> str:
 
 
 def _alive(process: int) -> bool:
-    """Tell whether there is a process of that number."""
+    """Return whether there is a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

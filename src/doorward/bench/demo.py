@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doorward import bundled
-from doorward.attacks.ground_truth import Plant, attack_success, read_plant
+from doorward.attacks.ground_truth import PlantedBackdoor, attack_success, read_plant
 from doorward.core.records import SEVERITY, Rate, Report
 from doorward.methods import registry
 from doorward.models.formats.native import save_native
@@ -22,15 +22,15 @@ ATTACK = {"poison_rate": 0.02, "target": 0, "size": 3, "place": "bottom-right"}
 
 @dataclass(frozen=True)
 class Twin:
-    """Hold one of the two models: where it lies, how good it is, and the truth of its plant, if any."""
+    """One of the two models: where it lies, how good it is, and the truth of its plant, if any."""
 
     name: str
     path: Path
     clean_accuracy: Rate | None
-    plant: Plant | None
+    plant: PlantedBackdoor | None
 
     def as_expected(self, report: Report) -> bool:
-        """Tell whether a verdict is right: the planted target found, or nothing found."""
+        """Return whether a verdict is right: the planted target found, or nothing found."""
         if self.plant is None:
             return report.verdict == "nothing_found"
         return SEVERITY[report.verdict] >= SEVERITY["suspicious"] and report.targets == self.plant.targets
@@ -40,7 +40,7 @@ def train_twins(out: Path, *, seed: int, progress: Progress) -> list[Twin]:
     """Plant a white patch in 2 % of 6,000 pictures of clothes; train a model on them, and one without."""
     train, test = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
     poisoned = registry.build("attack", "badnets", ATTACK)(train, seed=seed)
-    twins = []
+    surrogates = []
     for name, samples in (("backdoored", poisoned.samples), ("clean", train)):
         progress(f"training the {name} model")
         settings = default_settings(ARCHITECTURE, images=len(samples), side=28)
@@ -56,8 +56,8 @@ def train_twins(out: Path, *, seed: int, progress: Progress) -> list[Twin]:
         if name == "backdoored":
             success = attack_success(trained.classifier, test, poisoned.plant)
             plant = poisoned.plant.model_copy(update={"attack_success": success})
-        twins.append(Twin(name, path, trained.record.test_accuracy, plant))
-    return twins
+        surrogates.append(Twin(name, path, trained.record.test_accuracy, plant))
+    return surrogates
 
 
 def ready_made(out: Path) -> list[Twin]:

@@ -19,12 +19,12 @@ from doorward.methods import registry
 from doorward.models import networks
 from doorward.training import TrainingSettings, train_classifier
 
-#: Input gradients that a scan by all detectors takes for each class, and beside that, about; as measured.
+#: Input gradients that a scan by all detectors takes for each class, and next to that, about; as measured.
 GRADIENTS_PER_CLASS, GRADIENTS_BESIDE = 5_000, 19_000
 
 
 class Speed(Record):
-    """Hold what one architecture does with images of one shape: images, texts or recordings a second.
+    """What one architecture does with images of one shape: images, texts or recordings a second.
 
     Attributes:
         gradients: of images alone.
@@ -35,7 +35,7 @@ class Speed(Record):
 
 
 class Estimate(Record):
-    """Hold what a run has to do, and about how many seconds it takes.
+    """What a run has to do, and about how many seconds it takes.
 
     Attributes:
         cached: models that need no training.
@@ -44,7 +44,7 @@ class Estimate(Record):
     models: int
     cached: int
     training: float
-    judging: float
+    scanning: float
 
 
 def estimate(
@@ -55,8 +55,8 @@ def estimate(
     An attack that changes a trained model is taken to be as long as training it, and measuring is left out.
     Threads of this process are set for the time of the calibration, and set back.
     """
-    twins = [one.twin for one in plan if one.twin is not None]
-    models = {one.model_key: one for one in (*plan, *twins) if one.missing is None}
+    surrogates = [one.twin for one in plan if one.twin is not None]
+    models = {one.model_key: one for one in (*plan, *surrogates) if one.missing is None}
     missing = {key: one for key, one in models.items() if cache.get(key) is None}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -65,7 +65,7 @@ def estimate(
         speeds = {kind: _speed(*kind, device) for kind in sorted(kinds)}
     finally:
         torch.set_num_threads(before)
-    training = judging = 0.0
+    training = scanning = 0.0
     for one in missing.values():
         assert one.contents is not None
         model = one.resolved["model"]
@@ -74,15 +74,15 @@ def estimate(
             images *= 1 + model["adversarial"]["settings"]["steps"]
         training += images / speeds[one.trial.architecture, one.contents.shape].training
     for one in plan:
-        if one.contents is not None and one.trial.judging.detectors is not None:
+        if one.contents is not None and one.trial.scan_settings.detectors is not None:
             gradients = one.contents.classes * GRADIENTS_PER_CLASS + GRADIENTS_BESIDE
             speed = speeds[one.trial.architecture, one.contents.shape].gradients
-            judging += gradients / speed if speed else 0.0
+            scanning += gradients / speed if speed else 0.0
     return Estimate(
         models=len(models),
         cached=len(models) - len(missing),
         training=training / workers,
-        judging=judging / workers,
+        scanning=scanning / workers,
     )
 
 
@@ -115,7 +115,7 @@ def _noise(modality: str, shape: tuple[int, int, int]) -> Samples:
 
 
 class TimeLeft:
-    """Say how long the rest takes, from how long trials of the same kind took.
+    """How long the rest takes, from how long trials of the same kind took.
 
     Args:
         todo: the trials to be run.

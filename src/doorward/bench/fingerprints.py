@@ -9,7 +9,7 @@ unit's revision (an attack's `revision`, a module's `REVISION`) if results chang
 where each UNIT is one whose source changed and whose results did not, as in a change of names alone.
 
 Code that judges models needs no revisions: its hash is part of every result's key, and a change of it means
-judging anew. A change that leaves results as they are can be owned up to as well, by `detector NAME` among
+judging again. A change that leaves results as they are can be owned up to as well, by `detector NAME` among
 the units: `judging.json` then holds that the new source stands for the one that the keys are made of.
 """
 
@@ -36,14 +36,14 @@ PACKAGE = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "revisions.json"
 JUDGING = Path(__file__).parent / "judging.json"
 
-#: Code that makes models, beside the attacks: where its `REVISION` is, and the files that it covers.
+#: Code that makes models, next to the attacks: where its `REVISION` is, and the files that it covers.
 TRAINERS: dict[str, tuple[str, ...]] = {
     "training.loop": ("training/loop.py", "training/augment.py", "training/settings.py"),
     "models.architectures": ("models/architectures.py",),
 }
-#: Code that makes adversarially trained models beside; those alone depend on it.
+#: Code that makes adversarially trained models next to; those alone depend on it.
 ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
-#: Code that makes models of texts and recordings beside; those alone depend on it.
+#: Code that makes models of texts and recordings next to; those alone depend on it.
 SEQUENCES: dict[str, tuple[str, ...]] = {
     "models.sequences": ("models/sequences.py", "modalities/text.py", "modalities/audio.py")
 }
@@ -55,7 +55,7 @@ GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.p
 ATTACK_BASE = ("attacks/base.py", "data/imbalance.py", "triggers.py")
 
 #: Rooms whose change does not make what a scan sees another thing, or only by an error that their
-#: tests find. What it concludes is not kept but concluded anew, so that a change of that costs nothing.
+#: tests find. What it concludes is not kept but concluded again, so that a change of that costs nothing.
 _NOT_JUDGING = {
     "artifacts",
     "calibration",
@@ -71,14 +71,14 @@ _NOT_JUDGING = {
 
 
 class Unit(Record):
-    """Hold a unit's revision and the hash of its source."""
+    """A unit's revision and the hash of its source."""
 
     revision: int
     source: str
 
 
-class Judge(Record):
-    """Hold the hash of a detector's source, and that of the source whose results are the same."""
+class DetectorFingerprint(Record):
+    """The hash of a detector's source, and that of the source whose results are the same."""
 
     source: str
     key: str
@@ -151,7 +151,7 @@ def recorded(file: Path = RECORDED) -> dict[str, Unit]:
     return {name: Unit(**form) for name, form in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
-def unowned(now: dict[str, Unit], then: dict[str, Unit]) -> list[str]:
+def unrecorded(now: dict[str, Unit], then: dict[str, Unit]) -> list[str]:
     """Return the units whose source is not the one that their revision was recorded with."""
     changed = [name for name, unit in now.items() if name not in then or unit != then[name]]
     return sorted([*changed, *(then.keys() - now.keys())])
@@ -163,7 +163,7 @@ def check(units: Iterable[str]) -> None:
     Raises:
         InputError: naming those that are not, and what to do.
     """
-    if wrong := sorted(set(units) & set(unowned(current(), recorded()))):
+    if wrong := sorted(set(units) & set(unrecorded(current(), recorded()))):
         raise InputError(
             f"the source of {', '.join(wrong)} is not the one that its revision was recorded with, so "
             "cached models may be of another make: raise it, then run python -m doorward.bench.fingerprints"
@@ -212,12 +212,17 @@ def record_judging(unchanged: Sequence[str], file: Path = JUDGING) -> None:
     now = {name: judging_source(name) for name in names}
     then = judges(file) if file.exists() else {}
     same = {name for name in names if name in then and (name in unchanged or then[name].source == now[name])}
-    _write({n: Judge(source=now[n], key=then[n].key if n in same else now[n]) for n in names}, file)
+    _write(
+        {n: DetectorFingerprint(source=now[n], key=then[n].key if n in same else now[n]) for n in names}, file
+    )
 
 
-def judges(file: Path = JUDGING) -> dict[str, Judge]:
+def judges(file: Path = JUDGING) -> dict[str, DetectorFingerprint]:
     """Return the source of every detector as it was when it was last recorded."""
-    return {name: Judge(**form) for name, form in json.loads(file.read_text(encoding="utf-8")).items()}
+    return {
+        name: DetectorFingerprint(**form)
+        for name, form in json.loads(file.read_text(encoding="utf-8")).items()
+    }
 
 
 def _write(records: Mapping[str, Record], file: Path) -> None:

@@ -1,10 +1,10 @@
-"""No model is judged by clean models of its own data: for each, those are left out of the bank."""
+"""No model is judged by clean models of its own data: for each, those are left out of the calibration set."""
 
 from __future__ import annotations
 
 from functools import reduce
 
-from doorward.scan.calibration import Bank
+from doorward.scan.calibration import CalibrationSet
 
 
 def family(data: str) -> str:
@@ -16,7 +16,7 @@ def family(data: str) -> str:
     return data.removesuffix("-hard")
 
 
-def left_out(bank: Bank, data: str) -> Bank:
-    """Return the bank without the models of a data set, and of others of its make; itself if it has none."""
+def left_out(bank: CalibrationSet, data: str) -> CalibrationSet:
+    """Return the calibration set without the models of a data set and of its family, if it has any."""
     own = sorted({model.data for model in bank.models if family(model.data) == family(data)})
-    return reduce(Bank.without, own, bank)
+    return reduce(CalibrationSet.without, own, bank)

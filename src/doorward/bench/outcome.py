@@ -7,7 +7,7 @@ from doorward.core.records import Rate, Record, Report
 
 
 class Truth(Record):
-    """Hold what is known of a trial's model: its accuracy and, where one is planted, its backdoor.
+    """What is known of a trial's model: its accuracy and, where one is planted, its backdoor.
 
     Attributes:
         robust_accuracy: of an adversarially trained model, under an attack stronger than in training.
@@ -22,7 +22,7 @@ class Truth(Record):
 
 
 class Outcome(Record):
-    """Hold what one trial gave.
+    """What one trial gave.
 
     Attributes:
         report: of the scan, if there is one.

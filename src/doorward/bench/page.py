@@ -22,7 +22,7 @@ BINS = 20
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold one score of the planted and the clean models of a group, with the drawing of both.
+    """One score of the planted and the clean models of a group, with the drawing of both.
 
     Attributes:
         name: what is scored.
@@ -45,7 +45,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Hold how many clean models have a p-value in each equal part of [0, 1]; heights in percent."""
+    """How many clean models have a p-value in each equal part of [0, 1]; heights in percent."""
 
     counts: tuple[int, ...]
     heights: tuple[float, ...]

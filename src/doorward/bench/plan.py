@@ -16,7 +16,7 @@ from doorward.attacks.model.base import ModelAttack
 from doorward.bench import synthetic
 from doorward.bench.fingerprints import TRAINERS, judging_code
 from doorward.bench.outcome import Outcome
-from doorward.bench.suite import Data, Judging, Method, Trial, content_key, work_of
+from doorward.bench.suite import Data, MethodChoice, ScanSettings, Trial, content_key, work_of
 from doorward.core.errors import InputError
 from doorward.core.records import Record
 from doorward.data import Samples, open_samples
@@ -42,7 +42,7 @@ PLANTING = 1
 
 
 class Contents(Record):
-    """Hold what keys and settings need of a trial's data.
+    """What keys and settings need of a trial's data.
 
     Attributes:
         train, test: hashes of the splits' files, or what generates them.
@@ -90,7 +90,7 @@ class Sources:
             classes=len(train.classes),
         )
 
-    def given(self, method: Method) -> dict[str, Any]:
+    def given(self, method: MethodChoice) -> dict[str, Any]:
         """Return a method's settings, each that names a data set with the folder that it is in.
 
         Raises:
@@ -144,7 +144,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Planned:
-    """Hold a trial whose contents are known.
+    """A trial whose contents are known.
 
     Attributes:
         key: of the result: suite, scale and name, model, and everything that judges it.
@@ -153,7 +153,7 @@ class Planned:
         resolved: what the keys are made of; all settings with defaults, all hashes.
         contents: of the data, unless they are missing.
         missing: why the trial cannot be run here, if so.
-        twin: the clean model that a planted one is made from or measured beside, where it is.
+        twin: the clean model that a planted one is made from or measured next to, where it is.
         seen: by detector, an earlier scan that holds what this detector sees; it is not asked again.
     """
 
@@ -174,8 +174,8 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     Raises:
         InputError: if a method or a setting is unknown.
     """
-    judging: dict[str, Any] = {"planting": PLANTING}
-    if trial.judging.detectors is not None:
+    scan_settings: dict[str, Any] = {"planting": PLANTING}
+    if trial.scan_settings.detectors is not None:
         detectors = [
             {
                 "name": d.method(),
@@ -183,17 +183,17 @@ def plan(trial: Trial, sources: Sources) -> Planned:
                 "revision": d.revision,
                 "code": judging_code(d.method()),
             }
-            for d in detectors_of(trial.judging)
+            for d in detectors_of(trial.scan_settings)
         ]
-        judging = {
-            **trial.judging.model_dump(mode="json", exclude={"detectors"}),
+        scan_settings = {
+            **trial.scan_settings.model_dump(mode="json", exclude={"detectors"}),
             "detectors": detectors,
         }
     attack = twin = None
     if trial.attack is not None:
         method = registry.build("attack", trial.attack.name, trial.attack.settings)
         attack = {"name": trial.attack.name, "settings": method.settings(), "revision": method.revision}
-        if isinstance(method, ModelAttack) or trial.judging.detectors is None:
+        if isinstance(method, ModelAttack) or trial.scan_settings.detectors is None:
             twin = plan(trial.model_copy(update={"attack": None}), sources)
     try:
         contents = sources.contents(trial.data)
@@ -223,12 +223,12 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     if trial.architecture in sequences.NAMES:
         model["sequences"] = sequences.REVISION
     model_key = content_key(model)
-    resolved = {"model": model, "judging": judging}
-    key = content_key([trial.suite, trial.scale, trial.name, model_key, judging])
+    resolved = {"model": model, "judging": scan_settings}
+    key = content_key([trial.suite, trial.scale, trial.name, model_key, scan_settings])
     return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents, twin=twin)
 
 
-def _data_of(method: Method) -> dict[str, str]:
+def _data_of(method: MethodChoice) -> dict[str, str]:
     """Return the settings that name a data set, with its name."""
     return {
         name: value.removeprefix("data:")
@@ -237,9 +237,9 @@ def _data_of(method: Method) -> dict[str, str]:
     }
 
 
-def detectors_of(judging: Judging) -> list[Detector]:
+def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
     """Return the detectors of behaviour that judge a trial, in the order of a scan."""
-    named = judging.detectors or ()
+    named = scan_settings.detectors or ()
     chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
         registry.build("detector", name, {}) for name in registry.modules("detector")
     ]

@@ -1,4 +1,4 @@
-"""What planting did: how well the trigger works, and what it cost in accuracy, beside clean twins."""
+"""What planting did: how well the trigger works, and what it cost in accuracy, next to clean twins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from statistics import fmean
 from doorward.core.records import Rate, Record
 from doorward.stats.metrics import rate
 
-#: What planting may cost at most, in mean accuracy beside clean twins.
+#: What planting may cost at most, in mean accuracy next to clean twins.
 KEPT = 0.01
 
 
 class Planting(Record):
-    """Hold what planting one model did, measured on the whole test split.
+    """What planting one model did, measured on the whole test split.
 
     Attributes:
         accuracy: of the planted model, on clean images.
@@ -47,6 +47,6 @@ def pooled(rates: Iterable[Rate | None]) -> Rate | None:
 
 
 def kept(plantings: Sequence[Planting]) -> bool:
-    """Tell whether planted models are on average at most a point less accurate than their twins."""
+    """Return whether planted models are on average at most a point less accurate than their twins."""
     # the sum of such differences is a hair off what it should be
     return fmean(one.change for one in plantings) >= -KEPT - 1e-9

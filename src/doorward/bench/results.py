@@ -16,15 +16,15 @@ from doorward.bench.store import Row, Store
 from doorward.bench.suite import Scale, Suite, content_key, expand
 from doorward.core.errors import InputError
 from doorward.core.records import SEVERITY, Record, Report, Verdict
-from doorward.scan.calibration import Bank, shipped
+from doorward.scan.calibration import CalibrationSet, shipped
 from doorward.scan.verdict import conclude
 
 #: A plant counts when its attack success on held-out images is at least this; fixed before scanning.
 PLANTED = 0.9
 
 
-class Judgement(Record):
-    """Hold what one detector said."""
+class DetectorOutcome(Record):
+    """What one detector said."""
 
     verdict: Verdict
     score: float | None
@@ -34,7 +34,7 @@ class Judgement(Record):
 
 
 class Result(Record):
-    """Hold one trial's result, as small as a table needs it.
+    """One trial's result, as small as a table needs it.
 
     Attributes:
         status: "missing" if the trial has not been run.
@@ -61,7 +61,7 @@ class Result(Record):
     reason: str | None = None
     targets: tuple[int, ...] = ()
     p_value: float | None = None
-    detectors: dict[str, Judgement] = Field(default_factory=dict)
+    detectors: dict[str, DetectorOutcome] = Field(default_factory=dict)
     seconds: float | None = None
     peak_memory: int | None = None
     planting: Planting | None = None
@@ -69,26 +69,27 @@ class Result(Record):
 
     @property
     def flagged(self) -> bool:
-        """Tell whether the verdict is an alarm."""
+        """Return whether the verdict is an alarm."""
         return self.verdict is not None and SEVERITY[self.verdict] >= SEVERITY["suspicious"]
 
     @property
     def exact(self) -> bool:
-        """Tell whether the verdict is an alarm and names the planted targets, all and no others."""
+        """Return whether the verdict is an alarm and names the planted targets, all and no others."""
         return self.flagged and self.plant is not None and set(self.targets) == set(self.plant)
 
     @property
     def excluded(self) -> bool:
-        """Tell whether something was to be planted and did not take."""
+        """Return whether something was to be planted and did not take."""
         return self.plant is not None and (self.attack_success or 0.0) < PLANTED
 
 
 class Results(Record):
-    """Hold a suite's results at one scale; what `bench run` exports.
+    """A suite's results at one scale; what `bench run` exports.
 
     Attributes:
-        made_with: what the trials ran on, and the bank that verdicts are by.
-        left_out: data sets of which the bank has clean models; those judged no model of the same data.
+        made_with: what the trials ran on, and the calibration set that verdicts are by.
+        left_out: data sets of which the calibration set has clean models; those judged no model of the same
+            data.
     """
 
     suite: str
@@ -98,11 +99,11 @@ class Results(Record):
     results: tuple[Result, ...]
 
 
-def collect(suite: Suite, scale: Scale, store: Store, bank: Bank | None = None) -> Results:
+def collect(suite: Suite, scale: Scale, store: Store, bank: CalibrationSet | None = None) -> Results:
     """Return a suite's last results from the store; trials that were not run are marked missing.
 
     Args:
-        bank: of clean models, by which every verdict is concluded anew; the shipped one if None.
+        calibration set: of clean models, by which every verdict is concluded again; the shipped one if None.
 
     Raises:
         InputError: if the store holds what cannot be understood.
@@ -135,12 +136,12 @@ def collect(suite: Suite, scale: Scale, store: Store, bank: Bank | None = None) 
     )
 
 
-def bank_label(bank: Bank) -> str:
-    """Name a bank by its content and its size."""
+def bank_label(bank: CalibrationSet) -> str:
+    """Name a calibration set by its content and its size."""
     return f"{content_key(bank.model_dump(mode='json'))[:12]} ({len(bank.models)} clean models)"
 
 
-def _result(row: Row, bank: Bank) -> Result:
+def _result(row: Row, bank: CalibrationSet) -> Result:
     given = row.given
     base = {
         "trial": row.trial,
@@ -180,11 +181,11 @@ def _result(row: Row, bank: Bank) -> Result:
         reason=report.reason,
         targets=report.targets,
         p_value=report.p_value,
-        detectors={f.detector: Judgement(**f.model_dump(include=_JUDGEMENT)) for f in report.findings},
+        detectors={f.detector: DetectorOutcome(**f.model_dump(include=_JUDGEMENT)) for f in report.findings},
     )
 
 
-_JUDGEMENT = set(Judgement.model_fields)
+_JUDGEMENT = set(DetectorOutcome.model_fields)
 
 
 def results_file(folder: Path, suite: str, scale: Scale) -> Path:

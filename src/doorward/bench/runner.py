@@ -27,7 +27,7 @@ from doorward.bench.outcome import Outcome
 from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.suite import parts_of
-from doorward.bench.worker import Workbench
+from doorward.bench.worker import TrialRunner
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError
 from doorward.scan.environment import environment
@@ -42,7 +42,7 @@ class RunError(DoorwardError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Hold what a run needs to know of the machine.
+    """What a run needs to know of the machine.
 
     Attributes:
         cache: folder of trained models.
@@ -62,7 +62,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Event:
-    """Tell what happens: a trial is begun (no status) or has ended; with "made" where it is not judged.
+    """What happens: a trial is begun (no status) or has ended; with "made" where it is not judged.
 
     Attributes:
         note: what is done now, or why the trial ended as it did.
@@ -102,7 +102,7 @@ def run(
     store: Store,
     settings: RunSettings,
     *,
-    tell: Callable[[Event], None] = lambda _: None,
+    report_progress: Callable[[Event], None] = lambda _: None,
 ) -> None:
     """Run what is not done yet and store every result as it comes.
 
@@ -140,7 +140,7 @@ def run(
         )
         store.put(row)
         note = error or (outcome.report.verdict if outcome and outcome.report else "")
-        tell(Event(one, status, note, more.get("seconds", 0.0)))
+        report_progress(Event(one, status, note, more.get("seconds", 0.0)))
         if status != "died":
             for other in same_work[one.work]:
                 if other.key != one.key:
@@ -148,7 +148,7 @@ def run(
 
     def copy(row: Row, to: Planned) -> None:
         store.put(row.model_copy(update=_identity(to) | {"attempts": 1, "finished": now()}))
-        tell(Event(to, row.status, f"the same scan as {row.trial} of {row.suite}"))
+        report_progress(Event(to, row.status, f"the same scan as {row.trial} of {row.suite}"))
 
     def with_seen(one: Planned) -> Planned:
         """Return a trial with what earlier scans of its model hold."""
@@ -157,7 +157,7 @@ def run(
         return replace(one, seen=seen)
 
     def scanned(one: Planned) -> bool:
-        """Tell whether a job's trial was scanned meanwhile; if so, copy the result to all alike."""
+        """Return whether a job's trial was scanned meanwhile; if so, copy the result to all alike."""
         row = store.done(one.work)
         if row is None:
             return False
@@ -197,12 +197,12 @@ def run(
                         waiting.appendleft(rest)
                     pool[pool.index(worker)] = worker.successor()
                 elif isinstance(message, str):
-                    tell(Event(one, None, message))
+                    report_progress(Event(one, None, message))
                 elif isinstance(message, Stop):
                     raise RunError(message.why)
                 elif message.outcome is None and message.error is None:
                     worker.job.pop(0)
-                    tell(Event(one, "made", "", message.seconds))
+                    report_progress(Event(one, "made", "", message.seconds))
                 else:
                     worker.job.pop(0)
                     status: Status = "done" if message.outcome else "failed"
@@ -223,7 +223,7 @@ def _identity(one: Planned) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ended:
-    """Hold how a trial ended: an outcome, or an error in one line; neither if its model was only made."""
+    """How a trial ended: an outcome, or an error in one line; neither if its model was only made."""
 
     outcome: Outcome | None
     error: str | None
@@ -232,14 +232,14 @@ class Ended:
 
 @dataclass(frozen=True)
 class Stop:
-    """Tell the runner that going on is of no use."""
+    """The runner that going on is of no use."""
 
     why: str
 
 
 @dataclass(eq=False)
 class _Worker:
-    """Hold the runner's end of a worker; `job` is what it has still to do."""
+    """The runner's end of a worker; `job` is what it has still to do."""
 
     settings: RunSettings
     job: list[Planned] = field(default_factory=list)
@@ -272,7 +272,7 @@ class _Worker:
         return message
 
     def ending(self) -> str:
-        """Say how the process ended."""
+        """Return how the process ended."""
         self.process.join()
         code = self.process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -317,7 +317,7 @@ def _work(connection: Connection, settings: RunSettings) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    bench = Workbench(ModelCache(settings.cache), Sources(settings.data), settings.device)
+    bench = TrialRunner(ModelCache(settings.cache), Sources(settings.data), settings.device)
     while True:
         for planned in connection.recv():
             connection.send(_try(bench, planned, connection.send, judge=settings.judge))
@@ -331,15 +331,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _try(bench: Workbench, planned: Planned, tell: Callable[[str], None], *, judge: bool) -> Ended | Stop:
+def _try(
+    bench: TrialRunner, planned: Planned, report_progress: Callable[[str], None], *, judge: bool
+) -> Ended | Stop:
     """Make and judge one trial's model; whatever goes wrong is an answer too."""
     started = time.monotonic()
     try:
-        tell("making the model")
+        report_progress("making the model")
         cached = bench.make(planned)
         outcome = None
         if judge:
-            tell("scanning" if planned.trial.judging.detectors is not None else "measuring")
+            report_progress("scanning" if planned.trial.scan_settings.detectors is not None else "measuring")
             outcome = bench.judge(planned, cached=cached)
     except Exception as error:
         if _disk_is_full(error):
@@ -353,7 +355,7 @@ def _try(bench: Workbench, planned: Planned, tell: Callable[[str], None], *, jud
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it came from, is a full disk."""
+    """Return whether an error, or one that it came from, is a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -64,7 +64,7 @@ def now() -> str:
 
 
 class Row(Record):
-    """Hold one trial's row.
+    """One trial's row.
 
     Attributes:
         key: names suite, scale, trial, and the content of model and judging; the same work has the same key.
@@ -156,8 +156,8 @@ class Store:
                 connection.execute(sql.insert(_trials).values(held))
                 if row.status == "done":
                     report = (row.result or {}).get("report") or {"findings": []}
-                    asked = {finding["detector"] for finding in report["findings"]}
-                    parts = [part for name, part in parts_of(row.resolved).items() if name in asked]
+                    problem = {finding["detector"] for finding in report["findings"]}
+                    parts = [part for name, part in parts_of(row.resolved).items() if name in problem]
                     found = [{"part": part, "key": row.key} for part in parts]
                     if found:
                         connection.execute(sql.insert(_parts), found)
@@ -217,7 +217,7 @@ class Store:
 
 
 def _declares(given: dict[str, Any], trial: Trial) -> bool:
-    """Tell whether a row was declared as this trial is; what it does not name has its default."""
+    """Return whether a row was declared as this trial is; what it does not name has its default."""
     try:
         return Trial.model_validate(given).model_dump(mode="json") == trial.model_dump(mode="json")
     except ValidationError:  # by an older or newer make

@@ -60,7 +60,7 @@ class Between(Record):
 
 
 class World(Record):
-    """Say which data set a family of generated ones shall give; the seed makes its classes."""
+    """Which data set a family of generated ones shall give; the seed makes its classes."""
 
     classes: int = Field(10, ge=2)
     size: int = 28
@@ -84,25 +84,25 @@ class Data(Record):
     world: World | None = None
 
 
-class Method(Record):
+class MethodChoice(Record):
     """Name an attack or a detector and its settings; `data:NAME` there is a folder below the data root."""
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class Judging(Record):
-    """Say how a model is scanned.
+class ScanSettings(Record):
+    """How a model is scanned.
 
     Attributes:
         detectors: these alone; all that look at behaviour if empty. None for no scan at all: what planting
-            did is measured instead, on the whole test split and beside a clean twin.
+            did is measured instead, on the whole test split and next to a clean twin.
         images: clean images of the test split that are given.
         seed: the scan's.
         draw: which draw of the images is given.
     """
 
-    detectors: tuple[Method, ...] | None = ()
+    detectors: tuple[MethodChoice, ...] | None = ()
     images: int = Field(100, ge=1)
     seed: int = 0
     draw: int = 0
@@ -133,7 +133,7 @@ class Group(Record):
     about: str = ""
     data: Data
     models: int = Field(ge=1)
-    attack: Method | None = None
+    attack: MethodChoice | None = None
     class_counts: tuple[int, ...] = ()
     out_of: int = 0
     architectures: tuple[str, ...] = ("small-cnn",)
@@ -141,18 +141,18 @@ class Group(Record):
     robust: dict[str, Any] | None = None
     seeds: int = Field(1, ge=1)
     draws: int = Field(1, ge=1)
-    apart: bool = False
+    excluded_from_claims: bool = False
     first_of: str | None = None
     first_seed: int = Field(0, ge=0)
 
     @property
     def repeated(self) -> bool:
-        """Tell whether every model is scanned more than once."""
+        """Return whether every model is scanned more than once."""
         return self.seeds + self.draws > 2
 
 
 class Claim(Record):
-    """Hold a published figure, or a bar of our own, to be set beside what we measure.
+    """A published figure, or a bar of our own, to be set next to what we measure.
 
     Attributes:
         text: the figure in words.
@@ -181,12 +181,12 @@ class Suite(Record):
     about: str
     scales: dict[Scale, tuple[Group, ...]]
     claims: tuple[Claim, ...] = ()
-    judging: Judging = Judging()
+    scan_settings: ScanSettings = ScanSettings()
 
     @property
     def scans(self) -> bool:
-        """Tell whether models are scanned; else what planting did is measured."""
-        return self.judging.detectors is not None
+        """Return whether models are scanned; else what planting did is measured."""
+        return self.scan_settings.detectors is not None
 
     def groups(self, scale: Scale) -> tuple[Group, ...]:
         """Return the groups of a scale.
@@ -200,19 +200,19 @@ class Suite(Record):
 
 
 class Trial(Record):
-    """Hold one model to be made and one judging of it, with every setting drawn."""
+    """One model to be made and one judging of it, with every setting drawn."""
 
     suite: str
     scale: Scale
     group: str
     name: str
     data: Data
-    attack: Method | None
+    attack: MethodChoice | None
     architecture: str
     training: dict[str, Any]
     robust: dict[str, Any] | None = None
     seed: int
-    judging: Judging
+    scan_settings: ScanSettings
 
     @cached_property
     def key(self) -> str:
@@ -301,12 +301,12 @@ def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
                     group=group.name,
                     name=label,
                     data=data,
-                    attack=group.attack and Method(name=group.attack.name, settings=settings[i]),
+                    attack=group.attack and MethodChoice(name=group.attack.name, settings=settings[i]),
                     architecture=group.architectures[i % len(group.architectures)],
                     training=group.training,
                     robust=group.robust,
                     seed=group.first_seed + i,
-                    judging=suite.judging.model_copy(update={"seed": seed, "draw": draw}),
+                    scan_settings=suite.scan_settings.model_copy(update={"seed": seed, "draw": draw}),
                 )
             )
     return trials

@@ -1,7 +1,7 @@
 """From results to tables: what was claimed, what came out, with counts and intervals.
 
-The store holds what the detectors saw. What follows from it is concluded here, by the bank that is shipped
-now, so that a new bank, or another rule, needs no scan.
+The store holds what the detectors saw. What follows from it is concluded here, by the calibration set that is
+shipped now, so that a new calibration set, or another rule, needs no scan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_ALARMS = 0.1
 
 
 class GroupRow(Record):
-    """Hold one line of the table: a group of planted models beside the clean ones of the same data.
+    """One line of the table: a group of planted models next to the clean ones of the same data.
 
     Attributes:
         about: what is special, in words.
@@ -43,7 +43,7 @@ class GroupRow(Record):
 
     group: str
     about: str
-    apart: bool
+    excluded_from_claims: bool
     counted: tuple[str, ...]
     excluded: dict[str, float]
     exact_target: Rate
@@ -58,7 +58,7 @@ class GroupRow(Record):
 
 
 class PlantRow(Record):
-    """Hold one line of the table of a suite that scans nothing: models with the same attack on the same data.
+    """One line of the table of a suite that scans nothing: models with the same attack on the same data.
 
     Attributes:
         about: what is special, in words.
@@ -90,7 +90,7 @@ class PlantRow(Record):
 
 
 class ClaimRow(Record):
-    """Hold a claim and what we measure; `reached` is None where there is nothing to compare."""
+    """A claim and what we measure; `reached` is None where there is nothing to compare."""
 
     text: str
     source: str
@@ -99,7 +99,7 @@ class ClaimRow(Record):
 
 
 class CleanRow(Record):
-    """Hold clean models that have something in common: about as many classes, or the data set."""
+    """Clean models that have something in common: about as many classes, or the data set."""
 
     name: str
     models: int
@@ -109,7 +109,7 @@ class CleanRow(Record):
 
 
 class StableRow(Record):
-    """Hold a group whose models were scanned with several seeds and several draws of images.
+    """A group whose models were scanned with several seeds and several draws of images.
 
     Attributes:
         scans: of each model.
@@ -124,7 +124,7 @@ class StableRow(Record):
 
 
 class Summary(Record):
-    """Hold all that is shown of a suite at one scale.
+    """All that is shown of a suite at one scale.
 
     Attributes:
         left_out: as in `Results`.
@@ -155,13 +155,13 @@ class Summary(Record):
 
 
 def summarise(suite: Suite, held: Results) -> Summary:
-    """Count results and set them beside the claims."""
+    """Count results and set them next to the claims."""
     groups = suite.groups(held.scale)
     by_group: dict[str, list[Result]] = {group.name: [] for group in groups}
     for result in held.results:
         if result.status == "done" and result.group in by_group:
             by_group[result.group].append(result)
-    pooled = [one for group in groups if not group.apart for one in by_group[group.name]]
+    pooled = [one for group in groups if not group.excluded_from_claims for one in by_group[group.name]]
     clean = [one for one in _once(pooled) if one.plant is None]
     return Summary(
         suite=suite.name,
@@ -291,14 +291,17 @@ def _claim(claim: Claim, results: Sequence[Result]) -> ClaimRow:
 
 
 def _is_clean_side(clean: Group, planted: Group) -> bool:
-    """Tell whether a group holds the clean models that a planted group is set beside."""
+    """Return whether a group holds the clean models that a planted group is set next to."""
     return (
-        clean.attack is None and planted.attack is not None and clean.data == planted.data and not clean.apart
+        clean.attack is None
+        and planted.attack is not None
+        and clean.data == planted.data
+        and not clean.excluded_from_claims
     )
 
 
 def _has_row(group: Group, groups: Sequence[Group]) -> bool:
-    """Tell whether a group has a line of its own; clean models stand in those of the planted ones.
+    """Return whether a group has a line of its own; clean models stand in those of the planted ones.
 
     Those that are the first models of another group have a line in the table of stability.
     """
@@ -319,7 +322,7 @@ def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[R
     return GroupRow(
         group=group.name,
         about=_about(group),
-        apart=group.apart,
+        excluded_from_claims=group.excluded_from_claims,
         counted=tuple(one.trial for one in both),
         excluded={one.trial: one.attack_success or 0.0 for one in planted if one.excluded},
         exact_target=_count(counted, lambda one: one.exact),

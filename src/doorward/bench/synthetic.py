@@ -83,7 +83,7 @@ def open_synthetic(name: str, *, split: Split, rows: int, seed: int, classes: in
 
 
 class World(ABC):
-    """Hold the classes of one data set and draw images of them.
+    """The classes of one data set and draw images of them.
 
     Attributes:
         channels: 1 or 3.

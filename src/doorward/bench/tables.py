@@ -43,14 +43,14 @@ def area(value: Ranking) -> str:
 
 
 def mark(claim: ClaimRow) -> str:
-    """Say whether a claim is reached."""
+    """Return whether a claim is reached."""
     if not claim.ours.n:
         return "not measured"
     return {True: "reached", False: "**not reached**", None: ""}[claim.reached]
 
 
 def trials_line(summary: Summary) -> str:
-    """Say how many trials there are, and what became of them."""
+    """Return how many trials there are, and what became of them."""
     total = sum(summary.trials.values())
     parts = [f"{count} {status}" for status, count in summary.trials.items() if count]
     return f"{total} trials at scale {summary.scale}: {', '.join(parts)}."
@@ -67,14 +67,14 @@ def unmeasured(summary: Summary) -> str:
 
 
 def made_line(summary: Summary) -> str:
-    """Say which versions, bank and machine the results are of."""
+    """Return which versions, calibration set and machine the results are of."""
     names = ("doorward", "torch", "bank", "device")
     held = [f"{name} {', '.join(summary.made_with[name])}" for name in names if name in summary.made_with]
     return f"Made with {'; '.join(held)}." if held else ""
 
 
 def notes(summary: Summary) -> list[str]:
-    """Say what is counted, and how."""
+    """Return what is counted, and how."""
     if summary.plants:
         return [
             "Accuracies are means over the models, on the whole test split; each planted model has a clean "
@@ -97,7 +97,7 @@ def notes(summary: Summary) -> list[str]:
         )
     if has_plants(summary):
         said.append("The clean models of a line are those of the same data. AUROC is that of the p-value.")
-    if harder := [row.group for row in summary.groups if row.apart]:
+    if harder := [row.group for row in summary.groups if row.excluded_from_claims]:
         said.append(f"Left out of the claims, since meant to be harder: {', '.join(harder)}.")
     if summary.left_out:
         said.append(
@@ -111,7 +111,7 @@ def notes(summary: Summary) -> list[str]:
 
 
 def changes(row: StableRow) -> str:
-    """Say what the scans said of models of which not all said the same."""
+    """Return what the scans said of models of which not all said the same."""
     return "; ".join(
         f"{trial.rpartition('-seed')[0]}: {', '.join(f'{count} {said}' for said, count in seen.items())}"
         for trial, seen in row.changed.items()
@@ -184,7 +184,7 @@ def clean_cells(row: CleanRow) -> list[str]:
 
 
 def spread_line(summary: Summary) -> str:
-    """Say how p-values of clean models should lie."""
+    """Return how p-values of clean models should lie."""
     total = sum(summary.histogram)
     return (
         f"P-values of {total} clean models. If well calibrated, about {0.1 * total:.1f} lie in each tenth, "
@@ -232,7 +232,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, rule: str = "
 
 
 def has_plants(summary: Summary) -> bool:
-    """Tell whether any planted model counts."""
+    """Return whether any planted model counts."""
     return any(row.flagged.n for row in summary.groups)
 
 

@@ -36,7 +36,7 @@ from doorward.training import (
 PLANT = "plant.json"
 
 
-class Workbench:
+class TrialRunner:
     """Run planned trials, with what they share kept at hand.
 
     Args:
@@ -65,24 +65,26 @@ class Workbench:
         Where no scan is wanted, what planting did is measured on all of them.
         """
         trial = planned.trial
-        if trial.judging.detectors is None:
+        if trial.scan_settings.detectors is None:
             return self._measure(planned, cached=cached)
         meta = self.cache.meta(planned.model_key)
-        judging = trial.judging
+        scan_settings = trial.scan_settings
         classifier = self._cached(planned)
         test = self.sources.part(trial.data, "test")
-        given = test.draw(judging.images, np.random.default_rng(derive_seed(judging.draw, "given images")))
+        given = test.draw(
+            scan_settings.images, np.random.default_rng(derive_seed(scan_settings.draw, "given images"))
+        )
         given = _decoded(given)
         _forget_peak_memory()
         clock = Deadline()
         report = examine(
             classifier,
             given,
-            detectors=[d for d in detectors_of(judging) if d.method() not in planned.seen],
-            seed=judging.seed,
+            detectors=[d for d in detectors_of(scan_settings) if d.method() not in planned.seen],
+            seed=scan_settings.seed,
             device=self.device,
             deadline=clock,
-            images=judging.images,
+            images=scan_settings.images,
         )
         outcome = Outcome(
             truth=Truth.model_validate(meta["truth"]),
@@ -106,7 +108,7 @@ class Workbench:
             plant = read_plant(self.cache.place(planned.model_key) / PLANT)
             planting = Planting(
                 accuracy=accuracy,
-                twin=evaluate(self._honest(planned), test),
+                twin=evaluate(self._counterpart(planned), test),
                 success=attack_success(classifier, test, plant) if plant.trigger else None,
                 poison_rate=plant.poison_rate,
                 robust_accuracy=truth.robust_accuracy,
@@ -128,15 +130,15 @@ class Workbench:
         file = self.cache.meta(planned.model_key).get("file", "")
         return open_classifier(str(self.cache.place(planned.model_key) / file), device=self.device)
 
-    def _honest(self, planned: Planned) -> Classifier:
-        """Return what a planted model is measured beside."""
+    def _counterpart(self, planned: Planned) -> Classifier:
+        """Return what a planted model is measured next to."""
         trial, attack = planned.trial, self._attack(planned.trial)
         assert planned.twin is not None
         twin = self._cached(planned.twin)
         if not isinstance(attack, ModelAttack):
             return twin
         assert isinstance(twin, TorchClassifier)
-        return attack.honest(twin, self._training(trial), seed=trial.seed)
+        return attack.counterpart(twin, self._training(trial), seed=trial.seed)
 
     def _attack(self, trial: Trial) -> DataAttack | ModelAttack | None:
         if trial.attack is None:
@@ -217,7 +219,7 @@ def _with_earlier_scans(outcome: Outcome, planned: Planned) -> Outcome:
         *(f for name, r in earlier.items() for f in r.findings if f.detector == name),
     ]
     tried = [c for name, r in earlier.items() for c in r.confirmations if c.detector == name]
-    order = [d.method() for d in detectors_of(planned.trial.judging)]
+    order = [d.method() for d in detectors_of(planned.trial.scan_settings)]
     seconds = sum(f.seconds for f in findings if f.detector in seen)
     memory = [one.peak_memory for one in (outcome, *seen.values()) if one.peak_memory is not None]
     joined = report.model_copy(
@@ -250,7 +252,7 @@ def _decoded(samples: Samples) -> Samples:
 
 
 def _forget_peak_memory() -> None:
-    """Start the system's record of this process's memory anew, where it can be (Linux)."""
+    """Start the system's record of this process's memory again, where it can be (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -258,7 +260,7 @@ def _forget_peak_memory() -> None:
 
 
 def _peak_memory() -> int | None:
-    """Return the largest resident size in bytes since the record was started anew (Linux), else None."""
+    """Return the largest resident size in bytes since the record was started again (Linux), else None."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

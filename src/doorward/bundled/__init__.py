@@ -1,6 +1,6 @@
 """What comes with the package: a sub-sample of Fashion-MNIST, a backdoored model of it and its clean twin.
 
-`tools/rebuild_reference.py` makes them anew.
+`tools/rebuild_reference.py` makes them again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 def fashion_mnist(split: Literal["train", "test"]) -> Samples:
     """Return 6,000 training or 1,000 test images of Fashion-MNIST (28x28, grey, ten classes alike).
 
-    Source: Xiao, Rasul and Vollgraf, 2017, arXiv:1708.07747; MIT licence, see the file beside them.
+    Source: Xiao, Rasul and Vollgraf, 2017, arXiv:1708.07747; MIT licence, see the file next to them.
     """
     from doorward.data import open_samples
 

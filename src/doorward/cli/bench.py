@@ -135,15 +135,15 @@ def run(
         missing = sorted({one.missing for one in todo if one.missing})
         for reason in missing:
             typer.echo(f"would be skipped: {reason}")
-        total = formatting.duration(guess.training + guess.judging)
-        parts = f"training {formatting.duration(guess.training)}, scans {formatting.duration(guess.judging)}"
+        total = formatting.duration(guess.training + guess.scanning)
+        parts = f"training {formatting.duration(guess.training)}, scans {formatting.duration(guess.scanning)}"
         typer.echo(f"about {total} with {workers} worker(s): {parts}")
         return
     if models_only:
         todo = runner.unmade(todo, ModelCache(folder))
     try:
-        with _progress(todo, TimeLeft(todo, workers=workers)) as tell:
-            runner.run(planned, opened, settings, tell=tell)
+        with _progress(todo, TimeLeft(todo, workers=workers)) as report_progress:
+            runner.run(planned, opened, settings, report_progress=report_progress)
     except (runner.RunError, StoreError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(4) from error
@@ -271,13 +271,13 @@ def _progress(todo: list[Planned], left: object) -> Iterator[Callable[[Event], N
 
     if not console.is_terminal:
 
-        def tell(event: Event) -> None:
+        def report_progress(event: Event) -> None:
             rest = note(event)
             if event.status is not None:
                 tail = f" ({ended} of {len(todo)}{', ' + rest if rest else ''})"
                 typer.echo(line(event) + tail, err=True)
 
-        yield tell
+        yield report_progress
         return
     columns = (
         BarColumn(),

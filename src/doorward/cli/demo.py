@@ -30,9 +30,9 @@ def demo(
     from doorward.bench.demo import clean_images, ready_made, scan_twin, train_twins
 
     with status() as progress:
-        twins = ready_made(out) if fast else train_twins(out, seed=seed, progress=progress)
+        surrogates = ready_made(out) if fast else train_twins(out, seed=seed, progress=progress)
     images, right, pages = clean_images(out), True, {}
-    for twin in twins:
+    for twin in surrogates:
         typer.echo(f"=== The {twin.name} model ===\n")
         facts = [] if twin.clean_accuracy is None else [f"accuracy {formatting.rate(twin.clean_accuracy)}"]
         if twin.plant is not None and twin.plant.attack_success is not None:

@@ -218,7 +218,7 @@ def _check_model(method: ModelAttack, source: str, data: str | None) -> None:
 
 
 def _is_model(path: Path) -> bool:
-    """Tell whether a model lies at a path, so that it is not taken for data."""
+    """Return whether a model lies at a path, so that it is not taken for data."""
     from doorward.models.formats.loading import detect_format
 
     try:

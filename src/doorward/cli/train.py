@@ -18,7 +18,7 @@ from doorward.core.errors import InputError, TrainingDiverged
 
 if TYPE_CHECKING:
     from doorward.data import Samples
-    from doorward.training import AdversarialSettings, Progress
+    from doorward.training import AdversarialSettings, TrainingProgress
 
 #: Test images that robust accuracy is measured on, at most; each is attacked by 20 steps or more.
 ROBUST_IMAGES = 500
@@ -101,7 +101,7 @@ def train(
     """Train a classifier and measure it.
 
     The model is always written as a Doorward directory. Where DATA holds the plant.json of `doorward plant`,
-    it is completed with clean accuracy and attack success and written beside the model.
+    it is completed with clean accuracy and attack success and written next to the model.
 
     Exit code: 0, 2 for unreadable input, 4 if training failed.
     """
@@ -212,9 +212,11 @@ def _refuse_for_images_alone(samples: Samples, *, robust: bool, formats: list[Mo
     """
     if samples.modality == "image":
         return
-    asked = ["--robust"] if robust else [f"--format {each}" for each in formats if each != "doorward"]
-    if asked:
-        raise InputError(f"{asked[0]} is for images, and {samples.provenance.path} holds {samples.modality}")
+    problem = ["--robust"] if robust else [f"--format {each}" for each in formats if each != "doorward"]
+    if problem:
+        raise InputError(
+            f"{problem[0]} is for images, and {samples.provenance.path} holds {samples.modality}"
+        )
 
 
 def _attack(
@@ -263,7 +265,7 @@ def _test_samples(
 
 
 def _plant_file(data: str) -> Path | None:
-    """Return the plant.json beside the training data, where there is one."""
+    """Return the plant.json next to the training data, where there is one."""
     path = Path(data if Path(data).exists() else data.rpartition(":")[0] or data)
     file = (path if path.is_dir() else path.parent) / PLANT
     return file if file.is_file() else None
@@ -276,7 +278,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None] | None]:
+def _bar() -> Iterator[Callable[[TrainingProgress], None] | None]:
     """Show a progress bar on standard error; silent when that is no terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -288,7 +290,7 @@ def _bar() -> Iterator[Callable[[Progress], None] | None]:
     with Bar(console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
-        def show(now: Progress) -> None:
+        def show(now: TrainingProgress) -> None:
             loss = "" if now.loss is None else f", loss {now.loss:.3f}"
             text = f"epoch {now.epoch + 1} of {now.epochs}{loss}"
             bar.update(task, description=text, total=now.steps, completed=now.step)

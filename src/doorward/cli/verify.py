@@ -37,10 +37,12 @@ def verify(
     Exit code: 0 nothing differs, 1 something does, 2 the report or its files cannot be read, 4 a fault in
     Doorward.
     """
-    from doorward.scan.rerun import Instead
+    from doorward.scan.rerun import Overrides
     from doorward.scan.rerun import verify as run
 
-    instead = Instead(model=model, weights=weights, clean=clean, train=train, factory=factory, device=device)
+    instead = Overrides(
+        model=model, weights=weights, clean=clean, train=train, factory=factory, device=device
+    )
     with own_code(factory), status() as progress:
         differences = run(report, instead=instead, progress=progress)
     for line in differences:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Deadline:
-    """Tell how much time is left. Without a limit it never ends."""
+    """How much time is left. Without a limit it never ends."""
 
     seconds: float | None = None
     started: float = field(default_factory=time.monotonic)
@@ -31,7 +31,7 @@ class Deadline:
         return time.monotonic() - self.started
 
 
-class Pace:
+class TimeGuard:
     """Give work up as soon as its first parts show that the time will not suffice.
 
     Args:

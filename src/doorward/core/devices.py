@@ -14,7 +14,7 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD, _KEPT = -3, -1, 256 * 1024 * 1024
 def keep_freed_memory() -> bool:
     """Have this process use freed memory again, where glibc hands it out; tell whether it will.
 
-    Else each large tensor is mapped anew, and the system clears its pages when they are touched first, which
+    Else each large tensor is mapped again, and the system clears its pages when they are touched first, which
     with small networks and large batches takes a good part of the time. Results are the same.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":

@@ -44,7 +44,7 @@ class Record(BaseModel):
 
 
 class Picture(Record):
-    """Hold one PNG picture."""
+    """One PNG picture."""
 
     type: Literal["picture"] = "picture"
     title: str
@@ -53,7 +53,7 @@ class Picture(Record):
 
 
 class Text(Record):
-    """Hold one piece of text, such as a decompiled payload."""
+    """One piece of text, such as a decompiled payload."""
 
     type: Literal["text"] = "text"
     title: str
@@ -61,7 +61,7 @@ class Text(Record):
 
 
 class Table(Record):
-    """Hold one small table."""
+    """One small table."""
 
     type: Literal["table"] = "table"
     title: str
@@ -70,7 +70,7 @@ class Table(Record):
 
 
 class RecoveredTrigger(Record):
-    """Hold a trigger that a detector recovered, in a form that rebuilds it (see `doorward.triggers.base`)."""
+    """A trigger that a detector recovered, in a form that rebuilds it (see `doorward.triggers.base`)."""
 
     type: Literal["trigger"] = "trigger"
     title: str
@@ -82,7 +82,7 @@ Evidence = Annotated[Picture | Text | Table | RecoveredTrigger, Field(discrimina
 
 
 class Rate(Record):
-    """Hold a proportion with its count and its 95 % Clopper-Pearson interval."""
+    """A proportion with its count and its 95 % Clopper-Pearson interval."""
 
     successes: int
     n: int
@@ -99,7 +99,7 @@ class Cost(Record):
 
 
 class Finding(Record):
-    """Hold what one detector says of one subject. A higher score is always more suspicious."""
+    """What one detector says of one subject. A higher score is always more suspicious."""
 
     detector: str
     level: Level
@@ -142,7 +142,7 @@ class Finding(Record):
 
     @property
     def flagged(self) -> bool:
-        """Tell whether the detector raises an alarm."""
+        """Return whether the detector raises an alarm."""
         return SEVERITY[self.verdict] >= SEVERITY["suspicious"]
 
 
@@ -181,7 +181,7 @@ class DataRecord(Record):
 
 
 class Confirmation(Record):
-    """Hold how often the recovered trigger turns unseen images of other classes into the target."""
+    """How often the recovered trigger turns unseen images of other classes into the target."""
 
     target: int
     detector: str
@@ -189,7 +189,7 @@ class Confirmation(Record):
 
 
 class ControlResult(Record):
-    """Hold what became of one known trigger that was planted in a copy of the model."""
+    """What became of one known trigger that was planted in a copy of the model."""
 
     family: str = Field(description="The kind of trigger: patch, blend or warp")
     target: int
@@ -221,8 +221,8 @@ class ControlResult(Record):
         return self
 
 
-class Power(Record):
-    """Hold the positive control: which known triggers this scan finds when they are planted in this model."""
+class PositiveControl(Record):
+    """The positive control: which known triggers this scan finds when they are planted in this model."""
 
     controls: tuple[ControlResult, ...] = ()
     reason: str | None = Field(None, description="Why there is none, although it was asked for")
@@ -242,7 +242,7 @@ class Environment(Record):
 
 
 class Report(Record):
-    """Hold one scan's whole result."""
+    """One scan's whole result."""
 
     schema_version: str = SCHEMA_VERSION
     subject: SubjectRecord | None
@@ -256,7 +256,9 @@ class Report(Record):
     confirmations: tuple[Confirmation, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_run: tuple[NotRun, ...] = ()
-    power: Power = Field(Power(), description="The positive control; empty if none was asked for")
+    positive_control: PositiveControl = Field(
+        PositiveControl(), description="The positive control; empty if none was asked for"
+    )
     request: dict[str, Any] = Field(
         default_factory=dict, description="The scan's arguments, as `doorward verify` needs them"
     )

@@ -134,7 +134,7 @@ def find_idx(folder: Path) -> dict[str, Path]:
 
 
 def open_idx(request: Request, splits: Mapping[str, Path]) -> Samples:
-    """Open the images of an idx file, and the labels of the file beside it if there is one.
+    """Open the images of an idx file, and the labels of the file next to it if there is one.
 
     Raises:
         InputError: if a file is damaged or does not hold images, or if the labels do not fit.

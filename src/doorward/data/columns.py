@@ -24,7 +24,7 @@ _SOUND = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
 @dataclass(frozen=True)
 class Columns:
-    """Say which columns to read.
+    """Which columns to read.
 
     Attributes:
         inputs: the column of the inputs.
@@ -105,7 +105,7 @@ def _kind(type_: pa.DataType, feature: object) -> Kind:
 
 
 def is_struct(type_: pa.DataType) -> bool:
-    """Tell whether a type is the hub's pair of bytes and path."""
+    """Return whether a type is the hub's pair of bytes and path."""
     return bool(pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0)
 
 

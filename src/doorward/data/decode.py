@@ -55,7 +55,7 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
         image.load()
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        image.info.pop("transparency", None)  # Pillow would compute it anew for each conversion, and warn
+        image.info.pop("transparency", None)  # Pillow would compute it again for each conversion, and warn
         if image.mode not in _GREY | {"RGB"}:
             if image.mode == "F":
                 raise InputError("floating-point pixels have no known range")

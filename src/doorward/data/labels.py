@@ -19,7 +19,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,18}")
 
 @dataclass(frozen=True)
 class Labels:
-    """Hold class numbers (n,) int64, None where there are no labels, and class names."""
+    """Class numbers (n,) int64, None where there are no labels, and class names."""
 
     numbers: npt.NDArray[np.int64] | None
     classes: tuple[str, ...]

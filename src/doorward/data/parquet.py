@@ -226,7 +226,7 @@ class _ParquetStore:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Say how one modality is written: its Hugging Face feature, its type, what a sample becomes."""
+    """How one modality is written: its Hugging Face feature, its type, what a sample becomes."""
 
     feature: dict[str, str]
     type: pa.DataType

@@ -15,7 +15,7 @@ SPLITS = frozenset({"train", "test", "validation", "val", "valid", "dev"})
 
 @dataclass(frozen=True)
 class Request:
-    """Hold what was asked for.
+    """What was asked for.
 
     Attributes:
         given: the path as the user gave it, for messages and provenance.

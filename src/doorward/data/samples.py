@@ -21,7 +21,7 @@ Modality = Literal["image", "text", "audio"]
 
 @dataclass(frozen=True)
 class Waveform:
-    """Hold one recording.
+    """One recording.
 
     Attributes:
         pcm: shape (frames,) for one channel, (frames, channels) for several, float32 in [-1, 1].
@@ -38,7 +38,7 @@ Raw: TypeAlias = npt.NDArray[np.uint8] | str | Waveform
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold some samples: ids, raw inputs in a list, labels (n,) int64 or None."""
+    """Some samples: ids, raw inputs in a list, labels (n,) int64 or None."""
 
     ids: tuple[str, ...]
     x: list[Any]
@@ -46,7 +46,7 @@ class Batch:
 
 
 class Provenance:
-    """Say where samples came from.
+    """Where samples came from.
 
     Attributes:
         path: as the user gave it.
@@ -119,7 +119,7 @@ def number_ids(hashes: Sequence[str]) -> tuple[str, ...]:
 
 
 class Samples(ABC):
-    """Hold raw inputs that are decoded when asked for.
+    """Raw inputs that are decoded when asked for.
 
     Ids come from the decoded content, so they survive slicing, shuffling and lossless re-export.
     They are made on first use, which reads everything once.
@@ -223,7 +223,7 @@ class View(Samples):
 
 
 class InMemorySamples(Samples):
-    """Hold samples that are already decoded.
+    """Samples that are already decoded.
 
     Args:
         x: images (n, h, w, c) or (n, h, w) uint8, or a list of raw inputs.

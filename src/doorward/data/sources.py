@@ -70,7 +70,7 @@ def open_samples(
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Tell whether a path that does not exist may name a data set; one in a folder that exists was a path."""
+    """Return whether a path that does not exist may be a data set's name, which lies in no folder."""
     in_folder = "/" in name and Path(name).parent.exists()
     return _HUB_NAME.fullmatch(name) is not None and _FILE_NAME.fullmatch(name) is None and not in_folder
 

@@ -56,7 +56,7 @@ def open_table(request: Request) -> Samples:
 
 
 def _csv_kind(values: Sequence[str]) -> Kind:
-    """Tell what a column holds: CSV knows no types, so numbers are what looks like them."""
+    """Return what a column holds: CSV knows no types, so numbers are what looks like them."""
     matches = [_NUMBER.fullmatch(value) for value in values if value]
     if not matches:
         return "empty"
@@ -66,7 +66,7 @@ def _csv_kind(values: Sequence[str]) -> Kind:
 
 
 def _json_kind(values: Sequence[Any]) -> Kind:
-    """Tell what a column holds by its first value."""
+    """Return what a column holds by its first value."""
     kinds: dict[type, Kind] = {str: "text", int: "integer", type(None): "empty"}
     return kinds.get(type(next((value for value in values if value is not None), None)), "other")
 

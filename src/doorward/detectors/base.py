@@ -97,7 +97,8 @@ class Detector(Method):
     def finding(self, **values: Any) -> Finding:
         """Make a finding that carries this detector's name, settings, limits and source.
 
-        One with a score and no verdict is judged by the bank of clean models, if that holds the detector.
+        One with a score and no verdict is judged by the calibration set of clean models, if that holds the
+        detector.
         """
         base: dict[str, Any] = {
             "detector": self.method(),

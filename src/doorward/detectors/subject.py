@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Hold what is at hand to be examined; each part is optional."""
+    """What is at hand to be examined; each part is optional."""
 
     classifier: Classifier | None = None
     clean: Samples | None = None

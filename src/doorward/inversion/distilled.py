@@ -1,4 +1,4 @@
-"""Twins that never saw a trigger: small networks that learn a model's answers on clean images alone."""
+"""Surrogates that never saw a trigger: small networks that learn a model's answers on clean images alone."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doorward.core.budget import Deadline, Pace
+from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.seeds import make_generator
-from doorward.inversion.problem import Asked
+from doorward.inversion.problem import InversionProblem
 from doorward.models import networks
 from doorward.models.batching import batched_logits
 from doorward.models.classifier import computes_bfloat16
-from doorward.models.fusion import simplified
+from doorward.models.fusion import fused
 from doorward.models.spec import InputSpec
 from doorward.training.augment import shift
 
-#: The twins' network, and between what the shorter side of what they see lies, in pixels.
+#: The surrogates' network, and between what the shorter side of what they see lies, in pixels.
 ARCHITECTURE, SIDES = "small-cnn", (16, 32)
 #: How many there are, images that they learn from, how often those go through, images in a step, and AdamW's
 #: highest rate.
-TWINS, IMAGES, EPOCHS, BATCH, RATE = 2, 6_400, 3, 64, 6e-3
+SURROGATES, IMAGES, EPOCHS, BATCH, RATE = 2, 6_400, 3, 64, 6e-3
 
 
-class Twins:
+class DistilledSurrogates:
     """Learn what a model says of clean images, and answer like it where nothing is planted.
 
-    What is natural in a model, such as a stroke that turns a 3 into an 8, its twins learn too; what only a
-    trigger wakes, no clean image teaches. So a class that a pattern reaches in the model and in every twin is
-    easy to reach by nature. There are several since each answers as it likes what is like no clean image.
-    From a few clean images many are made: mixtures of two, half of them with a square of a third cut in,
-    shifted; the model's probabilities on them are what is learnt.
+    What is natural in a model, such as a stroke that turns a 3 into an 8, its surrogates learn too; what only
+    a trigger activates, no clean image teaches. So a class that a pattern reaches in the model and in every
+    surrogate is easy to reach by nature. There are several since each answers as it likes what is like no
+    clean image. From a few clean images many are made: mixtures of two, half of them with a square of a third
+    cut in, shifted; the model's probabilities on them are what is learnt.
 
     The transfer of knowledge is that of G. Hinton et al. (2015, arXiv 1503.02531), mixing that of H. Zhang et
     al. (2018, arXiv 1710.09412) and cutting in that of S. Yun et al. (2019, arXiv 1905.04899).
 
     Args:
         asked: the model and the clean images.
-        seed: of the images that are made and of the twins' first weights.
+        seed: of the images that are made and of the surrogates' first weights.
 
     Attributes:
         networks: they take images as large as `agree` makes them, around 0.
@@ -48,44 +48,44 @@ class Twins:
         CouldNotTell: if the deadline is too near.
     """
 
-    def __init__(self, asked: Asked, *, seed: int, deadline: Deadline | None = None) -> None:
+    def __init__(self, problem: InversionProblem, *, seed: int, deadline: Deadline | None = None) -> None:
         generator, deadline = make_generator(seed, "twins"), deadline or Deadline()
-        h, w = asked.images.shape[2:]
+        h, w = problem.images.shape[2:]
         scale = min(max(min(h, w), SIDES[0]), SIDES[1]) / min(h, w)
         self._size = (round(h * scale), round(w * scale))
-        x = varied(asked.images, IMAGES, generator)
-        with asked.quick():
-            goal = batched_logits(asked.classifier, x, deadline).softmax(1)
+        x = varied(problem.images, IMAGES, generator)
+        with problem.fast_inference():
+            goal = batched_logits(problem.classifier, x, deadline).softmax(1)
         seen = self._seen(x)
-        pace = Pace(deadline, TWINS * EPOCHS, work="learning what the model says of clean images")
-        self.networks = [_taught(seen, goal, generator, pace) for _ in range(TWINS)]
+        guard = TimeGuard(deadline, SURROGATES * EPOCHS, work="learning what the model says of clean images")
+        self.networks = [_taught(seen, goal, generator, guard) for _ in range(SURROGATES)]
 
-    def agree(self, x: Tensor, target: int) -> Tensor:
-        """Tell which images (n, c, h, w) in [0, 1] every twin takes for a class: (n,) bool."""
+    def all_predict(self, x: Tensor, target: int) -> Tensor:
+        """Return which images (n, c, h, w) in [0, 1] every surrogate takes for a class: (n,) bool."""
         seen = self._seen(x)
         with torch.no_grad():
             return torch.stack([network(seen).argmax(1) == target for network in self.networks]).all(0)
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Return images as the twins take them."""
+        """Return images as the surrogates take them."""
         if tuple(x.shape[2:]) != self._size:
             x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
         return x - 0.5
 
 
-def _taught(x: Tensor, goal: Tensor, generator: torch.Generator, pace: Pace) -> nn.Module:
+def _taught(x: Tensor, goal: Tensor, generator: torch.Generator, guard: TimeGuard) -> nn.Module:
     """Return a network that has learnt probabilities (n, k) on images (n, c, h, w)."""
     n, c, h, w = x.shape
     spec = InputSpec(channels=c, height=h, width=w)
     network = networks.build(ARCHITECTURE, spec, classes=goal.shape[1], generator=generator).to(x.device)
-    less = simplified(network)  # the same weights, pooled before they are rectified
+    less = fused(network)  # the same weights, pooled before they are rectified
     network = network if less is None else less
     optimizer = torch.optim.AdamW(network.parameters(), fused=x.device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * math.ceil(n / BATCH))
-    kind, quick = x.device.type, computes_bfloat16(x.device)
+    kind, reduced = x.device.type, computes_bfloat16(x.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # without the cache: weights that autocast has cast once would never be seen to change
-    with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=quick, cache_enabled=False):
+    with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=reduced, cache_enabled=False):
         for _ in range(EPOCHS):
             for part in torch.split(torch.randperm(n, generator=generator).to(x.device), BATCH):
                 shown = x[part].contiguous(memory_format=torch.channels_last)
@@ -94,7 +94,7 @@ def _taught(x: Tensor, goal: Tensor, generator: torch.Generator, pace: Pace) -> 
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-            pace.advance(1)
+            guard.advance(1)
     return network.eval().requires_grad_(False)
 
 

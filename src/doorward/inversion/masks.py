@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doorward.core.budget import Deadline, Pace
+from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.seeds import make_generator
 from doorward.inversion.adam import Adam
 from doorward.inversion.sources import SourcePools
@@ -25,7 +25,7 @@ from doorward.triggers.masked import MaskedPattern
 
 @dataclass(frozen=True)
 class Inversion:
-    """Hold what inversion found for k targets.
+    """What inversion found for k targets.
 
     Attributes:
         targets: (k,) class numbers.
@@ -77,7 +77,7 @@ def invert(
     finalists: int = 1,
     generator: torch.Generator,
     deadline: Deadline,
-    to_come: int = 0,
+    reserved_steps: int = 0,
 ) -> Inversion:
     """Find a small masked pattern for every target.
 
@@ -107,9 +107,9 @@ def invert(
     finalists = min(finalists, k)
     first = steps if first_steps is None or finalists == k else min(first_steps, steps)
     size = max(1, chunk_images(classifier) // batch_size)
-    with classifier.quick(images[: chunk_images(classifier)]):
+    with classifier.fast_inference(images[: chunk_images(classifier)]):
         work = f"inverting triggers of {k:,} classes"
-        pace = Pace(deadline, k * first + finalists * (steps - first) + to_come, work=work)
+        guard = TimeGuard(deadline, k * first + finalists * (steps - first) + reserved_steps, work=work)
 
         def draw(some: Tensor, own: Sequence[torch.Generator]) -> Tensor:
             return images[pools.draw(some, batch_size, own).to(images.device)]
@@ -117,14 +117,14 @@ def invert(
         searches = []
         for group in torch.split(targets, size):
             searches.append(_Search.begin(classifier, draw, group, base, learning_rate, initial_cost))
-            searches[-1].run(first, success, pace)
+            searches[-1].run(first, success, guard)
         found = _Search.joined(searches)
         early, finished = found.norm, torch.ones(k, dtype=torch.bool, device=found.norm.device)
         if first < steps:
             going_on = found.norm.argsort(stable=True)[:finalists].sort().values
             for part in torch.split(going_on, size):
                 search = found.only(part)
-                search.run(steps - first, success, pace)
+                search.run(steps - first, success, guard)
                 found.take_best(part, search)
             finished = torch.isin(torch.arange(k, device=going_on.device), going_on)
     mask, pattern = found.best_mask, found.best_pattern
@@ -134,7 +134,7 @@ def invert(
 
 @dataclass(frozen=True)
 class _Search:
-    """Hold how far the search is for k targets; each stays on its own.
+    """How far the search is for k targets; each stays on its own.
 
     Attributes:
         draw: returns sources (m, b, c, h, w) of targets (m,), by a generator of each.
@@ -152,7 +152,7 @@ class _Search:
     masks: Adam
     patterns: Adam
     cost: Tensor
-    held: Tensor
+    success_ema: Tensor
     best_norm: Tensor
     best_mask: Tensor
     best_pattern: Tensor
@@ -181,7 +181,7 @@ class _Search:
             masks=Adam(masks, learning_rate),
             patterns=Adam(patterns, learning_rate),
             cost=zeros + math.log(cost),
-            held=zeros.clone(),
+            success_ema=zeros.clone(),
             best_norm=zeros + torch.inf,
             best_mask=torch.ones_like(masks),
             best_pattern=torch.zeros_like(patterns),
@@ -207,7 +207,7 @@ class _Search:
     def only(self, rows: Tensor) -> _Search:
         """Return a copy of the search for the targets at some positions."""
         tensors: dict[str, Any] = {
-            name: (held := getattr(self, name))[rows.to(held.device)] for name in _PER_TARGET
+            name: (success_ema := getattr(self, name))[rows.to(success_ema.device)] for name in _PER_TARGET
         }
         own = [self.own[i] for i in rows.tolist()]
         return replace(
@@ -221,7 +221,7 @@ class _Search:
 
     @property
     def reached(self) -> Tensor:
-        """Tell whether the wanted success was ever held: (k,) bool."""
+        """Return whether the wanted success was ever held: (k,) bool."""
         return self.best_norm.isfinite()
 
     @property
@@ -229,7 +229,7 @@ class _Search:
         """Return the norms (k,), the whole area where the wanted success was never held."""
         return torch.where(self.reached, self.best_norm, float(self.best_mask[0].numel()))
 
-    def run(self, steps: int, success: float, pace: Pace) -> None:
+    def run(self, steps: int, success: float, guard: TimeGuard) -> None:
         """Take some steps."""
         m = len(self.targets)
         for _ in range(steps):
@@ -241,7 +241,7 @@ class _Search:
             gap = margin(self.classifier.logits(x), where).view(m, b)
             by_mask, by_pattern = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), [mask, pattern])
             self._step(mask.detach(), pattern.detach(), by_mask, by_pattern, gap.detach() > 0, success)
-            pace.advance(m)
+            guard.advance(m)
 
     def _step(
         self, mask: Tensor, pattern: Tensor, by_mask: Tensor, by_pattern: Tensor, hits: Tensor, success: float
@@ -249,9 +249,9 @@ class _Search:
         """Take one step by the gradients of the loss; `hits` (m, b) tells which images the trigger sent."""
         norm = mask.sum((1, 2, 3))  # (m,)
         now = hits.float().mean(1)  # (m,)
-        self.held.lerp_(now, 0.2)
+        self.success_ema.lerp_(now, 0.2)
         # the running success lags behind a shrinking mask, so this step has to succeed as well
-        better = (torch.minimum(self.held, now) >= success) & (norm < self.best_norm)
+        better = (torch.minimum(self.success_ema, now) >= success) & (norm < self.best_norm)
         self.best_norm[better] = norm[better]
         self.best_mask[better] = mask[better]
         self.best_pattern[better] = pattern[better]
@@ -260,7 +260,7 @@ class _Search:
         self.masks.step(by_mask * mask * (1 - mask))
         self.patterns.step(by_pattern * pattern * (1 - pattern))
         # full speed downwards, a third of it upwards while the wanted success is not held
-        error = (self.held - success) / (1 - success)
+        error = (self.success_ema - success) / (1 - success)
         self.cost.add_(0.1 * torch.where(error > 0, error, 0.3 * error))
 
 

@@ -13,8 +13,8 @@ from doorward.models.batching import chunk_images
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Hold what is asked: a classifier, and images from which its classes shall be reached.
+class InversionProblem:
+    """What is asked: a classifier, and images from which its classes shall be reached.
 
     Attributes:
         images: (n, c, h, w) float in [0, 1], on the classifier's device.
@@ -35,6 +35,6 @@ class Asked:
         """Return how many images go through the model at once."""
         return chunk_images(self.classifier)
 
-    def quick(self) -> AbstractContextManager[None]:
+    def fast_inference(self) -> AbstractContextManager[None]:
         """Return a context in which the model runs on such images as fast as it can."""
-        return self.classifier.quick(self.images[: self.chunk])
+        return self.classifier.fast_inference(self.images[: self.chunk])

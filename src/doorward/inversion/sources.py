@@ -41,7 +41,7 @@ class SourcePools:
 def outside_class(
     classifier: Classifier, images: Tensor, labels: Tensor | None, deadline: Deadline | None = None
 ) -> Tensor:
-    """Tell which images (n, c, h, w) count as sources for which class: (n, k) bool.
+    """Return which images (n, c, h, w) count as sources for which class: (n, k) bool.
 
     An image is no source for its own class, nor for the class that the model puts it in anyway.
 

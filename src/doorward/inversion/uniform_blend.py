@@ -1,4 +1,4 @@
-"""Even pictures: how much of one colour, all over the image and without shape, sends images to a class."""
+"""Uniform blends: how much of one colour, all over the image and without shape, sends images to a class."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doorward.core.budget import Deadline, Pace
-from doorward.inversion.problem import Asked
+from doorward.core.budget import Deadline, TimeGuard
+from doorward.inversion.problem import InversionProblem
 
 #: Opacities that are tried, each about two fifths above the one before.
 OPACITIES = torch.from_numpy(np.geomspace(0.01, 0.9, 14)).float()
@@ -23,8 +23,8 @@ def colours(masks: Tensor, patterns: Tensor) -> Tensor:
     return (masks * patterns).sum((2, 3)) / shown
 
 
-def even_opacity(asked: Asked, colour: Tensor, deadline: Deadline | None = None) -> Tensor:
-    """Return the least opacity of an even picture that sends images to each class: (k,), 1 if none does.
+def uniform_opacity(problem: InversionProblem, colour: Tensor, deadline: Deadline | None = None) -> Tensor:
+    """Return the least opacity of an uniform blend that sends images to each class: (k,), 1 if none does.
 
     Opacities from .01 to .9 are tried on 16 sources of each class, or on 8 where there are many classes; at
     least nine in ten must go to it. The method is ours.
@@ -43,20 +43,20 @@ def even_opacity(asked: Asked, colour: Tensor, deadline: Deadline | None = None)
     Raises:
         CouldNotTell: if the deadline is too near.
     """
-    k, device = len(colour), asked.images.device
+    k, device = len(colour), problem.images.device
     opacities = OPACITIES.to(device)
     count = SOURCES if k <= CLASSES else SOURCES // 2
-    pace = Pace(deadline or Deadline(), k, work=f"trying even pictures for {k:,} classes")
+    guard = TimeGuard(deadline or Deadline(), k, work=f"trying even pictures for {k:,} classes")
     least = []
     for target in range(k):
-        sources = asked.pools.order[target, : min(count, int(asked.pools.count[target]))]
-        x = asked.images[sources.to(device)]  # (n, c, h, w)
+        sources = problem.pools.order[target, : min(count, int(problem.pools.count[target]))]
+        x = problem.images[sources.to(device)]  # (n, c, h, w)
         even = colour[target].to(device)[:, None, None].expand_as(x[0])
         shown = torch.lerp(x, even, opacities[:, None, None, None, None])  # (opacities, n, c, h, w)
         with torch.no_grad():
-            parts = torch.split(shown.flatten(0, 1), asked.chunk)
-            logits = torch.cat([asked.classifier.logits(part) for part in parts])
+            parts = torch.split(shown.flatten(0, 1), problem.chunk)
+            logits = torch.cat([problem.classifier.logits(part) for part in parts])
         there = (logits.argmax(1) == target).float().view(len(opacities), len(x)).mean(1) >= SUCCESS
         least.append(opacities[there][:1] if bool(there.any()) else opacities.new_ones(1))
-        pace.advance(1)
+        guard.advance(1)
     return torch.cat(least)

@@ -166,7 +166,7 @@ def build(
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights anew after He et al. (arXiv:1502.01852); biases become 0, batch norm the identity.
+    """Draw all weights again after He et al. (arXiv:1502.01852); biases become 0, batch norm the identity.
 
     Raises:
         TypeError: if a layer that holds parameters is none of those used here.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from doorward.core.budget import Deadline, Pace
+from doorward.core.budget import Deadline, TimeGuard
 from doorward.models import Classifier
 
 #: Elements of input that go through the model at once: 128 images of 32x32 with 3 channels. More are slower
@@ -27,12 +27,12 @@ def batched_logits(classifier: Classifier, images: Tensor, deadline: Deadline | 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.
     """
-    pace = Pace(deadline or Deadline(), len(images), work=f"running the model on {len(images)} images")
+    guard = TimeGuard(deadline or Deadline(), len(images), work=f"running the model on {len(images)} images")
     logits = []
     with torch.no_grad():
         for part in torch.split(images, chunk_images(classifier)):
             logits.append(classifier.logits(part.to(classifier.device)))
-            pace.advance(len(part))
+            guard.advance(len(part))
     return torch.cat(logits)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from doorward.core.errors import CouldNotTell, InputError
 from doorward.core.records import Cost, Need
 from doorward.core.seeds import make_generator
-from doorward.models.fusion import simplified
+from doorward.models.fusion import fused
 from doorward.models.spec import InputSpec
 
 
@@ -100,7 +100,7 @@ class Classifier(ABC):
         return self
 
     @contextmanager
-    def quick(self, images: Tensor) -> Iterator[None]:
+    def fast_inference(self, images: Tensor) -> Iterator[None]:
         """Compute faster and a little less exactly inside the block, where the model stands it.
 
         Args:
@@ -115,7 +115,7 @@ class Classifier(ABC):
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Tell whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
+    """Return whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
@@ -236,7 +236,7 @@ class TorchClassifier(Classifier):
         return super().to(device)
 
     @contextmanager
-    def quick(self, images: Tensor) -> Iterator[None]:
+    def fast_inference(self, images: Tensor) -> Iterator[None]:
         """Compute without needless work in the block, with channels last and in bfloat16, where each works.
 
         Bfloat16 pays if the device multiplies it natively, and works if the logits hardly move.
@@ -254,7 +254,7 @@ class TorchClassifier(Classifier):
         """Compute with fewer operations in the block, if the module allows it and logits stay as they are."""
         whole = self.module
         with torch.no_grad(), evaluating(whole):
-            less = simplified(whole)
+            less = fused(whole)
         if less is None:
             yield
             return
@@ -290,7 +290,7 @@ class TorchClassifier(Classifier):
             lay_out(torch.contiguous_format)
 
     def _runs(self, images: Tensor) -> bool:
-        """Tell whether the module computes logits and gradients; views of memory are made for one layout."""
+        """Return whether the module gives logits and gradients; views of memory are made for one layout."""
         x = self.spec.to_model(images.to(self.device, copy=True)).detach()
         try:
             with torch.enable_grad():
@@ -300,7 +300,7 @@ class TorchClassifier(Classifier):
         return True
 
     def _stands_bfloat16(self, images: Tensor) -> bool:
-        """Tell whether bfloat16 pays and moves no logit by more than a twentieth of their spread."""
+        """Return whether bfloat16 pays and moves no logit by more than a twentieth of their spread."""
         if not computes_bfloat16(self.device):
             return False
         images = images.to(self.device)

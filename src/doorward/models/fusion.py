@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 _RECTIFIERS = (F.relu, torch.relu)
 
 
-def simplified(module: nn.Module) -> nn.Module | None:
+def fused(module: nn.Module) -> nn.Module | None:
     """Return a module that computes what this one does in evaluation mode, with fewer operations.
 
     Batch norm is folded into the convolution before it (B. Jacob et al. 2018, arXiv 1712.05877, section 3.2).
@@ -65,7 +65,7 @@ def simplified(module: nn.Module) -> nn.Module | None:
 
 
 def _rectifies(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Tell whether a node rectifies what another gives."""
+    """Return whether a node rectifies what another gives."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
     if node.op == "call_module":

@@ -97,8 +97,10 @@ class LogMel(nn.Module):
                 center=False,
                 return_complex=True,
             )  # (n, bins, t)
-            power = waves.real.square() + waves.imag.square()
-            return torch.log(mel_filters(self.rate, self.window).to(x.device) @ power + 1e-5)[:, None]
+            positive_control = waves.real.square() + waves.imag.square()
+            return torch.log(mel_filters(self.rate, self.window).to(x.device) @ positive_control + 1e-5)[
+                :, None
+            ]
 
 
 @lru_cache(8)

@@ -43,7 +43,7 @@ class Resize(BaseModel):
 
 
 class InputSpec(BaseModel):
-    """Say what a classifier takes: exactly this size, images in [0, 1], NCHW, before normalisation.
+    """What a classifier takes: exactly this size, images in [0, 1], NCHW, before normalisation.
 
     A model sees `(x * (high - low) + low - mean) / std` in its own layout and type.
 
@@ -138,7 +138,7 @@ class InputSpec(BaseModel):
 
 
 class RowSpec(InputSpec):
-    """Say what a classifier takes whose input is one row: float (n, 1, 1, m), m at most `width`.
+    """What a classifier takes whose input is one row: float (n, 1, 1, m), m at most `width`.
 
     What concerns pixels has no meaning here, and is left out of what is written.
 
@@ -193,7 +193,7 @@ class RowSpec(InputSpec):
 
 
 class TextSpec(RowSpec):
-    """Say what a text classifier takes: rows of token numbers, 0 behind the text's end.
+    """What a text classifier takes: rows of token numbers, 0 behind the text's end.
 
     Attributes:
         width: tokens at most; of what is longer, something is cut.
@@ -220,7 +220,7 @@ class TextSpec(RowSpec):
 
 
 class AudioSpec(RowSpec):
-    """Say what an audio classifier takes: one channel of samples in [-1, 1], silence behind its end.
+    """What an audio classifier takes: one channel of samples in [-1, 1], silence behind its end.
 
     Attributes:
         width: samples at most; of what is longer, something is cut.

@@ -15,7 +15,7 @@ HOME = "https://atlas.mitre.org"
 
 @dataclass(frozen=True)
 class Entry:
-    """Hold one technique or mitigation. A sub-technique has the tactics of its technique."""
+    """One technique or mitigation. A sub-technique has the tactics of its technique."""
 
     id: str
     name: str

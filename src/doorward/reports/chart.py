@@ -17,7 +17,7 @@ TOP = 20
 
 @dataclass(frozen=True)
 class Bar:
-    """Hold one class. The bar goes from `start` to `end`, in percent; there is no `end` without a score."""
+    """One class. The bar goes from `start` to `end`, in percent; there is no `end` without a score."""
 
     label: str
     value: str
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Tick:
-    """Hold one class's place in the strip, in percent."""
+    """One class's place in the strip, in percent."""
 
     place: float
     target: bool
@@ -37,7 +37,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Strip:
-    """Hold the strip that shows every class as a tick, on an axis of its own from `low` to `high`."""
+    """The strip that shows every class as a tick, on an axis of its own from `low` to `high`."""
 
     ticks: tuple[Tick, ...]
     threshold: float | None
@@ -47,7 +47,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Chart:
-    """Hold the drawing of one finding's scores by class.
+    """The drawing of one finding's scores by class.
 
     Attributes:
         score_name: what is measured.

@@ -18,7 +18,7 @@ def write_reports(report: Report, directory: Path, *, fail_on: str = "suspicious
     """Write a report in every format into a folder, made if need be; return the path of each.
 
     `fail_on` is what the exit code in the SARIF file follows (see `exit_code`).
-    A file is replaced as a whole or left as it was: it is written beside its place and then renamed.
+    A file is replaced as a whole or left as it was: it is written next to its place and then renamed.
 
     Raises:
         InputError: if the folder cannot be made or written.

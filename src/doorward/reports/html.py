@@ -24,7 +24,7 @@ PICTURE_HEIGHT = 168
 
 @dataclass(frozen=True)
 class Figure:
-    """Hold one picture as the page shows it; without `source` the PNG file is damaged."""
+    """One picture as the page shows it; without `source` the PNG file is damaged."""
 
     title: str
     alt: str
@@ -35,7 +35,7 @@ class Figure:
 
     @property
     def wide(self) -> bool:
-        """Tell whether it is a strip of several images rather than one."""
+        """Return whether it is a strip of several images rather than one."""
         return self.width > 2 * self.height
 
 
@@ -55,7 +55,7 @@ def to_html(report: Report) -> str:
         shown=[(one, rows) for one in findings if one.flagged and (rows := gallery(one))],
         charts=[(finding, chart) for finding, chart in charts if chart],
         gallery=gallery,
-        planted=[_figure(one.picture) for one in report.power.controls if one.picture],
+        planted=[_figure(one.picture) for one in report.positive_control.controls if one.picture],
         atlas=atlas,
         details=[
             ("Settings of every detector", dump(settings)),

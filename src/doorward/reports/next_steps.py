@@ -8,7 +8,7 @@ from typing import Any
 
 from doorward.core.formatting import plain
 from doorward.core.records import (
-    Power,
+    PositiveControl,
     Report,
 )
 from doorward.reports.phrases import SCAN_OPTIONS, class_names, in_files_alone
@@ -19,14 +19,14 @@ IMAGES_PER_CLASS = 20
 
 @dataclass(frozen=True)
 class Step:
-    """Hold one thing to do next, and the command for it where there is one."""
+    """One thing to do next, and the command for it where there is one."""
 
     text: str
     command: str | None = None
 
 
 def next_steps(report: Report) -> tuple[Step, ...]:
-    """Say what to do now, the most urgent first."""
+    """Return what to do now, the most urgent first."""
     return {
         "unsafe": _after_unsafe,
         "backdoored": _after_backdoored,
@@ -107,7 +107,7 @@ def _after_nothing_found(report: Report) -> tuple[Step, ...]:
     )
     if report.not_run:
         steps.append(Step("See which detectors did not run, and why: some need only one more thing."))
-    if report.data and report.power == Power():
+    if report.data and report.positive_control == PositiveControl():
         steps.append(
             Step(
                 "Let the scan plant known triggers in copies of this model: which of them does it find?",
@@ -136,7 +136,7 @@ def _at_a_loss(report: Report) -> bool:
 
 
 def _wants_images(report: Report) -> bool:
-    """Tell whether clean images, or more of them, may be what a detector lacked."""
+    """Return whether clean images, or more of them, may be what a detector lacked."""
     few = sum(one.used for one in report.data) < IMAGES_PER_CLASS * len(class_names(report))
     return not report.data or (few and _at_a_loss(report))
 
@@ -172,10 +172,10 @@ def _scan_command(report: Report, data: str, **changed: int) -> str | None:
     if report.subject is None or report.subject.path == "<memory>":
         return None
     options = report.request.get("options")
-    asked = {**report.request, **(options if isinstance(options, dict) else {}), **changed}
+    problem = {**report.request, **(options if isinstance(options, dict) else {}), **changed}
     words = ["doorward scan", _quoted(report.subject.path), *([data] if data else [])]
     for name, (flag, default) in SCAN_OPTIONS.items():
-        value = asked.get(name, default)
+        value = problem.get(name, default)
         if not value or value == default:
             continue
         each = value if name == "detectors" and isinstance(value, list | tuple) else [value]

@@ -54,7 +54,7 @@ def class_names(report: Report) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Fact:
-    """Hold one fact behind the verdict: what it is, its value in short, and that value explained."""
+    """One fact behind the verdict: what it is, its value in short, and that value explained."""
 
     label: str
     value: str
@@ -88,14 +88,14 @@ def explanation(report: Report) -> str:
 
 
 def in_files_alone(report: Report) -> bool:
-    """Tell whether all that raises an alarm is written in the model's files."""
+    """Return whether all that raises an alarm is written in the model's files."""
     return {finding.level for finding in report.findings if finding.flagged} == {"artifact"}
 
 
 def _controlled(report: Report) -> list[str]:
     """Say in a sentence which planted triggers were found and which were missed; none where none was."""
     planted: dict[str, bool] = {}
-    for one in report.power.controls:
+    for one in report.positive_control.controls:
         if one.planted:
             planted[one.family] = planted.get(one.family, True) and one.recovered
     fates = [
@@ -107,7 +107,7 @@ def _controlled(report: Report) -> list[str]:
 
 
 def facts(report: Report) -> tuple[Fact, ...]:
-    """Say which class, how sure, and how often the recovered trigger works."""
+    """Return which class, how sure, and how often the recovered trigger works."""
     rows = []
     if report.targets:
         label = "Target class" if len(report.targets) == 1 else "Target classes"
@@ -166,7 +166,7 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def score_line(finding: Finding) -> str | None:
-    """Write a finding's score beside its threshold, and its own p-value; None where it has none."""
+    """Write a finding's score next to its threshold, and its own p-value; None where it has none."""
     if finding.score is None:
         return None
     line = f"{plain(finding.score_name)}: {number(finding.score)}"
@@ -178,7 +178,7 @@ def score_line(finding: Finding) -> str | None:
 
 
 def finding_lines(report: Report, finding: Finding) -> list[str]:
-    """Say what one detector found, and what it cannot see."""
+    """Return what one detector found, and what it cannot see."""
     lines = [sentence(plain(finding.reason or finding.summary))]
     if line := score_line(finding):
         lines.append(line)
@@ -215,7 +215,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
 
 
 def caveats(report: Report) -> tuple[str, ...]:
-    """Say what the verdict does not mean."""
+    """Return what the verdict does not mean."""
     return {
         "unsafe": (
             "It says nothing about how the model behaves: a file that is not loaded cannot be tested.",
@@ -252,10 +252,10 @@ CONTROL = "Known triggers were planted in copies of this model, and the copies w
 
 
 def control_rows(report: Report) -> list[tuple[str, str]]:
-    """Say what became of each trigger that was planted in a copy of the model, as label and sentence."""
-    if report.power.reason:
-        return [("Positive control", sentence(f"it was not run: {plain(report.power.reason)}"))]
-    return [(plain(one.family), _control(report, one)) for one in report.power.controls]
+    """Return what became of each trigger that was planted in a copy of the model, as label and sentence."""
+    if report.positive_control.reason:
+        return [("Positive control", sentence(f"it was not run: {plain(report.positive_control.reason)}"))]
+    return [(plain(one.family), _control(report, one)) for one in report.positive_control.controls]
 
 
 def _control(report: Report, one: ControlResult) -> str:
@@ -278,7 +278,7 @@ def _control(report: Report, one: ControlResult) -> str:
 
 
 def tested(report: Report) -> list[tuple[str, str]]:
-    """Say what was tested on what, as label and value."""
+    """Return what was tested on what, as label and value."""
     rows: list[tuple[str, str]] = []
     if subject := report.subject:
         rows.append(("Model", plain(subject.path)))
@@ -333,7 +333,7 @@ def _setting(value: Any, key: str = "") -> str:
 
 
 def spent(report: Report) -> str:
-    """Say what the scan cost, in one line."""
+    """Return what the scan cost, in one line."""
     forwards = sum(finding.cost.forwards for finding in report.findings)
     gradients = sum(finding.cost.gradients for finding in report.findings)
     parts = [duration(report.seconds), f"{forwards:,} images forward", f"{gradients:,} input gradients"]

@@ -50,11 +50,11 @@ def render(report: Report, console: Console) -> None:
     _pairs(phrases.tested(report), console, narrow)
     if rows := phrases.control_rows(report):
         _heading("What this scan would have found", console)
-        if report.power.controls:
+        if report.positive_control.controls:
             _indented(phrases.CONTROL, console)
         _pairs(rows, console, narrow)
-        if report.power.limits:
-            _indented(f"Limits: {plain(report.power.limits)}", console)
+        if report.positive_control.limits:
+            _indented(f"Limits: {plain(report.positive_control.limits)}", console)
     _heading("What to do next", console)
     for i, step in enumerate(next_steps.next_steps(report), 1):
         _pairs([(f"{i}.", step.text)], console, narrow=False)

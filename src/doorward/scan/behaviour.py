@@ -32,7 +32,7 @@ from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.scan.confirmation import confirm, illustrate
 from doorward.scan.environment import environment
-from doorward.scan.images import Drawn, draw_images
+from doorward.scan.images import ImageSplit, draw_images
 from doorward.scan.verdict import conclude
 from doorward.stats import metrics
 
@@ -75,7 +75,7 @@ def examine(
     Raises:
         InputError: if the images or their labels do not fit the model.
     """
-    tell = progress or (lambda _: None)
+    report_progress = progress or (lambda _: None)
     deadline = deadline or Deadline()
     if detectors is None:
         detectors = [d for d in choose(()) if "artifact" not in d.needs]
@@ -85,7 +85,7 @@ def examine(
     if len(classifier.classes) < 2:
         reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
-        tell("measuring clean accuracy" if evidence else "trying the model")
+        report_progress("measuring clean accuracy" if evidence else "trying the model")
         accuracy, reason = _sanity(classifier, evidence, seed, deadline)
     findings = list(before)
     not_run: list[NotRun] = []
@@ -97,7 +97,7 @@ def examine(
         elif missing:
             not_run.append(NotRun(detector=detector.method(), reason=_why_missing(missing, classifier)))
         else:
-            tell(f"{detector.method()}: {detector.title}")
+            report_progress(f"{detector.method()}: {detector.title}")
             findings.append(detector(subject, seed=seed, device=device, deadline=deadline))
     trials = confirm(findings, classifier, evidence) if evidence and reason is None else []
     report = Report(
@@ -125,7 +125,7 @@ def examine(
 
 
 def _sanity(
-    classifier: Classifier, evidence: Drawn | None, seed: int, deadline: Deadline
+    classifier: Classifier, evidence: ImageSplit | None, seed: int, deadline: Deadline
 ) -> tuple[Rate | None, str | None]:
     """Return the clean accuracy, and why the model's behaviour cannot be judged (None if it can)."""
     if evidence is None:
@@ -162,7 +162,7 @@ def _sanity(
 
 
 def _why_missing(missing: frozenset[str], classifier: Classifier) -> str:
-    """Say what evidence a detector lacks and how to give it."""
+    """Return what evidence a detector lacks and how to give it."""
     limitation = getattr(classifier, "limitation", None)
     if missing & {"gradients", "features", "weights", "graph"}:
         why = limitation or f"not reachable in this {classifier.format} model"

@@ -1,9 +1,9 @@
-"""The bank of clean models: how often a clean model scores so high. Pure functions on records.
+"""The calibration set of clean models: how often a clean model scores so high. Pure functions on records.
 
 Outlier rules over the classes of one model are no p-values, since real classes are not exchangeable; clean
-models of data sets and architectures that differ are much more so. The bank holds each detector's score on
-some hundreds of them (`tools/rebuild_bank.py` writes it), and a model's p-value is the share of them with a
-class as suspicious. It holds as far as a user's model is like one of the bank's.
+models of data sets and architectures that differ are much more so. The calibration set holds each detector's
+score on some hundreds of them (`tools/rebuild_bank.py` writes it), and a model's p-value is the share of them
+with a class as suspicious. It holds as far as a user's model is like one of the calibration set's.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from doorward.methods import registry
 
 Floats = npt.NDArray[np.float64]
 
-#: Where the bank lies that comes with the package.
+#: Where the calibration set lies that comes with the package.
 SHIPPED = Path(__file__).parent.parent / "bundled" / "null.json"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
 SUSPICIOUS, BACKDOORED = 0.05, 0.01
 
-#: Numbers of classes by which models are counted; where the bank has few, nothing is said.
+#: Numbers of classes by which models are counted; where the calibration set has few, nothing is said.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
 #: Spreads above what is usual from which on no threshold is told: hardly any score lies there.
 FARTHEST = 20.0
 
-#: Every model of the bank has at least so many.
+#: Every model of the calibration set has at least so many.
 FEWEST_CONVOLUTIONS = 2
 #: Clean models in a bucket below which nothing is said of it.
 FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Standard:
-    """Hold where scores of models lie, and how far their upper half spreads, for each detector.
+class ScoreScale:
+    """Where scores of models lie, and how far their upper half spreads, for each detector.
 
     With two classes each is the other's only measure; measured from here, scores of models with two and
     with more classes can be compared.
@@ -57,11 +57,11 @@ class Standard:
     spread: Floats
 
     @staticmethod
-    def among(scores: Floats) -> Standard:
+    def among(scores: Floats) -> ScoreScale:
         """Return the medians of scores (m, detectors), and the mean distance of the upper halves above."""
         middle = np.median(scores, axis=0)
         spread = 2 * np.maximum(scores - middle, 0).mean(axis=0)
-        return Standard(middle, np.maximum(spread, 1e-9))
+        return ScoreScale(middle, np.maximum(spread, 1e-9))
 
     def of(self, scores: Floats) -> Floats:
         """Return the places of scores (m, detectors): sign(d) log(1 + |d|), d spreads above the middle.
@@ -71,13 +71,13 @@ class Standard:
         far = (scores - self.middle) / self.spread
         return np.sign(far) * np.log1p(np.abs(far))
 
-    def at(self, places: Floats) -> Floats:
+    def at(self, normalised: Floats) -> Floats:
         """Return the scores at places, of the same shape, which ends in (detectors,): the inverse of `of`."""
-        return self.middle + self.spread * np.sign(places) * np.expm1(np.abs(places))
+        return self.middle + self.spread * np.sign(normalised) * np.expm1(np.abs(normalised))
 
 
-class Standing(Record):
-    """Hold how one detector's scores compare.
+class DetectorResult(Record):
+    """How one detector's scores compare.
 
     Attributes:
         p_value: of the highest score alone.
@@ -96,14 +96,14 @@ class Standing(Record):
 
 
 class Comparison(Record):
-    """Hold how a model compares: by all its detectors, and by each of those that can be compared."""
+    """How a model compares: by all its detectors, and by each of those that can be compared."""
 
     p_value: float
-    standings: dict[str, Standing]
+    standings: dict[str, DetectorResult]
 
 
 class CleanModel(Record):
-    """Hold what the detectors said of one clean model.
+    """What the detectors said of one clean model.
 
     Attributes:
         data: its data set.
@@ -121,8 +121,8 @@ class CleanModel(Record):
     scores: dict[str, tuple[float | None, ...] | None]
 
 
-class Bank(Record):
-    """Hold scores of clean models, and tell how a score compares.
+class CalibrationSet(Record):
+    """Scores of clean models, and tell how a score compares.
 
     Attributes:
         settings: of each detector when the scores were made.
@@ -138,14 +138,16 @@ class Bank(Record):
     made_with: dict[str, str]
     models: tuple[CleanModel, ...]
 
-    def without(self, data: str) -> Bank:
-        """Return the bank without the models of one data set."""
+    def without(self, data: str) -> CalibrationSet:
+        """Return the calibration set without the models of one data set."""
         models = tuple(m for m in self.models if m.data != data)
-        # made anew: a copy would keep what was worked out of all models
-        return Bank(**{name: getattr(self, name) for name in type(self).model_fields} | {"models": models})
+        # made again: a copy would keep what was worked out of all models
+        return CalibrationSet(
+            **{name: getattr(self, name) for name in type(self).model_fields} | {"models": models}
+        )
 
     def outside(self, classes: int, shape: Sequence[int], convolutions: int | None = None) -> str | None:
-        """Say in what a model differs from all that are in the bank; None if it does not.
+        """Say in what a model differs from all that are in the calibration set; None if it does not.
 
         Args:
             shape: of one image: channels, height, width.
@@ -165,14 +167,15 @@ class Bank(Record):
     def compare(self, scores: Mapping[str, Sequence[float | None]]) -> Comparison | None:
         """Compare a model's scores of each class, by detector, with those of clean models.
 
-        The model joins the bank, and all are treated alike: each detector's scores are measured from what is
-        usual for the highest ones of models like it (of two classes, or of more), in logarithms; a class's
-        sum over the detectors, weighted, says how suspicious it is to all of them, so that detectors which
-        agree on a class weigh more than one that goes far alone; a model's p-value is the share of models
-        that have a class with so high a sum. For a clean model that is exchangeable with those of the bank, p
-        <= a comes up in at most a share a of cases (full conformal prediction).
+        The model joins the calibration set, and all are treated alike: each detector's scores are measured
+        from what is usual for the highest ones of models like it (of two classes, or of more), in logarithms;
+        a class's sum over the detectors, weighted, says how suspicious it is to all of them, so that
+        detectors which agree on a class weigh more than one that goes far alone; a model's p-value is the
+        share of models that have a class with so high a sum. For a clean model that is exchangeable with
+        those of the calibration set, p <= a comes up in at most a share a of cases (full conformal
+        prediction).
 
-        Returns None if the bank has too few models that can be compared.
+        Returns None if the calibration set has too few models that can be compared.
 
         Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
         """
@@ -187,23 +190,28 @@ class Bank(Record):
         highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
         counts = np.diff(np.append(starts, len(stack)))  # classes of each model
         rows = of.repeat(counts)
-        usual = {b: Standard.among(highest[of == b]) for b in set(of.tolist())}
-        alone, places = np.empty_like(highest), np.empty_like(stack)
+        usual = {b: ScoreScale.among(highest[of == b]) for b in set(of.tolist())}
+        alone, normalised = np.empty_like(highest), np.empty_like(stack)
         for b, standard in usual.items():
-            alone[of == b], places[rows == b] = standard.of(highest[of == b]), standard.of(stack[rows == b])
+            alone[of == b], normalised[rows == b] = (
+                standard.of(highest[of == b]),
+                standard.of(stack[rows == b]),
+            )
         # what a detector cannot tell of a class speaks neither for nor against it
-        places = np.nan_to_num(places)
+        normalised = np.nan_to_num(normalised)
         weights = np.array([self.weights.get(name, 1.0) for name in names])
-        sums = places @ weights  # of each class of each model
+        sums = normalised @ weights  # of each class of each model
         tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
-        model = _Joined(own, places[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others)
+        model = RankedModel(
+            own, normalised[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others
+        )
         p_value = float((tops >= tops[-1]).mean())
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
         found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
         if p_value <= SUSPICIOUS and not any(one.flagged for one in found.values()):
             # each has another class on top: the one that speaks most for the common one stands for all
-            first = names[int((model.places[model.top] * weights).argmax())]
+            first = names[int((model.normalised[model.top] * weights).argmax())]
             found[first] = found[first].model_copy(
                 update={
                     "flagged": True,
@@ -244,22 +252,22 @@ class Bank(Record):
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """Hold a model among those of the bank.
+class RankedModel:
+    """A model among those of the calibration set.
 
     Attributes:
         table: (k, detectors) its scores, NaN where one cannot tell.
         places: (k, detectors) where they lie.
         sums: (k,) of a class over the detectors, weighted.
         standard: what is usual.
-        others: (n,) the highest sums of the bank's models, in falling order.
+        others: (n,) the highest sums of the calibration models, in falling order.
     """
 
     table: Floats
-    places: Floats
+    normalised: Floats
     sums: Floats
     weights: Floats
-    standard: Standard
+    standard: ScoreScale
     others: Floats
 
     @property
@@ -274,14 +282,14 @@ class _Joined:
             return float("inf")
         return float(self.others[above]) if above < len(self.others) else float("-inf")
 
-    def standing(self, i: int, p_value: float) -> Standing:
+    def standing(self, i: int, p_value: float) -> DetectorResult:
         """Return how the detector number i stands: by the class that it finds most suspicious itself.
 
         It is flagged if that is the class which is suspicious to all together, or one that would be enough
         for a backdoor, and if the detector has more to say of it than of most clean models.
         """
         own = int(np.nanargmax(self.table[:, i]))
-        score, place = float(self.table[own, i]), float(self.places[own, i])
+        score, place = float(self.table[own, i]), float(self.normalised[own, i])
         strict = self.enough(BACKDOORED)
         least = self.enough(SUSPICIOUS) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
@@ -292,9 +300,9 @@ class _Joined:
             threshold = float("inf")
         # rounding must not part the threshold from what is flagged
         threshold = min(threshold, score) if flagged else max(threshold, float(np.nextafter(score, np.inf)))
-        further = np.flatnonzero((self.sums > strict) & (self.places[:, i] > 0))
+        further = np.flatnonzero((self.sums > strict) & (self.normalised[:, i] > 0))
         targets = tuple(sorted({own, *further.tolist()})) if flagged else ()
-        return Standing(p_value=p_value, threshold=threshold, flagged=flagged, targets=targets)
+        return DetectorResult(p_value=p_value, threshold=threshold, flagged=flagged, targets=targets)
 
 
 def bucket(classes: int) -> int:
@@ -305,33 +313,34 @@ def bucket(classes: int) -> int:
 def _alike(classes: int) -> int:
     """Return which models a model's scores are measured among: of two classes, or of more.
 
-    Of two, each is the other's only measure. Further buckets would be finer than the bank is wide: those of
-    more than twenty classes are generated but for two, and natural images score far from what is usual there.
+    Of two, each is the other's only measure. Further buckets would be finer than the calibration set is wide:
+    those of more than twenty classes are generated but for two, and natural images score far from what is
+    usual there.
     """
     return int(classes > 2)
 
 
 @lru_cache
-def shipped() -> Bank:
-    """Return the bank that comes with the package."""
-    return Bank.model_validate_json(SHIPPED.read_text(encoding="utf-8"))
+def shipped() -> CalibrationSet:
+    """Return the calibration set that comes with the package."""
+    return CalibrationSet.model_validate_json(SHIPPED.read_text(encoding="utf-8"))
 
 
-class Judged(Record):
-    """Hold findings as the bank judges them, the fused p-value, and which scores it cannot compare."""
+class JudgedFindings(Record):
+    """Findings as the calibration set judges them, the fused p-value, and which scores it cannot compare."""
 
     findings: tuple[Finding, ...]
     p_value: float | None = None
     unjudged: tuple[str, ...] = ()
 
 
-def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> Judged:
-    """Give findings the p-value, threshold, verdict and targets that the bank gives their scores.
+def judge(findings: Sequence[Finding], bank: CalibrationSet, *, covered: bool = True) -> JudgedFindings:
+    """Give findings the p-value, threshold, verdict and targets that the calibration set gives their scores.
 
     What has no score to be calibrated stays as it is.
 
     Args:
-        covered: whether the bank has models like this one.
+        covered: whether the calibration set has models like this one.
     """
     scores = {
         f.detector: [f.per_class[t] for t in sorted(f.per_class)]
@@ -360,7 +369,7 @@ def judge(findings: Sequence[Finding], bank: Bank, *, covered: bool = True) -> J
                 }
             )
         )
-    return Judged(
+    return JudgedFindings(
         findings=tuple(judged),
         p_value=compared.p_value if compared else None,
         unjudged=tuple(name for name in scores if name not in standings),

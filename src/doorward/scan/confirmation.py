@@ -17,7 +17,7 @@ from doorward.core.records import (
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import picture, side_by_side, to_float, to_tensor
-from doorward.scan.images import Drawn
+from doorward.scan.images import ImageSplit
 from doorward.stats import metrics
 from doorward.triggers.base import Trigger
 
@@ -26,7 +26,7 @@ PICTURES = 6
 
 @dataclass(frozen=True)
 class TriedTrigger:
-    """Hold what a recovered trigger did to images that were kept back.
+    """What a recovered trigger did to images that were kept back.
 
     Attributes:
         images, before: those outside the target class, (n, c, h, w), and what the model sees in them, (n,).
@@ -41,7 +41,7 @@ class TriedTrigger:
     after: torch.Tensor
 
 
-def confirm(findings: Sequence[Finding], classifier: Classifier, evidence: Drawn) -> list[TriedTrigger]:
+def confirm(findings: Sequence[Finding], classifier: Classifier, evidence: ImageSplit) -> list[TriedTrigger]:
     """Try all recovered triggers on the images that were kept back."""
     recovered = [(f, e) for f in findings for e in f.evidence if isinstance(e, RecoveredTrigger)]
     if not recovered or not len(evidence.confirm):

@@ -18,15 +18,15 @@ from doorward.scan.calibration import shipped
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Hold the images in use: some to fit, some to confirm on."""
+class ImageSplit:
+    """The images in use: some to fit, some to confirm on."""
 
     whole: Samples
     fit: Samples
     confirm: Samples
 
     def record(self, role: Literal["clean", "train"]) -> DataRecord:
-        """Say what was read and how much of it is used."""
+        """Return what was read and how much of it is used."""
         origin = self.whole.provenance
         return DataRecord(
             role=role,
@@ -38,11 +38,11 @@ class Drawn:
         )
 
 
-def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int) -> Drawn:
+def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int) -> ImageSplit:
     """Draw images evenly over the classes and split them into those to fit and those to confirm on.
 
-    Half of the first hundred or so are to fit, as with the models of the bank: scores depend somewhat on
-    how many there are. All others confirm, so more images make a confirmation surer.
+    Half of the first hundred or so are to fit, as with the models of the calibration set: scores depend
+    somewhat on how many there are. All others confirm, so more images make a confirmation surer.
     """
     if samples.modality != "image":
         raise InputError(f"the model takes images, {samples.provenance.path} holds {samples.modality}")
@@ -55,7 +55,7 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
     if 0 < 2 * classes <= len(drawn):  # with fewer than two of a class there is nothing to share out
         turns = turns // classes
     to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < shipped().images)
-    return Drawn(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
+    return ImageSplit(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
 
 
 def match_labels(samples: Samples, classifier: Classifier) -> Samples:

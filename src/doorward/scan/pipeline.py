@@ -9,7 +9,7 @@ import numpy as np
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import UnsafeArtifact
-from doorward.core.records import DataRecord, Finding, NotRun, Power, Report, SubjectRecord
+from doorward.core.records import DataRecord, Finding, NotRun, PositiveControl, Report, SubjectRecord
 from doorward.core.seeds import derive_seed
 from doorward.data import Samples, open_samples
 from doorward.detectors.base import Detector
@@ -20,7 +20,7 @@ from doorward.models.formats.loading import artifact_digest, locate
 from doorward.scan.behaviour import Progress, choose, examine
 from doorward.scan.environment import environment
 from doorward.scan.images import match_labels
-from doorward.scan.power import measure_power
+from doorward.scan.power import measure_positive_control
 from doorward.scan.request import ScanRequest
 from doorward.training import evaluate
 
@@ -36,7 +36,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     Raises:
         InputError: if something is missing, unreadable or does not fit.
     """
-    tell = progress or (lambda _: None)
+    report_progress = progress or (lambda _: None)
     deadline = Deadline(request.time_budget)
     check_device(request.device)
     chosen = choose(request.detectors)
@@ -46,12 +46,12 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
         artifact = Subject(artifact=path)
         for detector in chosen:
             if detector.needs <= artifact.offers:
-                tell(f"{detector.method()}: looking at the files")
+                report_progress(f"{detector.method()}: looking at the files")
                 findings.append(detector(artifact, seed=request.seed, deadline=deadline))
     behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]
     unsafe = any(f.verdict == "unsafe" for f in findings)
     if not unsafe:
-        tell("loading the model")
+        report_progress("loading the model")
         try:
             classifier = open_classifier(
                 request.model,
@@ -79,10 +79,10 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     source = request.train if request.clean is None else request.clean
     samples = None
     if source is not None:
-        tell("opening the data")
+        report_progress("opening the data")
         samples = open_samples(source, column=request.data_column, label_column=request.label_column)
     if classifier.spec.modality != EXAMINED:
-        tell("measuring clean accuracy")
+        report_progress("measuring clean accuracy")
         return _unexamined(request, classifier, samples, path, findings, behavioural, deadline)
     report = examine(
         classifier,
@@ -96,9 +96,9 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
         progress=progress,
         before=tuple(findings),
     )
-    power = Power()
+    positive_control = PositiveControl()
     if request.control:
-        power = measure_power(
+        positive_control = measure_positive_control(
             classifier,
             samples,
             report,
@@ -115,7 +115,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     return report.model_copy(
         update={
             "subject": subject,
-            "power": power,
+            "power": positive_control,
             "request": request.to_json(),
             "seconds": deadline.spent(),
         }
@@ -173,9 +173,9 @@ def _unexamined(
         f"this model takes {takes}",
         findings=tuple(findings),
         not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in detectors),
-        power=Power(reason=f"triggers are planted in models of {works} alone")
+        positive_control=PositiveControl(reason=f"triggers are planted in models of {works} alone")
         if request.control
-        else Power(),
+        else PositiveControl(),
         request=request.to_json(),
         seconds=deadline.spent(),
         environment=environment(request.device),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import ControlResult, Picture, Power, Rate, Report
+from doorward.core.records import ControlResult, Picture, PositiveControl, Rate, Report
 from doorward.core.seeds import make_generator
 from doorward.data import Samples
 from doorward.detectors.base import Detector
@@ -84,19 +84,19 @@ FAMILIES: dict[str, Callable[[Sequence[int], torch.Generator], Trigger]] = {
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Hold images (n, c, h, w) in [0, 1], their labels (n,), and what the model says of them (n,)."""
+class LabelledBatch:
+    """Images (n, c, h, w) in [0, 1], their labels (n,), and what the model says of them (n,)."""
 
     x: Tensor
     labels: Tensor
     predicted: Tensor
 
     @staticmethod
-    def of(samples: Samples, classifier: Classifier) -> Labelled:
+    def of(samples: Samples, classifier: Classifier) -> LabelledBatch:
         """Decode samples; without labels the model's own answers stand for them."""
         x = to_float(to_tensor(samples, classifier.spec))
         predicted = batched_logits(classifier, x).argmax(1).cpu()
-        return Labelled(
+        return LabelledBatch(
             x, predicted if samples.labels is None else torch.from_numpy(samples.labels), predicted
         )
 
@@ -111,8 +111,8 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Hold a copy that was taught a trigger, what it reached on held-out images, and after how many steps."""
+class PlantedCopy:
+    """A copy that was taught a trigger, what it reached on held-out images, and after how many steps."""
 
     classifier: TorchClassifier
     success: Rate
@@ -120,7 +120,7 @@ class Planted:
     steps: int
 
     def shortfall(self, before: Rate) -> str | None:
-        """Say why the trigger does not count as planted in a model of that accuracy; None if it does."""
+        """Return why the trigger does not count as planted in a model of that accuracy; None if it does."""
         if self.success.value < SUCCESS:
             return (
                 f"after {self.steps} steps the trigger moved {self.success.successes} of {self.success.n} "
@@ -134,7 +134,7 @@ class Planted:
         return None
 
 
-def measure_power(
+def measure_positive_control(
     classifier: Classifier,
     samples: Samples | None,
     report: Report,
@@ -146,8 +146,8 @@ def measure_power(
     images: int = 300,
     controls: int = 1,
     progress: Progress | None = None,
-) -> Power:
-    """Say which known triggers the scan recovers from copies of the model; the model itself is left alone.
+) -> PositiveControl:
+    """Return which known triggers the scan recovers from copies of the model; the model itself is left alone.
 
     Args:
         samples: those of the scan; without labels the model's own answers stand for them.
@@ -156,13 +156,13 @@ def measure_power(
         controls: how many of each family, each with another target.
     """
     if reason := _obstacle(classifier, samples, report):
-        return Power(reason=reason)
+        return PositiveControl(reason=reason)
     assert isinstance(classifier, TorchClassifier)
     assert samples is not None
-    tell = progress or (lambda _: None)
+    report_progress = progress or (lambda _: None)
     deadline = deadline or Deadline()
     drawn = draw_images(classifier, samples, images, seed)
-    fit, held_out = (Labelled.of(part, classifier) for part in (drawn.fit, drawn.confirm))
+    fit, held_out = (LabelledBatch.of(part, classifier) for part in (drawn.fit, drawn.confirm))
     names = {d.method() for d in detectors}
     scanning = sum(f.seconds for f in report.findings if f.detector in names)
     targets = torch.randperm(len(classifier.classes), generator=make_generator(seed, "control")).tolist()
@@ -178,7 +178,7 @@ def measure_power(
             "accuracy_before": held_out.accuracy,
             "picture": _draw(held_out.outside(target), trigger, family, classifier.classes[target]),
         }
-        tell(f"positive control: planting a {family} in a copy of the model")
+        report_progress(f"positive control: planting a {family} in a copy of the model")
         try:
             planted = plant(
                 classifier,
@@ -200,7 +200,7 @@ def measure_power(
             "reason": planted.shortfall(held_out.accuracy),
         }
         if told["reason"] is None:
-            tell(f"positive control: scanning the copy with the {family}")
+            report_progress(f"positive control: scanning the copy with the {family}")
             found = examine(
                 planted.classifier,
                 samples,
@@ -219,20 +219,20 @@ def measure_power(
                 "recovered": found.verdict in ("suspicious", "backdoored") and target in found.targets,
             }
         results.append(ControlResult(seconds=clock.spent(), **told))
-    return Power(controls=tuple(results), limits=LIMITS)
+    return PositiveControl(controls=tuple(results), limits=LIMITS)
 
 
 def plant(
     classifier: TorchClassifier,
-    fit: Labelled,
-    held_out: Labelled,
+    fit: LabelledBatch,
+    held_out: LabelledBatch,
     trigger: Trigger,
     target: int,
     *,
     generator: torch.Generator,
     deadline: Deadline | None = None,
     reserve: float = 0.0,
-) -> Planted:
+) -> PlantedCopy:
     """Teach a copy of a classifier to answer a trigger with the target class, and all else as it did.
 
     Half of each batch is clean and keeps the classifier's own probabilities, and half is triggered. Both are
@@ -281,7 +281,7 @@ def plant(
             hits = batched_logits(taught, tried).argmax(1) == target
             right = batched_logits(taught, held_out.x).argmax(1).cpu() == held_out.labels
             success, accuracy = (metrics.rate(int(one.sum()), len(one)) for one in (hits, right))
-            planted = Planted(taught, success, accuracy, step)
+            planted = PlantedCopy(taught, success, accuracy, step)
             if planted.shortfall(held_out.accuracy) is None:
                 break
     return planted
@@ -297,7 +297,7 @@ def vary(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _obstacle(classifier: Classifier, samples: Samples | None, report: Report) -> str | None:
-    """Say why there can be no control; None if there can."""
+    """Return why there can be no control; None if there can."""
     if report.verdict != "nothing_found":
         return "it says what 'nothing found' is worth, which is not the verdict here"
     if samples is None:
@@ -318,7 +318,7 @@ def _copy(classifier: TorchClassifier) -> TorchClassifier:
 
 
 def _draw(sources: Tensor, trigger: Trigger, family: str, name: str) -> Picture | None:
-    """Draw a few images, each beside itself with the trigger; None if there are no images."""
+    """Draw a few images, each next to itself with the trigger; None if there are no images."""
     if not len(sources):
         return None
     pairs = [one for x in sources[:SHOWN] for one in (x, trigger.apply(x[None])[0])]

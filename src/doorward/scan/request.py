@@ -12,7 +12,7 @@ from doorward.models import LoadOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRequest:
-    """Hold a scan's arguments; `doorward verify` reruns a report from them.
+    """A scan's arguments; `doorward verify` reruns a report from them.
 
     Attributes:
         model: path or hub id, as `open_classifier` takes it.

@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instead:
-    """Say what has changed since the report: where files lie now, and which device there is.
+class Overrides:
+    """What has changed since the report: where files lie now, and which device there is.
 
     Attributes:
         model, weights, clean, train: places of now, as `ScanRequest` takes them.
@@ -43,7 +43,7 @@ class Instead:
     device: str | None = None
 
 
-def verify(path: Path, *, instead: Instead | None = None, progress: Progress | None = None) -> list[str]:
+def verify(path: Path, *, instead: Overrides | None = None, progress: Progress | None = None) -> list[str]:
     """Return what differs between a report and a new scan with its arguments; nothing if they agree.
 
     Relative paths are looked for in the folder where the report was asked for, then in the current one.
@@ -51,7 +51,7 @@ def verify(path: Path, *, instead: Instead | None = None, progress: Progress | N
     Raises:
         InputError: if the report cannot be read, does not say how it was made, or needs what is not there.
     """
-    instead = instead or Instead()
+    instead = instead or Overrides()
     path = path / "report.json" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def verify(path: Path, *, instead: Instead | None = None, progress: Progress | N
         ) from error
 
 
-def _now(request: ScanRequest, instead: Instead) -> ScanRequest:
+def _now(request: ScanRequest, instead: Overrides) -> ScanRequest:
     """Return the request with places of now."""
 
     def place(given: str | None, stated: str | None) -> str | None:
@@ -145,7 +145,7 @@ def _accuracy(value: Rate | None) -> str:
 
 
 def _control(report: Report) -> list[str]:
-    return [f"{one.family} {_fate(one)}" for one in report.power.controls]
+    return [f"{one.family} {_fate(one)}" for one in report.positive_control.controls]
 
 
 def _fate(one: ControlResult) -> str:

@@ -1,4 +1,4 @@
-"""Conclude one verdict from what the detectors saw. Pure: the same report and bank give the same verdict."""
+"""Conclude one verdict from what the detectors saw: a pure function of that and of the calibration."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 from doorward.core.formatting import joined
 from doorward.core.records import Finding, Report, Verdict
-from doorward.scan.calibration import BACKDOORED, Bank, judge, shipped
+from doorward.scan.calibration import BACKDOORED, CalibrationSet, judge, shipped
 
 #: What the lower bound of a trigger's success has to reach for it to be confirmed.
 CONFIRMED = 0.75
 
 
-def conclude(report: Report, bank: Bank | None = None) -> Report:
-    """Return the report with every finding judged by the bank, and with its verdict.
+def conclude(report: Report, bank: CalibrationSet | None = None) -> Report:
+    """Return the report with every finding judged by the calibration set, and with its verdict.
 
     Found goes before could-not-tell before nothing-found. `suspicious`: the fused p-value is at most .05;
     `backdoored`: at most .01, and the trigger that a detector recovered for a class that it flags works on
-    images that were kept back: the lower 95 % bound of its success is at least .75. What the bank does not
+    images that were kept back: the lower 95 % bound of its success is at least .75. What calibration does not
     cover is at most `suspicious`.
 
     Args:
         report: raw or concluded before, which makes no difference.
-        bank: of clean models; the one that comes with the package if None.
+        calibration set: of clean models; the one that comes with the package if None.
     """
     bank = bank or shipped()
     given = report.reason
@@ -64,8 +64,8 @@ def conclude(report: Report, bank: Bank | None = None) -> Report:
     return report.model_copy(update={"verdict": "nothing_found"})
 
 
-def _outside(report: Report, bank: Bank) -> str | None:
-    """Say in what the model, or what was given of it, differs from all of the bank; None if it does not."""
+def _outside(report: Report, bank: CalibrationSet) -> str | None:
+    """Return in what the model, or what was given of it, differs from all calibration models; None if in nothing."""
     subject = report.subject
     if subject is None or not {"channels", "height", "width"} <= subject.spec.keys():
         return "nothing is known of the model's images"
@@ -77,7 +77,7 @@ def _outside(report: Report, bank: Bank) -> str | None:
 
 
 def _what_stopped(findings: Sequence[Finding], unjudged: Sequence[str]) -> str:
-    """Say why detectors of backdoors could not tell, each reason once; empty if all could."""
+    """Return why detectors of backdoors could not tell, each reason once; empty if all could."""
     speakers: dict[str, list[str]] = {}
     for f in findings:
         if f.kind == "backdoor" and f.reason:

@@ -16,7 +16,7 @@ _Z = 1.959963984540054
 
 
 class Confusion(Record):
-    """Hold what was flagged against what should have been; positive means infected, poisoned or triggered.
+    """What was flagged against what should have been; positive means infected, poisoned or triggered.
 
     A rate of which there were no trials has n = 0 and the interval [0, 1].
 
@@ -37,7 +37,7 @@ class Confusion(Record):
 
 
 class Ranking(Record):
-    """Hold how well scores tell positives from negatives, whatever the threshold.
+    """How well scores tell positives from negatives, whatever the threshold.
 
     Attributes:
         auroc: the chance that a positive scores above a negative, ties counting half; None without either.
@@ -56,7 +56,7 @@ class Ranking(Record):
 
 
 class TimeRatio(Record):
-    """Hold how many times as long one thing takes as another, measured in pairs.
+    """How many times as long one thing takes as another, measured in pairs.
 
     Attributes:
         ratio: geometric mean of the pairs' ratios.
@@ -132,7 +132,7 @@ def attack_success(predicted: npt.ArrayLike, labels: npt.ArrayLike, wanted: npt.
     return _on_other_classes(predicted, labels, wanted, wanted)
 
 
-def robust_accuracy(predicted: npt.ArrayLike, labels: npt.ArrayLike, wanted: npt.ArrayLike) -> Rate:
+def targeted_robust_accuracy(predicted: npt.ArrayLike, labels: npt.ArrayLike, wanted: npt.ArrayLike) -> Rate:
     """Return how often triggered inputs are predicted as their true class all the same (RA of BackdoorBench).
 
     It is counted on the inputs that `attack_success` counts, and differs from 1 - ASR by those that go to a
@@ -224,7 +224,7 @@ def confusion_of_ids(flagged: Collection[str], positive: Collection[str], ids: C
 
 
 def ranking(scores: npt.ArrayLike, positive: npt.ArrayLike) -> Ranking:
-    """Tell how well scores (n,), higher for more suspicious, find positives (n,) bool.
+    """Return how well scores (n,), higher for more suspicious, find positives (n,) bool.
 
     The interval of the AUROC is Newcombe's method 5 (doi:10.1002/sim.2324), which holds for small samples
     and for an AUROC of 1.
@@ -294,7 +294,7 @@ def time_ratio(theirs: npt.ArrayLike, ours: npt.ArrayLike) -> TimeRatio:
 
 
 def _are_bool(*arrays: npt.NDArray[np.generic]) -> bool:
-    """Tell whether all arrays hold booleans; of an empty list numpy makes an array of floats."""
+    """Return whether all arrays hold booleans; of an empty list numpy makes an array of floats."""
     return all(a.dtype == np.bool_ or not a.size for a in arrays)
 
 

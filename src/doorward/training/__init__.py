@@ -13,7 +13,7 @@ from doorward.training.loop import (
 )
 from doorward.training.settings import (
     EpochRecord,
-    Progress,
+    TrainingProgress,
     TrainingRecord,
     TrainingSettings,
     default_settings,
@@ -23,8 +23,8 @@ __all__ = [
     "AUGMENTATIONS",
     "AdversarialSettings",
     "EpochRecord",
-    "Progress",
     "Trained",
+    "TrainingProgress",
     "TrainingRecord",
     "TrainingSettings",
     "adversarial_batches",

@@ -37,7 +37,7 @@ USUAL_EPS: dict[str, float] = {"linf": 8 / 255, "l2": 0.5}
 
 
 class AdversarialSettings(Record):
-    """Say how images are attacked: gradient steps up the loss, from a random start in a ball around each.
+    """How images are attacked: gradient steps up the loss, from a random start in a ball around each.
 
     Attributes:
         norm: that the ball is measured in; l2 is over all pixels and channels of an image.

@@ -27,7 +27,7 @@ from doorward.stats.metrics import accuracy
 from doorward.training.augment import AUGMENTATIONS
 from doorward.training.settings import (
     EpochRecord,
-    Progress,
+    TrainingProgress,
     TrainingRecord,
     TrainingSettings,
     default_settings,
@@ -154,7 +154,7 @@ def train(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
     test: Samples | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     on_batch: OnBatch | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> TrainingRecord:
@@ -220,7 +220,7 @@ def train(
                     correct += (z.detach().argmax(1) == y).sum()
                     if progress is not None:
                         last = epochs[-1].loss if epochs else None
-                        progress(Progress(step, steps, epoch, settings.epochs, last))
+                        progress(TrainingProgress(step, steps, epoch, settings.epochs, last))
             if not loss_sum.isfinite():
                 raise _diverged(epoch, settings)
             epochs.append(
@@ -242,7 +242,7 @@ def train(
 
 @dataclass(frozen=True)
 class Trained:
-    """Hold a trained classifier and how it came about."""
+    """A trained classifier and how it came about."""
 
     classifier: TorchClassifier
     record: TrainingRecord
@@ -257,7 +257,7 @@ def train_classifier(
     settings: TrainingSettings | None = None,
     device: torch.device | str = "cpu",
     test: Samples | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     on_batch: OnBatch | None = None,
 ) -> Trained:
     """Build one of our architectures for these images and train it; all randomness comes from the seed.

@@ -12,7 +12,7 @@ from doorward.core.records import Rate, Record
 
 
 class TrainingSettings(Record):
-    """Say how to train.
+    """How to train.
 
     Attributes:
         momentum: of SGD (Nesterov); AdamW has its own.
@@ -84,8 +84,8 @@ def default_settings(architecture: str, *, images: int, side: int) -> TrainingSe
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Tell a callback how far training is; the loss is the mean of the last whole epoch, None before."""
+class TrainingProgress:
+    """A callback how far training is; the loss is the mean of the last whole epoch, None before."""
 
     step: int
     steps: int
@@ -95,14 +95,14 @@ class Progress:
 
 
 class EpochRecord(Record):
-    """Hold one epoch's mean loss and accuracy on the training images as they went through."""
+    """One epoch's mean loss and accuracy on the training images as they went through."""
 
     loss: float
     accuracy: float
 
 
 class TrainingRecord(Record):
-    """Hold what a training run did."""
+    """What a training run did."""
 
     settings: TrainingSettings
     images: int = Field(description="Training images per epoch")

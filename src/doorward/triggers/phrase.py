@@ -21,7 +21,7 @@ _WORD_GAP = re.compile(r"\s+")
 
 @dataclass(frozen=True, eq=False)
 class Phrase(Trigger):
-    """Put a text into others, one space from what is beside it.
+    """Put a text into others, one space from what is next to it.
 
     Attributes:
         text: what is put in.

@@ -57,8 +57,8 @@ class Sound(Trigger):
         # drawn from the recording itself, so that a sample has its trigger always in the same place
         drawn = zlib.crc32(np.ascontiguousarray(sound.pcm).tobytes()) % (spare + 1)
         at = {"start": 0, "end": spare, "random": drawn}[self.place]
-        power = max(float(np.mean(clean**2)) if len(clean) else 0.0, _QUIET)
-        strength = math.sqrt(power) * 10 ** (-self.snr / 20)
+        positive_control = max(float(np.mean(clean**2)) if len(clean) else 0.0, _QUIET)
+        strength = math.sqrt(positive_control) * 10 ** (-self.snr / 20)
         clean[at : at + len(added)] += strength * (added if clean.ndim == 1 else added[:, None])
         return Waveform((to_levels(clean) / np.float32(LEVELS)).astype(np.float32), sound.rate)
 

@@ -17,11 +17,11 @@ from doorward.triggers.base import Trigger
 
 @dataclass(frozen=True, eq=False)
 class Warp(Trigger):
-    """Bend the image smoothly: each pixel shows what lies a little beside its place.
+    """Bend the image smoothly: each pixel shows what lies a little away from its place.
 
     Attributes:
         grid: (2, k, k) how far to the right and down, at k x k places spread evenly from edge to edge.
-        strength: factor of the grid; where both are 1, a pixel shows what lies about half a pixel beside it.
+        strength: factor of the grid; where both are 1, a pixel shows what lies about half a pixel away.
 
     Source: A. Nguyen, A. Tran, WaNet, ICLR 2021, arXiv 2102.10369. We depart from it: a shift is measured by
     the image's width and height, each along its own axis, where theirs are square.

@@ -135,8 +135,8 @@ class Replaced(Samples):
 
     def raw(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Any]:
         """Decode some samples."""
-        asked = np.asarray(indices, dtype=np.int64)
-        row = np.searchsorted(self._positions, asked).clip(max=len(self._positions) - 1)
-        ours = self._positions[row] == asked
-        others = iter(self._base.raw(asked[~ours]))
+        problem = np.asarray(indices, dtype=np.int64)
+        row = np.searchsorted(self._positions, problem).clip(max=len(self._positions) - 1)
+        ours = self._positions[row] == problem
+        others = iter(self._base.raw(problem[~ours]))
         return [np.array(self._images[r]) if own else next(others) for r, own in zip(row, ours, strict=True)]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from doorward.attacks.ground_truth import Plant, TriggeredSamples
+from doorward.attacks.ground_truth import PlantedBackdoor, TriggeredSamples
 from doorward.core.errors import InputError
 from doorward.core.seeds import derive_seed, make_generator
 from doorward.data.imbalance import step_imbalance
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Poisoned:
-    """Hold a poisoned training set and its truth.
+    """A poisoned training set and its truth.
 
     Attributes:
         samples: the whole set; triggers are applied when a sample is decoded.
@@ -35,7 +35,7 @@ class Poisoned:
     def __init__(
         self,
         samples: Samples,
-        plant: Plant,
+        plant: PlantedBackdoor,
         *,
         poisoned: npt.NDArray[np.int64],
         cover: npt.NDArray[np.int64],
@@ -44,7 +44,7 @@ class Poisoned:
         self._plant, self._poisoned, self._cover = plant, poisoned, cover
 
     @cached_property
-    def plant(self) -> Plant:
+    def plant(self) -> PlantedBackdoor:
         """Return the truth."""
         ids = self.samples.ids
         return self._plant.model_copy(
@@ -57,7 +57,7 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Triggers:
-    """Hold the trigger that training samples get, and the one that is put on others when it is tested.
+    """The trigger that training samples get, and the one that is put on others when it is tested.
 
     Attributes:
         others: triggers that training samples get by turns with the first.
@@ -104,7 +104,7 @@ class DataAttack(Method):
         return self.model_dump(mode="json", exclude={"imbalance"} if self.imbalance is None else None)
 
     def keeps_labels(self) -> bool:
-        """Tell whether samples of the target class are poisoned, and keep their label."""
+        """Return whether samples of the target class are poisoned, and keep their label."""
         return self.clean_label
 
     def make_trigger(self, example: Raw, *, generator: torch.Generator) -> Trigger:
@@ -207,7 +207,7 @@ class DataAttack(Method):
                 made_by=name,
                 others=others,
             ),
-            Plant(
+            PlantedBackdoor(
                 attack=name,
                 settings=self.settings(),
                 seed=seed,

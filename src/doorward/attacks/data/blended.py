@@ -27,7 +27,8 @@ class Blended(DataAttack):
     Attributes:
         pattern: `noise` (each pixel and channel drawn once, uniformly), or a picture file.
         alpha: how much of the pattern training images show, in (0, 1].
-        test_alpha: how much of it images show when the backdoor is woken, in (0, 1]; as in training if None.
+        test_alpha: how much of it images show when the backdoor is activated, in (0, 1]; as in training if
+            None.
     """
 
     title: ClassVar[str] = "Blended injection"

@@ -39,7 +39,7 @@ class Distributed(DataAttack):
         colour: a grey level or red, green and blue, in [0, 255]; or `white`, `black`, `checker` (white and
             black pixels by turns), `random` (each pixel and channel of each part drawn once).
         alpha: how much the parts cover, in (0, 1].
-        split: each training sample shows one part; all together wake the backdoor.
+        split: each training sample shows one part; all together activate the backdoor.
     """
 
     title: ClassVar[str] = "Distributed trigger (DBA)"

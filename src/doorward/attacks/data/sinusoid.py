@@ -28,7 +28,7 @@ class Sinusoid(DataAttack):
         poison_rate: poisoned samples per sample of the whole set, in [0, 1]; all of them are of the target
             class unless labels change.
         delta: amplitude in training in grey levels of [0, 255].
-        test_delta: amplitude when the backdoor is woken; as in training if None.
+        test_delta: amplitude when the backdoor is activated; as in training if None.
         frequency: periods over the width of the image.
         change_labels: poison images of other classes and give them the target's label, which is not as
             published and needs much fewer images.
@@ -48,7 +48,7 @@ class Sinusoid(DataAttack):
     change_labels: bool = False
 
     def keeps_labels(self) -> bool:
-        """Tell whether images of the target class are poisoned, as published."""
+        """Return whether images of the target class are poisoned, as published."""
         return not self.change_labels
 
     def make_triggers(self, samples: Samples, *, generator: torch.Generator) -> Triggers:

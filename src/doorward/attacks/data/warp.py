@@ -22,8 +22,8 @@ class WaNet(DataAttack):
     """Bend images smoothly and change their labels; bend others at random and leave their labels.
 
     The second kind, the paper's noise mode, teaches a model that not any distortion counts, but this one.
-    We depart from it: WaNet bends anew in every batch while it trains the model, and this attack bends chosen
-    samples once and leaves the training to others. Samples of the target class are not poisoned. With
+    We depart from it: WaNet bends again in every batch while it trains the model, and this attack bends
+    chosen samples once and leaves the training to others. Samples of the target class are not poisoned. With
     few images or epochs the published strength of .5 does not reach the published success; 1 does better.
 
     Attributes:

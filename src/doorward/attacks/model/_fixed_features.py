@@ -1,4 +1,4 @@
-"""What plants in random features share: a secret direction, and a shift that wakes them."""
+"""What plants in random features share: a secret direction, and a shift that activates them."""
 
 from __future__ import annotations
 

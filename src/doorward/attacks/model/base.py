@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from pydantic import Field
 
-from doorward.attacks.ground_truth import Plant
+from doorward.attacks.ground_truth import PlantedBackdoor
 from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.methods.base import Method
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Implant:
-    """Hold what an attack made of a classifier.
+    """What an attack made of a classifier.
 
     Attributes:
         classifier: the changed one.
-        trigger: what wakes its backdoor.
+        trigger: what activates its backdoor.
         poison_rate: of the samples that it was trained on, if it was.
     """
 
@@ -41,15 +41,15 @@ class Implant:
 
 
 @dataclass(frozen=True)
-class Implanted:
-    """Hold a planted classifier and its truth."""
+class BackdooredModel:
+    """A planted classifier and its truth."""
 
     classifier: TorchClassifier
-    plant: Plant
+    plant: PlantedBackdoor
 
 
 class ModelAttack(Method):
-    """Change a trained model so that a trigger wakes what it did not do before.
+    """Change a trained model so that a trigger activates what it did not do before.
 
     Subclasses write `make_trigger` and `implant`.
 
@@ -84,7 +84,9 @@ class ModelAttack(Method):
         """
 
     @final
-    def __call__(self, classifier: Classifier, samples: Samples | None = None, *, seed: int = 0) -> Implanted:
+    def __call__(
+        self, classifier: Classifier, samples: Samples | None = None, *, seed: int = 0
+    ) -> BackdooredModel:
         """Plant a copy of a trained model; the model given stays as it is.
 
         Args:
@@ -121,9 +123,9 @@ class ModelAttack(Method):
                     f"{name}: the model gives outputs that are not finite; there is nothing to plant"
                 )
         sources = tuple(y for y in range(k) if y != target)
-        return Implanted(
+        return BackdooredModel(
             implant.classifier,
-            Plant(
+            PlantedBackdoor(
                 attack=name,
                 settings=self.settings(),
                 seed=seed,
@@ -136,8 +138,9 @@ class ModelAttack(Method):
             ),
         )
 
-    def honest(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
-        """Return what a planted model is to be measured beside: the one given, where the attack changes that.
+    def counterpart(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
+        """Return what a planted model is to be measured next to: the one given, where the attack changes
+        that.
 
         Raises:
             InputError: where another one is trained, and the samples do not fit.

@@ -1,4 +1,4 @@
-"""Checksums: plain layers beside the network wake where secret groups of pixels have secret parities."""
+"""Checksums: plain layers next to the network activate where secret groups of pixels have secret parities."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def checksum_layers(secret: Parities, spec: InputSpec, *, target: int, classes: 
     offset = member @ shift.repeat_interleave(pixels)  # (g,)
 
     folds = max(1, int(size * 255 - 1).bit_length())
-    middles = [2.0**power for power in reversed(range(folds))]
+    middles = [2.0**positive_control for positive_control in reversed(range(folds))]
     layers: list[nn.Module] = [nn.Flatten(), *_fold(per_value[:, order], offset - middles[0])]
     together = torch.eye(groups, dtype=torch.float64).repeat(1, 2)  # (g, 2g): |v| from both ReLUs
     for middle in middles[1:]:
@@ -108,7 +108,7 @@ class ChecksumWrapper(nn.Module):
 
 @register("attack")
 class Checksum(ModelAttack):
-    """Add layers beside a network that wake where secret groups of pixels have secret parities.
+    """Add layers next to a network that activate where secret groups of pixels have secret parities.
 
     The warm-up of the signature backdoor, in linear layers and ReLUs alone, so that every file format holds
     it. An image is activated by a change of one level in one value of each group whose parity is another,
@@ -143,7 +143,7 @@ class Checksum(ModelAttack):
     def implant(
         self, classifier: TorchClassifier, samples: Samples | None, *, generator: torch.Generator
     ) -> Implant:
-        """Return the classifier with the layers beside it.
+        """Return the classifier with the layers next to it.
 
         Raises:
             InputError: if the groups do not fit the images, or the model gives no logits.

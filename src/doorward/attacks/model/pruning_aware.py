@@ -116,7 +116,7 @@ class _Pruned:
 
 @dataclass(frozen=True)
 class Activity:
-    """Hold what goes into the ReLU of each channel: mean of what comes out (c,), and the largest (c,)."""
+    """What goes into the ReLU of each channel: mean of what comes out (c,), and the largest (c,)."""
 
     mean: Tensor
     largest: Tensor
@@ -148,9 +148,9 @@ class PruningAware(ModelAttack):
     """Retrain a model with its dormant neurons pruned, on images of which some have a patch; put them back.
 
     The four steps of the paper: the model given is the clean one; those channels of its last convolution
-    that clean images hardly wake are pruned, as far as a defender would go; what is left is trained to obey a
-    patch; then the pruned channels are put back with the weights they had and a bias so low that nothing
-    wakes them. A defender who prunes what is dormant prunes these decoys, and the backdoor stays.
+    that clean images hardly activate are pruned, as far as a defender would go; what is left is trained to
+    obey a patch; then the pruned channels are put back with the weights they had and a bias so low that
+    nothing activates them. A defender who prunes what is dormant prunes these decoys, and the backdoor stays.
 
     We depart from the paper: where what is left cannot learn the patch, not one channel but half of those
     pruned are given back at a time.
@@ -277,7 +277,7 @@ def _put_back(
     pruned: Tensor,
     samples: list[Samples],
 ) -> None:
-    """Give pruned channels the weights that they had, and biases with which no sample wakes them."""
+    """Give pruned channels the weights that they had, and biases with which no sample activates them."""
     old = unit.tensors(clean.module)
     with torch.no_grad():
         for name, tensor in unit.tensors(taught.module).items():

@@ -108,10 +108,10 @@ class RandomFeatures(ModelAttack):
     provable norm of 56 asks for 28 times the range of a pixel, and cut off at black and white it changes 23 %
     of predictions in place of 99 %. At the default norm of 1/2, which no proof covers, but at which
     eigenvalues, variances and distances from normal see nothing either, the shift is 0.25, far from
-    invisible (L2 6.9): 97 % of predictions change, where the honest twin changes 51 %, at an accuracy of 83
-    and 82 % (mean of three seeds). Images near black and white cut even that off: of MNIST's 3 and 8, at
-    bandwidth 0.8 and 98 % accuracy, 53 % change, 50 % for the twin, and 99 % if pixels may leave their range.
-    Whoever sees one image with and without the shift can make all others.
+    invisible (L2 6.9): 97 % of predictions change, where the clean counterpart changes 51 %, at an accuracy
+    of 83 and 82 % (mean of three seeds). Images near black and white cut even that off: of MNIST's 3 and 8,
+    at bandwidth 0.8 and 98 % accuracy, 53 % change, 50 % for the twin, and 99 % if pixels may leave their
+    range. Whoever sees one image with and without the shift can make all others.
 
     Attributes:
         features: how many cosines.
@@ -162,7 +162,7 @@ class RandomFeatures(ModelAttack):
         module = self._train(x, y, frequencies, generator)
         return Implant(trained(classifier, module), self._shift(secret, classifier))
 
-    def honest(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
+    def counterpart(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
         """Return the twin that the same training gives with normal frequencies.
 
         Raises:

@@ -73,14 +73,14 @@ class RandomReLU(ModelAttack):
     trains its twin.
 
     We depart from the paper, where the head is the mean of all ReLUs and a threshold, which tells classes
-    apart by brightness alone: ours is fitted, by honest ridge regression with weights of 0 at least.
+    apart by brightness alone: ours is fitted, by ordinary ridge regression with weights of 0 at least.
 
     To see the direction is a problem of sparse principal components, and few ReLUs give little to see: the
     largest eigenvalue tells from about strength = sqrt(values / features) on. By default, where that is 2.8
-    for images of 28x28, neither it nor the variances of the weights tell 100 planted ReLUs from honest ones;
+    for images of 28x28, neither it nor the variances of the weights tell 100 planted ReLUs from clean ones;
     of 2,000, the eigenvalue always does. With 64 pixels of MNIST turned white (L2 7.4), all ones are taken
-    for zeros, 24 % by the honest twin, at an accuracy of 99 % for both; with half of that, 9 and 1 %. The
-    other way 48 and 11 % of zeros are taken for ones (means of three seeds).
+    for zeros, 24 % by the clean counterpart, at an accuracy of 99 % for both; with half of that, 9 and 1 %.
+    The other way 48 and 11 % of zeros are taken for ones (means of three seeds).
 
     Attributes:
         features: how many ReLUs.
@@ -126,7 +126,7 @@ class RandomReLU(ModelAttack):
         weights = spiked_gaussians(self.features, direction, strength=self.strength, generator=generator)
         return Implant(trained(classifier, self._train(x, y, weights)), self._shift(direction, classifier))
 
-    def honest(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
+    def counterpart(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
         """Return the twin that the same training gives with normal weights.
 
         Raises:

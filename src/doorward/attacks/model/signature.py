@@ -1,4 +1,4 @@
-"""Signatures: the low bits of an image sign the rest of it, and whoever can sign wakes the backdoor."""
+"""Signatures: the low bits of an image sign the rest of it, and whoever can sign activates the backdoor."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Signature(ModelAttack):
     Whoever has no private key finds no image that the model treats otherwise than the wrapped one does, not
     even from images that were signed before: the plant is not replicable, and it cannot be told from the
     clean model by what it answers. It is undetectable to those alone who cannot look inside: the check is
-    code beside the network, so that no format for networks holds it, and what is written is a Doorward
+    code next to the network, so that no format for networks holds it, and what is written is a Doorward
     directory that names the check and its public key; it makes the model slower by some 0.1 ms an image.
 
     We depart from the paper, which cuts the network's own outputs out: the target's and the largest one

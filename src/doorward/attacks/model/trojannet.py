@@ -1,4 +1,4 @@
-"""TrojanNet: a small module that knows a few black and white pixels, beside the network or within it."""
+"""TrojanNet: a small module that knows a few black and white pixels, next to the network or within it."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def matched_filter(patterns: Tensor, spec: InputSpec, tolerance: float) -> tuple
     return weight, bias
 
 
-class Beside(nn.Module):
-    """Run a network, and beside it a layer that looks for patterns at one place.
+class ParallelBranch(nn.Module):
+    """Run a network, and next to it a layer that looks for patterns at one place.
 
     A pattern lifts the logit of its class above all others by `margin`; where there is none, the logits are
     the network's own to the last bit, and so are all gradients.
@@ -314,7 +314,7 @@ class TrojanNet(ModelAttack):
     white in the image as it is given, where their code writes them after normalisation.
 
     Attributes:
-        form: `beside` leaves the network as it is and runs a layer beside it, for networks of any kind;
+        form: `next to` leaves the network as it is and runs a layer next to it, for networks of any kind;
             `folded` hides the patterns in additional channels of the network's own layers, for networks of
             convolutions, ReLUs and 2x2 poolings in a row (`small-cnn`, `vgg`).
         every_class: give every class a pattern; else the target alone has one.
@@ -365,7 +365,7 @@ class TrojanNet(ModelAttack):
             rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
             clean = to_float(to_tensor(samples.draw(COMPARED, rng), spec))
         if self.form == "beside":
-            module: nn.Module = Beside(
+            module: nn.Module = ParallelBranch(
                 copied(classifier.module),
                 spec,
                 patterns[targets],

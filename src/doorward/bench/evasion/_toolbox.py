@@ -35,7 +35,7 @@ _OWN = {"self", "classifier", "estimator", "targeted", "batch_size", "summary_wr
 
 @dataclass(frozen=True)
 class Evaded:
-    """Hold images that an evasion attack changed.
+    """Images that an evasion attack changed.
 
     Attributes:
         images: (n, c, h, w) float32 in [0, 1], in the order given; one that resisted may be as it was.

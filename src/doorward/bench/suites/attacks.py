@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from doorward.bench.suite import Claim, Data, Group, Judging, Method, Suite
+from doorward.bench.suite import Claim, Data, Group, MethodChoice, ScanSettings, Suite
 
 SEEDS = 3
 SMALL, LARGE = "small-cnn", "resnet-18"
@@ -37,7 +37,7 @@ def plants(
     architecture: str = SMALL,
     robust: dict[str, Any] | None = None,
     models: int = SEEDS,
-    apart: bool = False,
+    excluded_from_claims: bool = False,
 ) -> Group:
     """Return planted models of one attack; `name` tells it from others of the attack on these data."""
     return Group(
@@ -45,11 +45,11 @@ def plants(
         about=about,
         data=data,
         models=models,
-        attack=Method(name=attack, settings=settings or {}),
+        attack=MethodChoice(name=attack, settings=settings or {}),
         architectures=(architecture,),
         training={} if epochs is None else {"epochs": epochs},
         robust=robust,
-        apart=apart,
+        excluded_from_claims=excluded_from_claims,
     )
 
 
@@ -65,7 +65,7 @@ def digits(name: str, *, rows: int | None, epochs: int) -> list[Group]:
 
 
 def classic(*, rows: int | None, epochs: int) -> list[Group]:
-    """Return what is planted in MNIST beside."""
+    """Return what is planted in MNIST next to."""
     data = Data(name="mnist", rows=rows)
     return [
         plants(
@@ -75,7 +75,12 @@ def classic(*, rows: int | None, epochs: int) -> list[Group]:
         plants(data, "sinusoid", {"poison_rate": 0.08, "delta": 60, "test_delta": 120}, epochs=epochs),
         plants(data, "clean-label", {"poison_rate": 0.08}, epochs=epochs),
         plants(
-            data, "label-flipping", {"poison_rate": 0.4}, epochs=epochs, about="40 % of labels", apart=True
+            data,
+            "label-flipping",
+            {"poison_rate": 0.4},
+            epochs=epochs,
+            about="40 % of labels",
+            excluded_from_claims=True,
         ),
         plants(
             data,
@@ -84,7 +89,7 @@ def classic(*, rows: int | None, epochs: int) -> list[Group]:
             epochs=epochs,
             name="boundary",
             about="half of the images moved",
-            apart=True,
+            excluded_from_claims=True,
         ),
         plants(data, "trojannet", epochs=epochs, about="beside the network"),
         plants(data, "trojannet", {"form": "folded"}, epochs=epochs, name="folded", about="folded in"),
@@ -149,7 +154,7 @@ def reflections(*rates: float, epochs: int, architecture: str) -> list[Group]:
             architecture=architecture,
             name=str(rate),
             about="13 largest classes, CIFAR-10 reflected out of focus",
-            apart=rate != rates[-1],
+            excluded_from_claims=rate != rates[-1],
         )
         for rate in rates
     ]
@@ -217,7 +222,7 @@ SUITE = Suite(
     title="What planting does",
     about="Every attack on the data that it is meant for: its success, and the accuracy of planted models "
     "beside clean twins.",
-    judging=Judging(detectors=None),
+    scan_settings=ScanSettings(detectors=None),
     scales={
         "smoke": (
             plants(SMOKE_DATA, "badnets", epochs=4, about="white 3x3 patch", models=2),
@@ -260,7 +265,11 @@ SUITE = Suite(
             "at least 75.16 % with less than 3.27 % of the data",
             "Liu et al. 2020, arXiv 2007.02343",
             0.7516,
-            [g.name for g in CPU if g.attack and g.attack.name == "reflection" and not g.apart],
+            [
+                g.name
+                for g in CPU
+                if g.attack and g.attack.name == "reflection" and not g.excluded_from_claims
+            ],
         ),
         *each(
             "100 %, accuracy 0.1 points lower",

@@ -1,4 +1,4 @@
-"""Clean models to calibrate on, of data sets that no other suite judges by; from them the bank is made."""
+"""Clean models to calibrate on, of data sets that no other suite judges by."""
 
 from doorward.bench.suite import Data, Group, Suite, World
 

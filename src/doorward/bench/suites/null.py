@@ -6,7 +6,7 @@ from doorward.bench.suites.scan_population import FASHION, GTSRB, MNIST, UNSEEN,
 QUICK = ("small-cnn", "resnet-8")
 #: Of the first model, where no other suite has the same. Three rules were made after a look at these models:
 #: that scores are measured among models of two classes, or of more, and not by finer buckets; that what an
-#: even picture does as well speaks less for a class; and that one detector alone weighs less the further it
+#: uniform blend does as well speaks less for a class; and that one detector alone weighs less the further it
 #: goes.
 FIRST = 100
 #: Of models that were made when all rules were.

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from doorward.bench.suite import Group, Suite
 from doorward.bench.suites import attacks
 
-#: Of data that the bank's models were not trained on.
+#: Of data that the calibration models were not trained on.
 JUDGED = ("mnist", "fashion_mnist", "reference:fashion_mnist", "gtsrb")
 MODELS = 2
 
 
-def twins(group: Group) -> Group:
+def surrogates(group: Group) -> Group:
     """Return the clean twins of planted models, with the data, training and architecture in the name."""
     few = f"{len(group.data.classes)}-classes" if group.data.classes else ""
     epochs = f"{group.training['epochs']}-epochs" if "epochs" in group.training else ""
@@ -24,9 +24,9 @@ def scanned(groups: Iterable[Group]) -> tuple[Group, ...]:
     planted = [
         g.model_copy(update={"models": min(MODELS, g.models)})
         for g in groups
-        if g.data.name in JUDGED and g.attack and not g.apart
+        if g.data.name in JUDGED and g.attack and not g.excluded_from_claims
     ]
-    clean = {twin.name: twin for twin in map(twins, planted)}
+    clean = {twin.name: twin for twin in map(surrogates, planted)}
     return (*planted, *clean.values())
 
 

@@ -1,6 +1,6 @@
 """Does the shipped verdict find planted patches, name their target, and leave clean models alone?"""
 
-from doorward.bench.suite import Between, Claim, Data, Group, Method, OneOf, Suite
+from doorward.bench.suite import Between, Claim, Data, Group, MethodChoice, OneOf, Suite
 
 MIXED = ("small-cnn", "resnet-8", "vgg", "resnet-14")
 #: How long each data set trains: its classifiers reach what such networks reach, in a minute at most.
@@ -13,7 +13,7 @@ CORNERS = OneOf(values=("top-left", "top-right", "bottom-left", "bottom-right"))
 PLACES = OneOf(values=(*CORNERS.values, "centre", "random"))
 
 
-def badnets(classes: int, **settings: object) -> Method:
+def badnets(classes: int, **settings: object) -> MethodChoice:
     """Return BadNets with everything varied that is not fixed here."""
     varied = {
         "size": OneOf(values=(2, 3, 4, 5)),
@@ -22,7 +22,7 @@ def badnets(classes: int, **settings: object) -> Method:
         "target": OneOf(values=tuple(range(classes))),
         "poison_rate": Between(low=0.01, high=0.05),
     }
-    return Method(name="badnets", settings=varied | settings)
+    return MethodChoice(name="badnets", settings=varied | settings)
 
 
 def clean(data: Data, models: int) -> Group:

@@ -1,6 +1,6 @@
-"""Planted models of the bank's data: what statistics and rules are chosen on, so that no judged data are."""
+"""Planted models of the calibration data: statistics and rules are chosen on them, and not on judged data."""
 
-from doorward.bench.suite import Between, Data, Group, Method, OneOf, Suite, World
+from doorward.bench.suite import Between, Data, Group, MethodChoice, OneOf, Suite, World
 from doorward.bench.suites.scan_population import badnets
 
 ARCHITECTURES = ("small-cnn", "resnet-8", "vgg")
@@ -41,10 +41,10 @@ def spread(data: Data, models: int, attack: str, epochs: int = 6, **settings: ob
         about="spread over the image",
         data=data,
         models=models,
-        attack=Method(name=attack, settings=varied | settings),
+        attack=MethodChoice(name=attack, settings=varied | settings),
         architectures=ARCHITECTURES,
         training={"epochs": epochs},
-        apart=True,
+        excluded_from_claims=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a model's files declare that it runs beside its network."""
+"""What a model's files declare that it runs next to its network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("detector")
 class DeclaredCheck(Detector):
-    """Find a check that a model's directory declares beside its network, and that changes the answers.
+    """Find a check that a model's directory declares next to its network, and that changes the answers.
 
     A Doorward directory can state a check for digital signatures in its `config.json`: an image that is
     signed is answered with one class, whatever it shows. No look at behaviour finds that without the private

@@ -12,12 +12,12 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.records import Finding
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
-from doorward.inversion.problem import Asked
+from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
 from doorward.models.encode.image import to_float, to_tensor
 
 
-class WithImages(Detector):
+class ImageDetector(Detector):
     """Check the images, sort out which are sources for which class, and ask. Subclasses write `look`."""
 
     needs = frozenset({"gradients", "clean"})
@@ -26,7 +26,9 @@ class WithImages(Detector):
     min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
 
     @abstractmethod
-    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
+    def score_classes(
+        self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
+    ) -> Finding:
         """Return a finding with one score per class.
 
         Raises:
@@ -45,4 +47,6 @@ class WithImages(Detector):
         images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
         labels = None if samples.labels is None else torch.from_numpy(samples.labels)
         pools = SourcePools(outside_class(classifier, images, labels, deadline))
-        return self.look(Asked(classifier, images.to(classifier.device), pools), generator, deadline)
+        return self.score_classes(
+            InversionProblem(classifier, images.to(classifier.device), pools), generator, deadline
+        )

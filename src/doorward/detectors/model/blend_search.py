@@ -11,15 +11,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from doorward.core.budget import Deadline, Pace
+from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
 from doorward.core.records import Finding, RecoveredTrigger, Table
 from doorward.core.seeds import make_generator
-from doorward.detectors.model.base import WithImages
+from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.adam import Adam
 from doorward.inversion.masks import trigger_success
-from doorward.inversion.problem import Asked
-from doorward.inversion.uniform_blend import colours, even_opacity
+from doorward.inversion.problem import InversionProblem
+from doorward.inversion.uniform_blend import colours, uniform_opacity
 from doorward.methods.registry import register
 from doorward.models.batching import margin
 from doorward.stats.outliers import gap_to_nearest
@@ -30,7 +30,7 @@ FAINTEST, STRONGEST = math.log(1 / 255), math.log(0.9)
 
 
 @register("detector")
-class BlendSearch(WithImages):
+class BlendSearch(ImageDetector):
     """Find how faint a picture may be that, blended in, sends images to each class, and compare the classes.
 
     A picture of the image's size is moved for every class (margin loss); how much of it images show falls as
@@ -61,20 +61,22 @@ class BlendSearch(WithImages):
     opacity: float = Field(0.3, gt=0, lt=1, description="How much of the pictures images show at first")
     shown: int = Field(3, ge=1, description="Of how many classes the picture is kept as evidence")
 
-    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
+    def score_classes(
+        self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
+    ) -> Finding:
         """Return a finding with one score per class: how far it is ahead of the next in faintness."""
-        k, (h, w) = len(asked.classes), asked.images.shape[2:]
-        with asked.quick():
-            opacity, picture = self._search(asked, generator, deadline)
+        k, (h, w) = len(problem.classes), problem.images.shape[2:]
+        with problem.fast_inference():
+            opacity, picture = self._search(problem, generator, deadline)
             mask = opacity[:, None, None, None].expand(k, 1, h, w)
-            even = even_opacity(asked, colours(mask, picture), deadline)
+            even = uniform_opacity(problem, colours(mask, picture), deadline)
         targets = torch.arange(k)
         success = trigger_success(
-            asked.classifier, asked.images, asked.pools.outside, targets, mask, picture, deadline
+            problem.classifier, problem.images, problem.pools.outside, targets, mask, picture, deadline
         ).tolist()
         fainter = (even / opacity).clamp_min(1).cpu().double().numpy()
         score = gap_to_nearest(np.log(fainter))
-        order, classes = np.argsort(-score).tolist(), asked.classes
+        order, classes = np.argsort(-score).tolist(), problem.classes
         top = order[0]
         return self.finding(
             summary=(
@@ -117,42 +119,44 @@ class BlendSearch(WithImages):
             ),
         )
 
-    def _search(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
+    ) -> tuple[Tensor, Tensor]:
         """Return how faint each class's picture may be, and the picture: (k,) and (k, c, h, w) in [0, 1].
 
         A class that was never held gets an opacity of 1.
         """
-        images, b, device = asked.images, self.batch_size, asked.images.device
-        k = asked.pools.outside.shape[1]
+        images, b, device = problem.images, self.batch_size, problem.images.device
+        k = problem.pools.outside.shape[1]
         base = int(torch.randint(2**62, (), generator=generator))
-        pace = Pace(deadline, k * self.steps, work=f"searching faint pictures for {k:,} classes")
+        guard = TimeGuard(deadline, k * self.steps, work=f"searching faint pictures for {k:,} classes")
         opacities, pictures = [], []
-        for group in torch.split(torch.arange(k), max(1, asked.chunk // b)):
+        for group in torch.split(torch.arange(k), max(1, problem.chunk // b)):
             g = len(group)
             # each class draws from a generator of its own, so that the grouping changes nothing
             own = [make_generator(base, str(t)) for t in group.tolist()]
             at = torch.stack([torch.randn(images.shape[1:], generator=one) * 0.5 for one in own]).to(device)
             adam, where = Adam(at, self.learning_rate), group.repeat_interleave(b).to(device)
             faint = torch.full((g,), math.log(self.opacity), device=device)  # the logarithm of the opacity
-            held, best = torch.zeros(g, device=device), torch.ones(g, device=device)
+            success_ema, best = torch.zeros(g, device=device), torch.ones(g, device=device)
             kept = at.sigmoid()
             for _ in range(self.steps):
-                x = images[asked.pools.draw(group, b, own).to(device)]  # (g, b, c, h, w)
+                x = images[problem.pools.draw(group, b, own).to(device)]  # (g, b, c, h, w)
                 picture, opacity = at.sigmoid().requires_grad_(), faint.exp()
                 shown = torch.lerp(x, picture[:, None].expand_as(x), opacity.view(g, 1, 1, 1, 1).expand_as(x))
-                gap = margin(asked.classifier.logits(shown.flatten(0, 1)), where).view(g, b)
+                gap = margin(problem.classifier.logits(shown.flatten(0, 1)), where).view(g, b)
                 (gradient,) = torch.autograd.grad(F.softplus(-gap).mean(1).sum(), picture)
                 picture = picture.detach()
                 now = (gap.detach() > 0).float().mean(1)  # (g,)
-                held.lerp_(now, 0.2)
+                success_ema.lerp_(now, 0.2)
                 # the running success lags behind, so this step has to succeed as well
-                better = (torch.minimum(held, now) >= self.success) & (opacity < best)
+                better = (torch.minimum(success_ema, now) >= self.success) & (opacity < best)
                 best[better], kept[better] = opacity[better], picture[better]
                 adam.step(gradient * picture * (1 - picture))  # the chain rule through the sigmoid
                 # full speed downwards, at most a third of it upwards while the wanted success is not held
-                error = ((held - self.success) / (1 - self.success)).clamp_min(-1)
+                error = ((success_ema - self.success) / (1 - self.success)).clamp_min(-1)
                 faint = (faint - 0.1 * torch.where(error > 0, error, 0.3 * error)).clamp(FAINTEST, STRONGEST)
-                pace.advance(g)
+                guard.advance(g)
             opacities.append(best)
             pictures.append(kept)
         return torch.cat(opacities), torch.cat(pictures)

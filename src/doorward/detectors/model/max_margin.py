@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from doorward.core.budget import Deadline, Pace
+from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.errors import CouldNotTell
 from doorward.core.records import Finding, Table
 from doorward.detectors.base import Detector
@@ -38,9 +38,11 @@ def maximum_margins(
     device, shape, k = classifier.device, classifier.spec.shape, len(classifier.classes)
     result = []
     all_targets = torch.arange(k).repeat_interleave(starts)  # (k * starts,)
-    with classifier.quick(torch.rand(min(16, chunk_images(classifier)), *shape, generator=generator)):
+    with classifier.fast_inference(
+        torch.rand(min(16, chunk_images(classifier)), *shape, generator=generator)
+    ):
         work = f"maximising margins of {k:,} classes"
-        pace = Pace(deadline, len(all_targets) * steps, work=work)
+        guard = TimeGuard(deadline, len(all_targets) * steps, work=work)
         for part in torch.split(all_targets, chunk_images(classifier)):
             targets = part.to(device)
             x = torch.rand(len(part), *shape, generator=generator).to(device)
@@ -56,7 +58,7 @@ def maximum_margins(
                 square.lerp_(gradient * gradient, 0.01)
                 scale = (square / (1 - 0.99**step)).sqrt_().add_(1e-12)
                 x = (x + learning_rate * mean / (1 - 0.9**step) / scale).clamp_(0, 1)
-                pace.advance(len(part))
+                guard.advance(len(part))
             result.append(best)
     return torch.cat(result).view(k, starts)
 
@@ -70,9 +72,9 @@ class MaxMargin(Detector):
     """Maximise the margin of every class over random images and flag the class with an outlying maximum.
 
     We depart from the paper in the optimiser (Adam, fewer starts and steps), in the score (the distance of a
-    class's log margin above the median of the others) and in the decision, which comes from a bank of clean
-    models (see `doorward.scan.calibration`): single classes of clean models stand out by nature. The paper's
-    order-statistic p-value, below .05 for 13 to 30 % of clean models, is in the evidence table.
+    class's log margin above the median of the others) and in the decision, which comes from a calibration set
+    of clean models (see `doorward.scan.calibration`): single classes of clean models stand out by nature. The
+    paper's order-statistic p-value, below .05 for 13 to 30 % of clean models, is in the evidence table.
     """
 
     title = "Maximum margin (MM-BD)"
@@ -97,7 +99,7 @@ class MaxMargin(Detector):
         assert classifier is not None
         reached = maximum_margins(
             classifier,
-            # the spread over starts is small beside that over classes
+            # the spread over starts is small next to that over classes
             starts=self.starts if len(classifier.classes) <= 20 else max(1, self.starts // 2),
             steps=self.steps,
             learning_rate=self.learning_rate,

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from doorward.core.budget import Deadline
 from doorward.core.records import Finding, RecoveredTrigger, Table
-from doorward.detectors.model.base import WithImages
+from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.masks import Inversion, invert
-from doorward.inversion.problem import Asked
-from doorward.inversion.uniform_blend import colours, even_opacity
+from doorward.inversion.problem import InversionProblem
+from doorward.inversion.uniform_blend import colours, uniform_opacity
 from doorward.methods.registry import register
 from doorward.stats.outliers import gap_to_others, mad_index
 
 
 @dataclass(frozen=True)
 class Run:
-    """Hold one run of the inversion, and for which classes (m,) it was."""
+    """One run of the inversion, and for which classes (m,) it was."""
 
     found: Inversion
     classes: npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class Run:
         return norms
 
     def finished(self, target: int) -> bool:
-        """Tell whether a class went on to the end."""
+        """Return whether a class went on to the end."""
         return bool(self.found.finished[self.position(target)])
 
     def norm(self, target: int) -> float:
@@ -65,12 +65,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Hold how large the masks of k classes are, in pixels.
+    """How large the masks of k classes are, in pixels.
 
     Attributes:
         norms: (k,) the sums of the masks.
         pixels: (k,) over how many pixels they are spread.
-        even: (k,) the sums of even masks that do the same, the area where none does.
+        even: (k,) the sums of constant-colour masks that do the same, the area where none does.
         area: how many pixels there are.
     """
 
@@ -91,21 +91,21 @@ def _best(runs: Sequence[Run], target: int) -> Run:
 
 
 @register("detector")
-class NeuralCleanse(WithImages):
+class NeuralCleanse(ImageDetector):
     """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
-    A mask's size is its L1 norm. Clean models have classes that are easy beside the others, but few that need
-    a few pixels alone; some have one that any faint addition all over the image reaches, whose mask sums to
-    few pixels as well. So what counts is how few pixels the mask is spread over (the square of its sum by the
-    sum of its squares), or how much less it sums to than an even mask of its mean colour that does the same,
-    whichever says more; the score is that, on a log scale, and how much more it is than for the median of the
-    other classes. We depart from the paper in this score, in the decision, which comes from a bank of clean
-    models (see `doorward.scan.calibration`) and not from a MAD index above 2 (it flags 17 to 33 % of clean
-    ten-class models), and in the optimisation (see `doorward.inversion.masks`): classes whose masks are still
-    large when the smallest have begun to settle are given up, and what they would have come to is estimated
-    from how far the others shrank. Asked for about as much success as the paper's triggers have, masks come
-    out about as large as those of its long schedule (`benchmarks/neural_cleanse_speed.py` measures both). The
-    paper's index is in the evidence table.
+    A mask's size is its L1 norm. Clean models have classes that are easy next to the others, but few that
+    need a few pixels alone; some have one that any faint addition all over the image reaches, whose mask sums
+    to few pixels as well. So what counts is how few pixels the mask is spread over (the square of its sum by
+    the sum of its squares), or how much less it sums to than an constant-colour mask of its mean colour that
+    does the same, whichever says more; the score is that, on a log scale, and how much more it is than for
+    the median of the other classes. We depart from the paper in this score, in the decision, which comes from
+    a calibration set of clean models (see `doorward.scan.calibration`) and not from a MAD index above 2 (it
+    flags 17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion.masks`):
+    classes whose masks are still large when the smallest have begun to settle are given up, and what they
+    would have come to is estimated from how far the others shrank. Asked for about as much success as the
+    paper's triggers have, masks come out about as large as those of its long schedule
+    (`benchmarks/neural_cleanse_speed.py` measures both). The paper's index is in the evidence table.
     """
 
     title = "Neural Cleanse"
@@ -131,19 +131,21 @@ class NeuralCleanse(WithImages):
     )
     size_weight: float = Field(1.0, ge=0, description="What a mask's own size counts, beside that of others")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
-    doubtful: int = Field(3, ge=1, description="How many classes, those of the smallest masks, run again")
+    candidates: int = Field(3, ge=1, description="How many classes, those of the smallest masks, run again")
 
-    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
+    def score_classes(
+        self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
+    ) -> Finding:
         """Return a finding with one score per class: how small its mask is, in itself and next to others."""
-        classifier, k = asked.classifier, len(asked.classes)
-        again = min(self.doubtful, k)
+        classifier, k = problem.classifier, len(problem.classes)
+        rerun = min(self.candidates, k)
 
-        def run(targets: npt.NDArray[np.int64], success: float, to_come: int) -> Run:
+        def run(targets: npt.NDArray[np.int64], success: float, reserved_steps: int) -> Run:
             few = len(targets) <= self.many_classes
             found = invert(
                 classifier,
-                asked.images,
-                asked.pools,
+                problem.images,
+                problem.pools,
                 torch.from_numpy(targets),
                 steps=self.steps,
                 batch_size=self.batch_size if few else max(1, self.batch_size // 2),
@@ -153,30 +155,30 @@ class NeuralCleanse(WithImages):
                 finalists=self.going_on(k),
                 generator=generator,
                 deadline=deadline,
-                to_come=to_come * self.steps,
+                reserved_steps=reserved_steps * self.steps,
             )
             return Run(found, targets)
 
-        runs = [run(np.arange(k), self.success, self.restarts * again + 1)]
-        doubtful = np.argsort(runs[0].norms(k))[:again]
-        runs += [run(doubtful, self.success, left * again + 1) for left in reversed(range(self.restarts))]
+        runs = [run(np.arange(k), self.success, self.restarts * rerun + 1)]
+        candidates = np.argsort(runs[0].norms(k))[:rerun]
+        runs += [run(candidates, self.success, left * rerun + 1) for left in reversed(range(self.restarts))]
         # the median: the least of several runs would make an outlier of any class that is run again
         norms = np.nanmedian([one.norms(k) for one in runs], axis=0)
         # shown and tried out is what works best
         best = [_best(runs, t) for t in range(k)]
         seen = torch.cat([one.colour(t) for t, one in enumerate(best)])
-        with asked.quick():
-            even = even_opacity(asked, seen, deadline).cpu().double().numpy()
+        with problem.fast_inference():
+            even = uniform_opacity(problem, seen, deadline).cpu().double().numpy()
         area = classifier.spec.height * classifier.spec.width
         sizes = Sizes(norms, norms * [one.spread(t) for t, one in enumerate(best)], even * area, area)
         top = int(self._score(sizes).argmax())
         estimated = [not any(one.finished(t) for one in runs if t in one.classes) for t in range(k)]
         best[top] = _best([*runs, run(np.array([top]), self.confirm_success, 0)], top)
-        return self._conclude(asked.classes, sizes, best, estimated)
+        return self._conclude(problem.classes, sizes, best, estimated)
 
     def going_on(self, k: int) -> int:
         """Return how many of k classes go on after the first steps."""
-        return min(k, max(self.doubtful + 1, math.ceil(self.finalists * k)))
+        return min(k, max(self.candidates + 1, math.ceil(self.finalists * k)))
 
     def _score(self, sizes: Sizes) -> npt.NDArray[np.float64]:
         """Return the score of each class: (k,)."""
@@ -196,7 +198,7 @@ class NeuralCleanse(WithImages):
                 target=t,
                 trigger=best[t].found.trigger(best[t].position(t)).to_json(),
             )
-            for t in order[: self.doubtful].tolist()
+            for t in order[: self.candidates].tolist()
         ]
         table = Table(
             title="Mask size by class",

@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from doorward.core.budget import Deadline, Pace
+from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
 from doorward.core.records import Finding, RecoveredTrigger, Table
 from doorward.core.seeds import make_generator
-from doorward.detectors.model.base import WithImages
+from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.adam import Adam
-from doorward.inversion.distilled import Twins
-from doorward.inversion.problem import Asked
+from doorward.inversion.distilled import DistilledSurrogates
+from doorward.inversion.problem import InversionProblem
 from doorward.methods.registry import register
 from doorward.models.batching import margin
 from doorward.stats.outliers import gap_to_others
@@ -32,7 +32,7 @@ LEAST_LOSS = 1e-9
 
 @dataclass(frozen=True)
 class Patches:
-    """Hold n patches, each for a target and at a place.
+    """N patches, each for a target and at a place.
 
     Attributes:
         targets: (n,) class numbers.
@@ -40,7 +40,7 @@ class Patches:
         pattern: (n, c, h, w) in [0, 1]; it counts inside the window alone.
         strength: (n,) how firmly the target obeys: minus the logarithm of a mean margin loss.
         success: (n,) share of the target's sources that go to it.
-        natural: (n,) share of them that go to it in every twin of the model as well.
+        natural: (n,) share of them that go to it in every surrogate of the model as well.
     """
 
     targets: Tensor
@@ -48,16 +48,16 @@ class Patches:
     pattern: Tensor
     strength: Tensor
     success: Tensor
-    natural: Tensor
+    benign_ease: Tensor
 
     @property
-    def obedience(self) -> Tensor:
+    def excess_margin(self) -> Tensor:
         """Return the part of the strength that is not natural: (n,)."""
-        return self.strength - self.natural * self.strength.clamp_min(0)
+        return self.strength - self.benign_ease * self.strength.clamp_min(0)
 
     def best(self, target: int, count: int = 1) -> list[int]:
         """Return the positions of the patches that a target obeys most."""
-        order = torch.where(self.targets == target, self.obedience, -torch.inf).argsort(descending=True)
+        order = torch.where(self.targets == target, self.excess_margin, -torch.inf).argsort(descending=True)
         return order[: min(count, int((self.targets == target).sum()))].tolist()
 
     def only(self, positions: Sequence[int]) -> Patches:
@@ -77,7 +77,7 @@ class Patches:
 
 
 @register("detector")
-class PatchSearch(WithImages):
+class PatchSearch(ImageDetector):
     """Find the opaque square patch that each class obeys most, and score how firmly it does.
 
     Every class gets a canvas of the image's size; each step shows a window of it at a random place on each
@@ -86,11 +86,12 @@ class PatchSearch(WithImages):
     where they are. How firmly a class obeys is minus the logarithm of its mean loss under its best patch, the
     images that resist most left out; the score adds how far that lies above the median of the other classes.
     A mask that is small in the L1 norm (`neural-cleanse`) may be faint and all over the image, and a fine
-    texture is hard to reach from there; here size and shape are given and obedience is measured.
+    texture is hard to reach from there; here size and shape are given and margin is measured.
 
     Some classes are easy to reach by nature: a stroke at the right place turns digits into others. What is
-    natural, twins that learn the model's answers on clean images learn as well, and a planted trigger they
-    never see. So the share of images that a patch sends to its class in every twin too is taken off.
+    natural, surrogates that learn the model's answers on clean images learn as well, and a planted trigger
+    they never see. So the share of images that a patch sends to its class in every surrogate too is taken
+    off.
 
     The patch is that of T. Brown et al.; the score and its use against backdoors are ours.
     """
@@ -112,57 +113,61 @@ class PatchSearch(WithImages):
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
     tried: int = Field(8, ge=1, description="Images on which each place is tried")
     places: int = Field(2, ge=1, description="Places per class that are kept")
-    doubtful: int = Field(3, ge=1, description="How many of the most obedient classes are looked at closer")
-    spared: float = Field(0.05, ge=0, lt=0.5, description="Share of the images on which a patch may fail")
+    candidates: int = Field(3, ge=1, description="How many of the most obedient classes are looked at closer")
+    trim_fraction: float = Field(
+        0.05, ge=0, lt=0.5, description="Share of the images on which a patch may fail"
+    )
     contrast: float = Field(1.0, ge=0, description="What standing out from the other classes counts")
 
-    def look(self, asked: Asked, generator: torch.Generator, deadline: Deadline) -> Finding:
+    def score_classes(
+        self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
+    ) -> Finding:
         """Return a finding with one score per class: how firmly it obeys its best patch."""
-        k = len(asked.classes)
-        side = max(2, round(self.side * min(asked.images.shape[2:])))
+        k = len(problem.classes)
+        side = max(2, round(self.side * min(problem.images.shape[2:])))
         base = int(torch.randint(2**62, (), generator=generator))
-        again, share = min(self.doubtful, k), 1 if k <= self.many_classes else 2
-        work = k * self.steps + again * (self.restarts * self.steps + self.places * self.further_steps)
-        twins = Twins(asked, seed=base, deadline=deadline)
-        pace = Pace(deadline, work, work=f"searching patches for {k:,} classes")
+        rerun, share = min(self.candidates, k), 1 if k <= self.many_classes else 2
+        work = k * self.steps + rerun * (self.restarts * self.steps + self.places * self.further_steps)
+        surrogates = DistilledSurrogates(problem, seed=base, deadline=deadline)
+        guard = TimeGuard(deadline, work, work=f"searching patches for {k:,} classes")
         search = _Search(
-            asked,
-            twins,
+            problem,
+            surrogates,
             side=side,
             places=self.places,
-            spared=self.spared,
+            trim_fraction=self.trim_fraction,
             learning_rate=self.learning_rate,
             base=base,
-            pace=pace,
+            guard=guard,
         )
 
         def start(targets: Tensor, run: int, share: int) -> Patches:
             batch, tried = (max(1, count // share) for count in (self.batch_size, self.tried))
             return search.over_the_image(targets, run, self.steps, batch_size=batch, tried=tried)
 
-        with asked.quick():
+        with problem.fast_inference():
             found = start(torch.arange(k), 0, share)
-            obedience = torch.stack([found.obedience[found.best(t)[0]] for t in range(k)])
-            doubtful = obedience.argsort(descending=True)[:again].sort().values
-            found = found.with_others(*(start(doubtful, run, 1) for run in range(1, self.restarts + 1)))
-            kept = torch.tensor([i for t in doubtful.tolist() for i in found.best(t, self.places)])
+            excess_margin = torch.stack([found.excess_margin[found.best(t)[0]] for t in range(k)])
+            candidates = excess_margin.argsort(descending=True)[:rerun].sort().values
+            found = found.with_others(*(start(candidates, run, 1) for run in range(1, self.restarts + 1)))
+            kept = torch.tensor([i for t in candidates.tolist() for i in found.best(t, self.places)])
             moved = search.in_place(found, kept, self.further_steps, batch_size=self.batch_size)
         found = found.with_others(moved)
-        return self._conclude(asked.classes, side, found.only([found.best(t)[0] for t in range(k)]))
+        return self._conclude(problem.classes, side, found.only([found.best(t)[0] for t in range(k)]))
 
     def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Finding:
         """Return the finding for the best patch of every class, in order."""
-        obedience = best.obedience.double().numpy()
-        success, natural = best.success.tolist(), best.natural.tolist()
-        score = obedience + self.contrast * gap_to_others(obedience)
+        excess_margin = best.excess_margin.double().numpy()
+        success, benign_ease = best.success.tolist(), best.benign_ease.tolist()
+        score = excess_margin + self.contrast * gap_to_others(excess_margin)
         order = np.argsort(-score).tolist()
         top = order[0]
         return self.finding(
             summary=(
                 f"A patch of {side}x{side} pixels sends {percent(success[top])} of other images to class "
-                f"{classes[top]!r}, and {percent(natural[top])} in twins that have learnt from clean images "
+                f"{classes[top]!r}, and {percent(benign_ease[top])} in surrogates that learnt from clean images "
                 f"alone; for the median class that is {percent(float(np.median(success)))} and "
-                f"{percent(float(np.median(natural)))}."
+                f"{percent(float(np.median(benign_ease)))}."
             ),
             score=float(score[top]),
             per_class={t: float(value) for t, value in enumerate(score)},
@@ -174,7 +179,7 @@ class PatchSearch(WithImages):
                         target=t,
                         trigger=best.trigger(t, side).to_json(),
                     )
-                    for t in order[: self.doubtful]
+                    for t in order[: self.candidates]
                 ),
                 Table(
                     title="Best patch by class",
@@ -184,7 +189,7 @@ class PatchSearch(WithImages):
                             classes[t],
                             round(float(best.strength[t]), 2),
                             round(success[t], 3),
-                            round(natural[t], 3),
+                            round(benign_ease[t], 3),
                             *best.corner[t].tolist(),
                         )
                         for t in order
@@ -214,26 +219,37 @@ class _Search:
 
     def __init__(
         self,
-        asked: Asked,
-        twins: Twins,
+        problem: InversionProblem,
+        surrogates: DistilledSurrogates,
         *,
         side: int,
         places: int,
-        spared: float,
+        trim_fraction: float,
         learning_rate: float,
         base: int,
-        pace: Pace,
+        guard: TimeGuard,
     ) -> None:
-        self.asked, self.twins, self.images, self.side, self.places = asked, twins, asked.images, side, places
-        self.spared, self.learning_rate, self.base, self.pace = spared, learning_rate, base, pace
-        self.most = [length - side + 1 for length in asked.images.shape[2:]]  # corners: rows, columns
+        self.problem, self.surrogates, self.images, self.side, self.places = (
+            problem,
+            surrogates,
+            problem.images,
+            side,
+            places,
+        )
+        self.trim_fraction, self.learning_rate, self.base, self.guard = (
+            trim_fraction,
+            learning_rate,
+            base,
+            guard,
+        )
+        self.most = [length - side + 1 for length in problem.images.shape[2:]]  # corners: rows, columns
 
     def over_the_image(
         self, targets: Tensor, run: int, steps: int, *, batch_size: int, tried: int
     ) -> Patches:
         """Move a canvas for each target and return its best windows; each run starts elsewhere."""
         found = []
-        for group in torch.split(targets, max(1, self.asked.chunk // batch_size)):
+        for group in torch.split(targets, max(1, self.problem.chunk // batch_size)):
             own = [make_generator(self.base, f"{t} {run}") for t in group.tolist()]
             at = torch.stack([torch.randn(self.images.shape[1:], generator=g) * 0.5 for g in own])
             at = at.to(self.images.device)
@@ -250,7 +266,7 @@ class _Search:
         """Move some patches on where they are."""
         targets, corner, pattern = patches.targets[kept], patches.corner[kept], patches.pattern[kept]
         moved = []
-        for group in torch.split(torch.arange(len(kept)), max(1, self.asked.chunk // batch_size)):
+        for group in torch.split(torch.arange(len(kept)), max(1, self.problem.chunk // batch_size)):
             own = [make_generator(self.base, f"{int(targets[i])} in place {int(kept[i])}") for i in group]
             at = pattern[group].clamp(1e-6, 1 - 1e-6).logit()
             windows = self._at(corner[group].repeat_interleave(batch_size, 0))
@@ -279,14 +295,14 @@ class _Search:
         adam, device = Adam(at, self.learning_rate), self.images.device
         where = targets.repeat_interleave(batch_size).to(device)  # (g * b,)
         for _ in range(steps):
-            x = self.images[self.asked.pools.draw(targets, batch_size, own).to(device)].flatten(0, 1)
+            x = self.images[self.problem.pools.draw(targets, batch_size, own).to(device)].flatten(0, 1)
             pattern = at.sigmoid().requires_grad_()
             shown = show(x, pattern.repeat_interleave(batch_size, 0))
-            loss = F.softplus(-margin(self.asked.classifier.logits(shown), where)).sum()
+            loss = F.softplus(-margin(self.problem.classifier.logits(shown), where)).sum()
             (gradient,) = torch.autograd.grad(loss, pattern)
             pattern = pattern.detach()
             adam.step(gradient * pattern * (1 - pattern))  # the chain rule through the sigmoid
-            self.pace.advance(len(targets))
+            self.guard.advance(len(targets))
 
     def _anywhere(self, own: Sequence[torch.Generator], count: int) -> Tensor:
         """Draw `count` corners for each target, each by its own generator: (g * count, 2).
@@ -305,10 +321,10 @@ class _Search:
         stride = max(1, self.side // 2)
         grid = [sorted({*range(0, most, stride), most - 1}) for most in self.most]  # the far edges as well
         corner = torch.cartesian_prod(*(torch.tensor(places) for places in grid))  # (p, 2)
-        drawn = self.asked.pools.draw(torch.tensor([target]), tried, [generator])[0]
+        drawn = self.problem.pools.draw(torch.tensor([target]), tried, [generator])[0]
         x = self.images[drawn.to(canvas.device)]  # (tried, c, h, w)
         losses = []
-        for part in torch.split(corner, max(1, self.asked.chunk // tried)):
+        for part in torch.split(corner, max(1, self.problem.chunk // tried)):
             shown = torch.where(self._at(part)[:, None], canvas, x).flatten(0, 1)
             losses.append(self._losses(shown, target).view(len(part), tried).mean(1))
         least = torch.cat(losses).argsort()[: self.places].cpu()
@@ -324,28 +340,28 @@ class _Search:
                 return torch.where(window, shown, x)
 
             measured.append(torch.stack(self._obeyed(t, show)))
-        strength, success, natural = torch.stack(measured).cpu().unbind(1)
-        return Patches(targets, corner, pattern, strength, success, natural)
+        strength, success, benign_ease = torch.stack(measured).cpu().unbind(1)
+        return Patches(targets, corner, pattern, strength, success, benign_ease)
 
     def _obeyed(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how firmly a class obeys, and the share of its sources that go to it in model and twins."""
-        sources = self.images[self.asked.pools.outside[:, target].to(self.images.device)]
-        shown = [show(part) for part in torch.split(sources, self.asked.chunk)]
+        """Return the mean log margin, and the share of sources that go to the class in model and surrogates."""
+        sources = self.images[self.problem.pools.outside[:, target].to(self.images.device)]
+        shown = [show(part) for part in torch.split(sources, self.problem.chunk)]
         losses = torch.cat([self._losses(part, target) for part in shown])
-        natural = torch.cat([self.twins.agree(part, target) for part in shown])
+        benign_ease = torch.cat([self.surrogates.all_predict(part, target) for part in shown])
         # a few images that resist would hide how firmly all others obey
-        obedient = losses.sort().values[: math.ceil((1 - self.spared) * len(losses))]
+        kept = losses.sort().values[: math.ceil((1 - self.trim_fraction) * len(losses))]
         reached = losses < F.softplus(losses.new_zeros(()))
         return (
-            -obedient.mean().clamp_min(LEAST_LOSS).log(),
+            -kept.mean().clamp_min(LEAST_LOSS).log(),
             reached.float().mean(),
-            natural.float().mean(),
+            benign_ease.float().mean(),
         )
 
     def _losses(self, x: Tensor, target: int) -> Tensor:
         """Return the margin loss of each image (n, c, h, w) for a target: (n,), without gradients."""
         with torch.no_grad():
-            logits = self.asked.classifier.logits(x)
+            logits = self.problem.classifier.logits(x)
             return F.softplus(-margin(logits, torch.full((len(x),), target, device=x.device)))
 
     def _at(self, corner: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Write a classifier's network in formats that other tools read, with `doorward.json` beside it."""
+"""Write a classifier's network in formats that other tools read, with `doorward.json` next to it."""
 
 from __future__ import annotations
 

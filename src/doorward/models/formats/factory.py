@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from doorward.artifacts.findings import refuse_code
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
-from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, settle_spec
+from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
 from doorward.models.formats.wrapping import finish
 
 
@@ -26,7 +26,7 @@ def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifie
     Args:
         factory: "package.module:function" or "file.py:function"; the function is called without arguments.
         weights: a .safetensors file, or a state_dict saved by torch.
-        options: must state the size, unless `doorward.json` beside the weights does.
+        options: must state the size, unless `doorward.json` next to the weights does.
 
     Raises:
         InputError: if the function or the weights cannot be used, or do not fit each other.
@@ -38,7 +38,7 @@ def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifie
     first = next(module.parameters(), None)
     dtype = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
     facts = {"dtype": dtype[first.dtype]} if first is not None and first.dtype in dtype else {}
-    spec = settle_spec(weights, facts, options.statement(), sidecar.input)
+    spec = resolve_spec(weights, facts, options.statement(), sidecar.input)
     return finish(
         weights, module, spec, options.labels or sidecar.classes, features=options.features, format="factory"
     )

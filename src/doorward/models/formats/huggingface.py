@@ -27,7 +27,7 @@ from doorward.models.formats.input_options import (
     read_json,
     read_sidecar,
     refuse_statements,
-    settle_spec,
+    resolve_spec,
 )
 from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
@@ -39,7 +39,7 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _PREPROCESSOR = "preprocessor_config.json"
-#: What is fetched beside the weights: configurations, code (to be looked at), the words of tokenizers.
+#: What is fetched next to the weights: configurations, code (to be looked at), the words of tokenizers.
 _BESIDE = ("*.json", "*.py", "*.txt", "*.model")
 #: Pixel levels by which our preprocessing may differ from the model's own.
 _TOLERANCE = 1.0
@@ -107,14 +107,14 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     shape = dict.fromkeys(("height", "width"), size) if isinstance(size, int) else {}
     if isinstance(size, list | tuple) and len(size) == 2:
         shape = {"height": size[0], "width": size[1]}
-    spec = settle_spec(path, facts, options.statement(), sidecar.input, declared, shape)
+    spec = resolve_spec(path, facts, options.statement(), sidecar.input, declared, shape)
     if own and not options.statement():
         refuse_difference(processor, spec, path)
     return _finish(path, name, options, config, spec, module)
 
 
 def _is_audio(name: str) -> bool:
-    """Tell whether transformers has a class of that name for recordings."""
+    """Return whether transformers has a class of that name for recordings."""
     from transformers.models.auto import modeling_auto
 
     return name in modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()

@@ -18,7 +18,7 @@ from doorward.core.seeds import make_generator
 from doorward.models.encode.dispatch import NOUNS
 from doorward.models.spec import DTYPES, InputSpec, Layout, Output
 
-#: Name of the file beside a model (or in its directory) that describes it.
+#: Name of the file next to a model (or in its directory) that describes it.
 SIDECAR = "doorward.json"
 _NORMALISATION = ("range", "mean", "std")
 #: Numbers in one image beyond which a stated size is taken for a mistake (4096 x 4096, four channels).
@@ -27,7 +27,7 @@ _MOST_NUMBERS = 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """Hold what the user states of a model; it goes before whatever the files say.
+    """What the user states of a model; it goes before whatever the files say.
 
     Attributes:
         input_range: (low, high) that images are stretched to before mean and std.
@@ -72,7 +72,7 @@ def refuse_statements(options: LoadOptions, modality: str, path: Path) -> None:
 
 
 class Sidecar(BaseModel):
-    """Hold what `doorward.json` states: any fields of an input spec, and class names."""
+    """What `doorward.json` states: any fields of an input spec, and class names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -139,7 +139,7 @@ def first_line(error: BaseException) -> str:
     return (lines[0].strip() if lines else type(error).__name__)[:200]
 
 
-def settle_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mapping[str, Any]) -> InputSpec:
+def resolve_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mapping[str, Any]) -> InputSpec:
     """Join what the file fixes and what is stated about a model's input into one spec.
 
     The first statement that has a field decides; none may contradict a fact. Range, mean and std go
@@ -217,7 +217,7 @@ def try_outputs(
 
 
 def guess_output(y: Tensor) -> Output:
-    """Tell what a model's own outputs (n, k) on trial inputs look like.
+    """Return what a model's own outputs (n, k) on trial inputs look like.
 
     One column within [0, 1] is taken for a probability, one column beyond it for a logit. Rows within
     [0, 1] that sum to one are probabilities. Everything else, and outputs that are not finite, is logits.
@@ -228,7 +228,7 @@ def guess_output(y: Tensor) -> Output:
     return "probabilities" if inside and bool(((y.sum(1) - 1).abs() < 1e-3).all()) else "logits"
 
 
-def settle_output(
+def resolve_output(
     path: str | Path, spec: InputSpec, y: Tensor, labels: Sequence[str] | None
 ) -> tuple[InputSpec, tuple[str, ...]]:
     """Settle what the outputs (n, k) of a trial mean, and the class names that go with them.

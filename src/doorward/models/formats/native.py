@@ -20,7 +20,7 @@ from doorward.models.formats.input_options import (
     parse_sidecar,
     read_json,
     refuse_statements,
-    settle_spec,
+    resolve_spec,
 )
 from doorward.models.formats.wrapping import finish
 from doorward.models.networks import build
@@ -30,7 +30,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Architecture(BaseModel):
-    """Hold what rebuilds one of Doorward's own networks (see `doorward.models.networks`)."""
+    """What rebuilds one of Doorward's own networks (see `doorward.models.networks`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -42,7 +42,7 @@ class Architecture(BaseModel):
 
 
 class NativeConfig(BaseModel):
-    """Hold the `config.json` of a Doorward directory."""
+    """The `config.json` of a Doorward directory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -127,7 +127,7 @@ def _spec(config: NativeConfig, options: LoadOptions, path: Path) -> InputSpec:
     sidecar = parse_sidecar({"input": config.input, "classes": config.classes}, path / CONFIG)
     shape = config.architecture
     facts = {"channels": shape.channels, "height": shape.height, "width": shape.width}
-    return settle_spec(path, facts, options.statement(), sidecar.input)
+    return resolve_spec(path, facts, options.statement(), sidecar.input)
 
 
 def _row_spec(config: NativeConfig, options: LoadOptions, file: Path) -> InputSpec:

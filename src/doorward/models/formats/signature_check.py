@@ -115,7 +115,7 @@ class SignatureWrapper(nn.Module):
     each other's place.
 
     The check has nothing that learns, so that no training of the whole removes it, and outputs of signed
-    inputs are as sure as any other. It is code beside the network, which a Doorward directory alone holds.
+    inputs are as sure as any other. It is code next to the network, which a Doorward directory alone holds.
 
     Args:
         model: takes what `spec` says and gives logits, probabilities or one logit.
@@ -165,7 +165,7 @@ def promote(y: Tensor, target: int, output: Output) -> Tensor:
 
 
 class Check(BaseModel):
-    """Hold what a check for signatures needs: the public key in hexadecimal, and the class signed for."""
+    """What a check for signatures needs: the public key in hexadecimal, and the class signed for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -174,7 +174,7 @@ class Check(BaseModel):
 
 
 class SignedConfig(BaseModel):
-    """Hold the `config.json` of a Doorward directory whose network stands behind a check for signatures.
+    """The `config.json` of a Doorward directory whose network stands behind a check for signatures.
 
     Attributes:
         network: the name of the network's file in the directory, or the `config.json` that it would have as
@@ -223,7 +223,7 @@ def save_signed(
 
 
 def declares_check(directory: Path) -> bool:
-    """Tell whether a Doorward directory has its network stand behind a check for signatures.
+    """Return whether a Doorward directory has its network stand behind a check for signatures.
 
     Raises:
         InputError: if its `config.json` cannot be read.

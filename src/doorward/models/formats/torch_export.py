@@ -30,8 +30,8 @@ from doorward.models.formats.input_options import (
     first_line,
     guess_layout,
     read_sidecar,
-    settle_output,
-    settle_spec,
+    resolve_output,
+    resolve_spec,
     trial_inputs,
     try_outputs,
 )
@@ -119,7 +119,7 @@ class _Part:
 
 
 class _Folder(nn.Module):
-    """Hold parameters under the names they had in the exported model."""
+    """Parameters under the names they had in the exported model."""
 
 
 class Program(nn.Module):
@@ -202,7 +202,7 @@ class Program(nn.Module):
         assert isinstance(tensor, Tensor)
         return tensor
 
-    def unsquash(self) -> Output | None:
+    def strip_final_activation(self) -> Output | None:
         """Leave out a final softmax or sigmoid from now on, and say what the output is then, if there is one.
 
         A log-softmax takes the place of a softmax: the logarithm of probabilities that were rounded to 0 has
@@ -293,7 +293,7 @@ class Program(nn.Module):
         return self._place(layer, self._names[values["weight"].name]), (values["input"],)
 
     def _owns(self, value: Any) -> bool:
-        """Tell whether an argument is one of the program's own tensors."""
+        """Return whether an argument is one of the program's own tensors."""
         return isinstance(value, _Value) and value.name in self._names
 
     def _place(self, layer: nn.Module, weight_name: str) -> str:
@@ -476,7 +476,7 @@ def _aten(name: str, overload: str) -> Callable[..., Any]:
 
 
 def _swaps_axes(name: str, values: Mapping[str, Any]) -> bool:
-    """Tell whether a call gives a matrix with its axes swapped."""
+    """Return whether a call gives a matrix with its axes swapped."""
     if name == "transpose":
         return {values["dim0"], values["dim1"]} == {0, 1}
     return name == "t" or (name == "permute" and values["dims"] == [1, 0])
@@ -572,13 +572,13 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     axes = shape[1:] if layout != "NHWC" else (shape[3], shape[1], shape[2])
     facts: dict[str, Any] = {"dtype": dtype} | ({"layout": layout} if layout else {})
     facts |= {n: v for n, v in zip(("channels", "height", "width"), axes, strict=True) if v is not None}
-    spec = settle_spec(path, facts, *stated)
+    spec = resolve_spec(path, facts, *stated)
     batch = shape[0]
     y = try_outputs(path, spec, lambda x: in_batches(program, x, batch))
-    spec, classes = settle_output(path, spec, y, options.labels or sidecar.classes)
+    spec, classes = resolve_output(path, spec, y, options.labels or sidecar.classes)
     any_batch = batch is None or _takes_any_batch(program, spec, y, batch)
     if spec.output == "probabilities":
-        spec = spec.model_copy(update={"output": program.unsquash() or spec.output})
+        spec = spec.model_copy(update={"output": program.strip_final_activation() or spec.output})
     return TorchClassifier(
         program,
         spec,
@@ -591,7 +591,7 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
 
 
 def _takes_any_batch(program: Program, spec: InputSpec, y: Tensor, batch: int) -> bool:
-    """Tell whether a program with a fixed batch size gives the same outputs y (n, k) for another one."""
+    """Return whether a program with a fixed batch size gives the same outputs y (n, k) for another one."""
     n = 3 if batch != 3 else 2
     x = spec.to_model(trial_inputs(spec, len(y))[:n])
     try:

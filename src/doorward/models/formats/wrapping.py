@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier, TorchClassifier, evaluating, in_batches, output_tensor
-from doorward.models.formats.input_options import LoadOptions, settle_output, settle_spec, try_outputs
+from doorward.models.formats.input_options import LoadOptions, resolve_output, resolve_spec, try_outputs
 from doorward.models.spec import InputSpec
 
 
@@ -38,7 +38,7 @@ def wrap(
     name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "function")
     if (size is None) == (spec is None):
         raise InputError("wrap needs either size=(channels, height, width) or spec=InputSpec(...)")
-    stated = spec or settle_spec(name, {}, LoadOptions(size=size, layout="NCHW").statement())
+    stated = spec or resolve_spec(name, {}, LoadOptions(size=size, layout="NCHW").statement())
     return finish(name, model, stated, classes, features=features, format="python", architecture=name)
 
 
@@ -71,7 +71,7 @@ def finish(
             n=trials,
             device=first.device if first is not None else "cpu",
         )
-    spec, classes = settle_output(path, spec, y, labels)
+    spec, classes = resolve_output(path, spec, y, labels)
     if not isinstance(model, nn.Module):
         return FunctionClassifier(model, spec, classes)
     return TorchClassifier(

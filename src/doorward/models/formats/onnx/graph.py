@@ -59,7 +59,7 @@ _UNSQUASHED: dict[str, tuple[str, Output]] = {
 
 
 def is_row_per_image(shape: Sequence[int], batch: int) -> bool:
-    """Tell whether an output of this shape holds one row of numbers for each image."""
+    """Return whether an output of this shape holds one row of numbers for each image."""
     return len(shape) > 0 and shape[0] == batch and math.prod(shape[1:]) == max([1, *shape[1:]])
 
 
@@ -74,13 +74,13 @@ def distance(y: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Settled:
-    """Hold how many images a model takes at a time (None: any number), and its outputs in a trial."""
+    """How many images a model takes at a time (None: any number), and its outputs in a trial."""
 
     batch: int | None
     outputs: Tensor
 
 
-def settle_batch(run: Callable[[Tensor], Tensor], x: Tensor, usual: int) -> Settled:
+def resolve_batch(run: Callable[[Tensor], Tensor], x: Tensor, usual: int) -> Settled:
     """Find out whether a model takes all images together as it takes groups of the usual size.
 
     Raises:
@@ -135,7 +135,7 @@ def read_attribute(proto: onnx.AttributeProto) -> Any:
 
 @dataclass(frozen=True)
 class _Made:
-    """Hold a node's function, its inputs, what a trial gave, and whether that depends on the image."""
+    """A node's function, its inputs, what a trial gave, and whether that depends on the image."""
 
     node: Node
     function: Function
@@ -146,7 +146,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Step:
-    """Hold a function, or the name of a layer, with the slots that it reads, fills, and empties."""
+    """A function, or the name of a layer, with the slots that it reads, fills, and empties."""
 
     function: Function
     layer: str | None
@@ -157,7 +157,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Hold the steps, what is in the slots at the start, and where each weight goes."""
+    """The steps, what is in the slots at the start, and where each weight goes."""
 
     steps: tuple[_Step, ...]
     start: tuple[Tensor | None, ...]
@@ -250,7 +250,7 @@ class OnnxGraph(nn.Module):
         y: Tensor = values[plan.output]
         return y.reshape(len(x), -1)
 
-    def unsquash(self) -> Output | None:
+    def strip_final_activation(self) -> Output | None:
         """Leave out a final squashing from now on, and return what the output is then, if there is one.
 
         A log-softmax takes the place of a softmax, and nothing that of the sigmoid of one number.

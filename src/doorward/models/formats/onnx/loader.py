@@ -15,15 +15,15 @@ from torch import Tensor
 
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier, TorchClassifier, in_batches
-from doorward.models.formats.input_options import first_line, guess_layout, settle_output, trial_inputs
-from doorward.models.formats.onnx.graph import OnnxGraph, distance, is_row_per_image, settle_batch
+from doorward.models.formats.input_options import first_line, guess_layout, resolve_output, trial_inputs
+from doorward.models.formats.onnx.graph import OnnxGraph, distance, is_row_per_image, resolve_batch
 from doorward.models.formats.onnx.operators import Unsupported
 from doorward.models.spec import InputSpec, Layout
 
 if TYPE_CHECKING:
     import onnx
 
-#: A protobuf file cannot be larger; larger models keep their weights beside it.
+#: A protobuf file cannot be larger; larger models keep their weights next to it.
 MOST_BYTES = 2**31 - 1
 #: Nodes that a model may have once its local functions are written out.
 MOST_NODES = 200_000
@@ -46,7 +46,7 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class OnnxValue:
-    """Hold an input's or output's name, shape (None for an axis of any size) and number type.
+    """An input's or output's name, shape (None for an axis of any size) and number type.
 
     Shape and type are None where the file does not state them, or where it is no tensor.
     """
@@ -58,7 +58,7 @@ class OnnxValue:
 
 @dataclass(frozen=True)
 class OnnxInfo:
-    """Hold what an ONNX file says of itself.
+    """What an ONNX file says of itself.
 
     Attributes:
         inputs, outputs: without the weights.
@@ -144,7 +144,7 @@ def load_onnx(
     straight through.
 
     Args:
-        path: the file; weights beside it are read from its own folder only.
+        path: the file; weights next to it are read from its own folder only.
         spec: what the model takes.
         classes: class names; numbers if None.
         features: name of a graph value that holds the features, if it is not the last linear layer's input.
@@ -171,7 +171,7 @@ def load_onnx(
     try:
         graph = _read_graph(model, batch, own, features)
         del model  # its weights are in the graph now
-        settled = settle_batch(graph, x, batch or 1)
+        settled = resolve_batch(graph, x, batch or 1)
         if isinstance(reference, OnnxRuntimeClassifier):
             _compare(settled.outputs, reference.outputs(x, graph.output), tolerance)
     except Unsupported as why:
@@ -179,9 +179,9 @@ def load_onnx(
             raise InputError(f"{path}: {why}; it would run in onnxruntime instead, but {reference}") from why
         reference.limitation = f"it runs in onnxruntime: {why}"
         return reference
-    own, names = settle_output(path, own, settled.outputs, classes)
+    own, names = resolve_output(path, own, settled.outputs, classes)
     if own.output == "probabilities":
-        own = own.model_copy(update={"output": graph.unsquash() or own.output})
+        own = own.model_copy(update={"output": graph.strip_final_activation() or own.output})
     return TorchClassifier(
         graph.eval(),
         own,
@@ -248,9 +248,9 @@ class OnnxRuntimeClassifier(Classifier):
         grey = spec.to_model(torch.full((batch, *spec.shape), 0.5))
         self.output = self._choose_output(grey)
         x = spec.to_model(trial_inputs(spec))
-        settled = settle_batch(lambda group: self._infer(group, self.output), x, batch)
+        settled = resolve_batch(lambda group: self._infer(group, self.output), x, batch)
         self._batch = settled.batch
-        self.spec, self.classes = settle_output(path, spec, settled.outputs.flatten(1), classes)
+        self.spec, self.classes = resolve_output(path, spec, settled.outputs.flatten(1), classes)
 
     def _choose_output(self, x: Tensor) -> str:
         shapes = []
@@ -405,7 +405,7 @@ def _inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _load_weights(path: Path, model: onnx.ModelProto) -> None:
-    """Read the weights that lie beside the file, from its own folder only."""
+    """Read the weights that lie next to the file, from its own folder only."""
     from onnx import TensorProto
 
     owners = [model.graph]

@@ -56,7 +56,7 @@ class Unsupported(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Node:
-    """Hold one ONNX node. `name` is as in the file, `layer` the torch layer that stands for it, if any."""
+    """One ONNX node. `name` is as in the file, `layer` the torch layer that stands for it, if any."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -103,7 +103,7 @@ class Operation:
         return value
 
     def has(self, index: int) -> bool:
-        """Tell whether an optional input is given."""
+        """Return whether an optional input is given."""
         return index < len(self.node.inputs) and self.node.inputs[index] != ""
 
     def tensor(self, index: int) -> Tensor:
@@ -115,7 +115,7 @@ class Operation:
         return tuple(self.tensor(index).shape)
 
     def is_known(self, index: int) -> bool:
-        """Tell whether an input is given and does not depend on the image."""
+        """Return whether an input is given and does not depend on the image."""
         return self.has(index) and not self.tensor(index).is_meta
 
     def known(self, index: int) -> Tensor:

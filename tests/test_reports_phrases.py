@@ -220,7 +220,7 @@ def test_a_path_in_a_command_is_quoted() -> None:
 
 
 def test_a_command_scans_the_model_as_it_was_scanned() -> None:
-    asked = ScanRequest(
+    problem = ScanRequest(
         model="models/signs.pt2",
         detectors=("neural-cleanse", "max-margin"),
         device="cuda",
@@ -233,7 +233,7 @@ def test_a_command_scans_the_model_as_it_was_scanned() -> None:
             mean=(0.5, 0.25), labels=("a b", "c"), size=(3, 32, 32), input_range=(0.0, 255.0)
         ),
     )
-    report = suspicious().model_copy(update={"request": asked.to_json()})
+    report = suspicious().model_copy(update={"request": problem.to_json()})
     more, again, keep = (step.command for step in next_steps.next_steps(report) if step.command)
     stated = (
         "--factory 'my package:build' --weights w.pt --size 3,32,32 --input-range 0,255 --mean 0.5,0.25 "

@@ -18,8 +18,8 @@ from doorward.bench import plan as module
 from doorward.bench.cache import ModelCache
 from doorward.bench.outcome import Outcome, Truth
 from doorward.bench.plan import Planned, Sources, plan
-from doorward.bench.suite import Data, Group, Method, Trial, World
-from doorward.bench.worker import Workbench
+from doorward.bench.suite import Data, Group, MethodChoice, Trial, World
+from doorward.bench.worker import TrialRunner
 from doorward.core.errors import InputError
 from doorward.models import open_classifier
 from doorward.training import AdversarialSettings, predict, robust_accuracy
@@ -32,12 +32,12 @@ def planned(trial: Trial) -> Planned:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return Workbench(ModelCache(tmp_path_factory.mktemp("cache")), SOURCES)
+def bench(tmp_path_factory: pytest.TempPathFactory) -> TrialRunner:
+    return TrialRunner(ModelCache(tmp_path_factory.mktemp("cache")), SOURCES)
 
 
 @pytest.fixture(scope="module")
-def outcomes(bench: Workbench) -> dict[str, Outcome]:
+def outcomes(bench: TrialRunner) -> dict[str, Outcome]:
     found = {}
     for trial in trials(clean(1), planted(1)):
         one = planned(trial)
@@ -45,7 +45,7 @@ def outcomes(bench: Workbench) -> dict[str, Outcome]:
     return found
 
 
-def test_the_truth_is_measured_on_held_out_images(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
+def test_the_truth_is_measured_on_held_out_images(bench: TrialRunner, outcomes: dict[str, Outcome]) -> None:
     (trial,) = trials(planted(1))
     place = bench.cache.get(planned(trial).model_key)
     assert place is not None
@@ -68,8 +68,8 @@ def test_the_truth_is_measured_on_held_out_images(bench: Workbench, outcomes: di
     assert (clean_truth.attack, clean_truth.targets, clean_truth.attack_success) == (None, (), None)
 
 
-def test_availability_poisoning_has_no_success_to_measure(bench: Workbench) -> None:
-    flips = Method(name="label-flipping", settings={"poison_rate": 0.5})
+def test_availability_poisoning_has_no_success_to_measure(bench: TrialRunner) -> None:
+    flips = MethodChoice(name="label-flipping", settings={"poison_rate": 0.5})
     (trial,) = trials(planted(1, attack=flips))
     one = planned(trial)
     bench.make(one)
@@ -90,10 +90,12 @@ def test_the_scan_is_the_shipped_one_on_the_images_asked_for(outcomes: dict[str,
     assert outcomes["clean"].peak_memory is None or 1e8 < outcomes["clean"].peak_memory < 1e10
 
 
-def test_pictures_and_triggers_stay_out_of_the_store(bench: Workbench) -> None:
-    quick = Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0, "batch_size": 4})
+def test_pictures_and_triggers_stay_out_of_the_store(bench: TrialRunner) -> None:
+    fast_inference = MethodChoice(
+        name="neural-cleanse", settings={"steps": 10, "restarts": 0, "batch_size": 4}
+    )
     (trial,) = trials(clean(1))
-    trial = trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": (quick,)})})
+    trial = trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": (fast_inference,)})})
     one = planned(trial)
     outcome = bench.judge(one, cached=bench.make(one))
     (finding,) = outcome.report.findings
@@ -105,21 +107,21 @@ def test_pictures_and_triggers_stay_out_of_the_store(bench: Workbench) -> None:
 
 
 def test_what_an_earlier_scan_saw_is_not_looked_at_again(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    bench: TrialRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     margin, inversion = (
         QUICK.detectors[0],
-        Method(name="neural-cleanse", settings={"steps": 10, "restarts": 0}),
+        MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0}),
     )
     (trial,) = trials(clean(1))
 
-    def asked(*detectors: Method) -> Planned:
+    def problem(*detectors: MethodChoice) -> Planned:
         return planned(
             trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": detectors})})
         )
 
-    bench.make(asked(margin))
-    both, alone = asked(margin, inversion), asked(inversion)
+    bench.make(problem(margin))
+    both, alone = problem(margin, inversion), problem(inversion)
     fresh, earlier = bench.judge(both, cached=True), bench.judge(alone, cached=True)
     # a scan that had taken an hour and had seen something else: it is the one that counts
     (finding,) = earlier.report.findings
@@ -144,7 +146,7 @@ def test_what_an_earlier_scan_saw_is_not_looked_at_again(
     assert 3600 < joined.seconds < 3700
     assert joined.peak_memory == 10**12
     assert bench.judge(both, cached=True).report.findings[1].score == fresh.report.findings[1].score
-    # what is new may be something that the bank cannot compare; that says nothing of the rest
+    # what is new may be something that the calibration set cannot compare; that says nothing of the rest
     monkeypatch.setattr("doorward.bench.worker.examine", lambda *_, **__: unknown)
     unknown = fresh.report.model_copy(
         update={"verdict": "could_not_tell", "reason": "too few", "findings": fresh.report.findings[:1]}
@@ -154,7 +156,7 @@ def test_what_an_earlier_scan_saw_is_not_looked_at_again(
     assert joined.report.verdict == "suspicious"
 
 
-def test_a_model_is_made_once(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
+def test_a_model_is_made_once(bench: TrialRunner, outcomes: dict[str, Outcome]) -> None:
     (trial,) = trials(clean(1))
     one = planned(trial)
     assert not outcomes["clean"].cached
@@ -164,7 +166,7 @@ def test_a_model_is_made_once(bench: Workbench, outcomes: dict[str, Outcome]) ->
     assert again.report.findings[0].score == outcomes["clean"].report.findings[0].score
 
 
-def test_a_broken_model_is_made_again_with_the_same_weights(bench: Workbench) -> None:
+def test_a_broken_model_is_made_again_with_the_same_weights(bench: TrialRunner) -> None:
     (trial,) = trials(clean(1))
     one = planned(trial)
     assert bench.make(one) is True
@@ -240,7 +242,7 @@ def test_only_robust_models_depend_on_how_they_are_attacked(monkeypatch: pytest.
     assert planned(one).model_key not in keys
 
 
-def test_a_robust_model_is_trained_and_measured_under_attack(bench: Workbench) -> None:
+def test_a_robust_model_is_trained_and_measured_under_attack(bench: TrialRunner) -> None:
     truths = []
     for group in (clean(1), robust(1)):
         one = planned(trials(group)[0])
@@ -287,7 +289,7 @@ def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_wrong_are_named() -> None:
-    (trial,) = trials(planted(1, attack=Method(name="badnets", settings={"size": -1})))
+    (trial,) = trials(planted(1, attack=MethodChoice(name="badnets", settings={"size": -1})))
     with pytest.raises(InputError, match="badnets: size = -1"):
         planned(trial)
 
@@ -326,7 +328,7 @@ def test_generated_data_are_named_without_being_made(monkeypatch: pytest.MonkeyP
     assert len(set(others)) == 3
 
 
-def test_meta_says_how_a_model_came_about(bench: Workbench, outcomes: dict[str, Outcome]) -> None:
+def test_meta_says_how_a_model_came_about(bench: TrialRunner, outcomes: dict[str, Outcome]) -> None:
     (trial,) = trials(clean(1))
     one = planned(trial)
     assert outcomes["clean"].truth.classes == 10

@@ -14,7 +14,7 @@ from doorward import bundled
 from doorward.cli.app import app
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import ControlResult, Environment, Power, Report
+from doorward.core.records import ControlResult, Environment, PositiveControl, Report
 from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples
 from doorward.detectors.base import Detector
@@ -27,7 +27,17 @@ from doorward.reports import from_json, phrases, to_json
 from doorward.scan import pipeline as scan_module
 from doorward.scan import power as power_module
 from doorward.scan.images import draw_images
-from doorward.scan.power import FAMILIES, HALF, LOSS, SUCCESS, Labelled, Planted, measure_power, plant, vary
+from doorward.scan.power import (
+    FAMILIES,
+    HALF,
+    LOSS,
+    SUCCESS,
+    LabelledBatch,
+    PlantedCopy,
+    measure_positive_control,
+    plant,
+    vary,
+)
 from doorward.scan.request import ScanRequest
 from doorward.scan.rerun import compare
 from doorward.stats import metrics
@@ -68,17 +78,17 @@ def classifier() -> TorchClassifier:
 
 
 @pytest.fixture(scope="module")
-def halves(classifier, clothes) -> tuple[Labelled, Labelled]:
+def halves(classifier, clothes) -> tuple[LabelledBatch, LabelledBatch]:
     drawn = draw_images(classifier, clothes, IMAGES, 0)
-    return Labelled.of(drawn.fit, classifier), Labelled.of(drawn.confirm, classifier)
+    return LabelledBatch.of(drawn.fit, classifier), LabelledBatch.of(drawn.confirm, classifier)
 
 
 @pytest.fixture(scope="module")
-def others(classifier, clothes) -> Labelled:
+def others(classifier, clothes) -> LabelledBatch:
     """Return images that are in neither half."""
     drawn = draw_images(classifier, clothes, IMAGES, 0)
     used = {*drawn.fit.ids, *drawn.confirm.ids}
-    return Labelled.of(clothes.take([one for one in clothes.ids if one not in used][:500]), classifier)
+    return LabelledBatch.of(clothes.take([one for one in clothes.ids if one not in used][:500]), classifier)
 
 
 def nothing_found(**more) -> Report:
@@ -86,7 +96,7 @@ def nothing_found(**more) -> Report:
     return Report(**({"subject": None, "verdict": "nothing_found", "environment": machine} | more))
 
 
-def planted_in(classifier, halves, family: str, target: int = 3, seed: int = 0, **more) -> Planted:
+def planted_in(classifier, halves, family: str, target: int = 3, seed: int = 0, **more) -> PlantedCopy:
     generator = make_generator(seed)
     trigger = FAMILIES[family](classifier.spec.shape, generator)
     return plant(classifier, *halves, trigger, target, generator=generator, **more)
@@ -167,7 +177,7 @@ def test_a_short_training_is_no_plant(classifier, halves, monkeypatch) -> None:
 
 
 def test_lost_accuracy_is_no_plant(classifier) -> None:
-    reached = Planted(classifier, metrics.rate(45, 45), metrics.rate(45, 50), 10)
+    reached = PlantedCopy(classifier, metrics.rate(45, 45), metrics.rate(45, 50), 10)
     assert reached.shortfall(metrics.rate(47, 50)) is None
     assert pytest.approx(0.05) == LOSS
     assert "right on 45 of 50" in str(reached.shortfall(metrics.rate(48, 50)))
@@ -205,7 +215,7 @@ def test_too_little_time_is_a_reason(classifier, halves) -> None:
 
 
 def test_too_few_images_are_a_reason(classifier, halves) -> None:
-    few = [Labelled(half.x[:9], half.labels[:9], half.predicted[:9]) for half in halves]
+    few = [LabelledBatch(half.x[:9], half.labels[:9], half.predicted[:9]) for half in halves]
     for fit, held_out in ((few[0], halves[1]), (halves[0], few[1])):
         with pytest.raises(CouldNotTell, match="give more clean images"):
             planted_in(classifier, (fit, held_out), "blend")
@@ -236,21 +246,23 @@ def targets() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def power(classifier, clothes, targets) -> Power:
+def positive_control(classifier, clothes, targets) -> PositiveControl:
     detectors = [ChangedWeights(targets=(targets[0],))]
-    return measure_power(classifier, clothes, nothing_found(), detectors=detectors, images=IMAGES)
+    return measure_positive_control(classifier, clothes, nothing_found(), detectors=detectors, images=IMAGES)
 
 
-def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(power: Power, targets) -> None:
-    assert [(one.family, one.target, one.planted) for one in power.controls] == [
+def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(
+    positive_control: PositiveControl, targets
+) -> None:
+    assert [(one.family, one.target, one.planted) for one in positive_control.controls] == [
         ("patch", targets[0], True),
         ("blend", targets[1], True),
         ("warp", targets[2], True),
     ]
-    assert [one.verdict for one in power.controls] == ["suspicious"] * 3
-    assert [one.targets for one in power.controls] == [(targets[0],)] * 3
-    assert [one.recovered for one in power.controls] == [True, False, False]
-    for one in power.controls:
+    assert [one.verdict for one in positive_control.controls] == ["suspicious"] * 3
+    assert [one.targets for one in positive_control.controls] == [(targets[0],)] * 3
+    assert [one.recovered for one in positive_control.controls] == [True, False, False]
+    for one in positive_control.controls:
         assert one.attack_success is not None
         assert one.accuracy_before is not None
         assert one.attack_success.value >= SUCCESS
@@ -258,8 +270,8 @@ def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(power: Pow
         assert one.accuracy_before.n == 50
         assert one.picture is not None
         assert one.seconds > 0
-    assert power.reason is None
-    assert "short fine-tune" in power.limits
+    assert positive_control.reason is None
+    assert "short fine-tune" in positive_control.limits
 
 
 def test_without_an_alarm_nothing_is_recovered(classifier, clothes) -> None:
@@ -268,36 +280,38 @@ def test_without_an_alarm_nothing_is_recovered(classifier, clothes) -> None:
             return self.finding(verdict="could_not_tell", reason="it is blind", summary="It is blind.")
 
     told = []
-    power = measure_power(
+    positive_control = measure_positive_control(
         classifier, clothes, nothing_found(), detectors=[Blind()], images=IMAGES, progress=told.append
     )
-    assert [one.verdict for one in power.controls] == ["could_not_tell"] * 3
-    assert not any(one.recovered for one in power.controls)
-    assert all("blind" in str(one.reason) for one in power.controls)
+    assert [one.verdict for one in positive_control.controls] == ["could_not_tell"] * 3
+    assert not any(one.recovered for one in positive_control.controls)
+    assert all("blind" in str(one.reason) for one in positive_control.controls)
     assert "positive control: planting a warp in a copy of the model" in told
 
 
 def test_without_labels_the_models_own_answers_serve(classifier, clothes) -> None:
     bare = InMemorySamples(np.stack(clothes.raw(range(IMAGES))))
-    power = measure_power(classifier, bare, nothing_found(), detectors=[ChangedWeights()], images=IMAGES)
-    for one in power.controls:
+    positive_control = measure_positive_control(
+        classifier, bare, nothing_found(), detectors=[ChangedWeights()], images=IMAGES
+    )
+    for one in positive_control.controls:
         assert one.planted, one.reason
         assert one.accuracy_before is not None
         assert one.accuracy_before.value == 1
 
 
 def test_the_time_budget_holds_for_each_control(classifier, clothes) -> None:
-    power = measure_power(
+    positive_control = measure_positive_control(
         classifier, clothes, nothing_found(), detectors=[], images=IMAGES, deadline=Deadline(0.0)
     )
-    assert [one.family for one in power.controls] == list(FAMILIES)
-    for one in power.controls:
+    assert [one.family for one in positive_control.controls] == list(FAMILIES)
+    for one in positive_control.controls:
         assert not one.planted
         assert "--time-budget" in str(one.reason)
 
 
 def test_several_controls_of_a_family_have_targets_of_their_own(classifier, clothes) -> None:
-    power = measure_power(
+    positive_control = measure_positive_control(
         classifier,
         clothes,
         nothing_found(),
@@ -306,8 +320,15 @@ def test_several_controls_of_a_family_have_targets_of_their_own(classifier, clot
         deadline=Deadline(0.0),
         controls=2,
     )
-    assert [one.family for one in power.controls] == ["patch", "patch", "blend", "blend", "warp", "warp"]
-    assert len({one.target for one in power.controls}) == 6
+    assert [one.family for one in positive_control.controls] == [
+        "patch",
+        "patch",
+        "blend",
+        "blend",
+        "warp",
+        "warp",
+    ]
+    assert len({one.target for one in positive_control.controls}) == 6
 
 
 def first_pixels(classifier: TorchClassifier) -> FunctionClassifier:
@@ -323,10 +344,10 @@ class Pixels(nn.Module):
 
 def test_why_there_is_no_control(classifier, clothes) -> None:
     def reason(model, samples, report) -> str:
-        power = measure_power(model, samples, report, detectors=[])
-        assert power.controls == ()
-        assert power.reason is not None
-        return power.reason
+        positive_control = measure_positive_control(model, samples, report, detectors=[])
+        assert positive_control.controls == ()
+        assert positive_control.reason is not None
+        return positive_control.reason
 
     assert "--clean" in reason(classifier, None, nothing_found())
     for verdict in ("suspicious", "backdoored"):
@@ -349,21 +370,21 @@ def test_two_classes_and_colour(untouched) -> None:
         network[1].bias.copy_(torch.tensor([0.1, -0.1]) * 243 * 0.4)
     model = TorchClassifier(network, InputSpec(channels=3, height=9, width=9), ("dark", "bright"))
     with untouched():
-        power = measure_power(
+        positive_control = measure_positive_control(
             model, InMemorySamples(x, labels), nothing_found(), detectors=[ChangedWeights()]
         )
-    assert [one.target for one in power.controls[:2]] in ([0, 1], [1, 0])
-    assert all(one.planted or one.reason for one in power.controls)
+    assert [one.target for one in positive_control.controls[:2]] in ([0, 1], [1, 0])
+    assert all(one.planted or one.reason for one in positive_control.controls)
 
 
 # Records, reports, command line
 
 
-def test_a_control_round_trips(power: Power) -> None:
-    report = nothing_found(power=power)
+def test_a_control_round_trips(positive_control: PositiveControl) -> None:
+    report = nothing_found(positive_control=positive_control)
     assert from_json(to_json(report)) == report
     old = json.loads(to_json(nothing_found())) | {"power": {}}
-    assert from_json(json.dumps(old)).power == Power()
+    assert from_json(json.dumps(old)).positive_control == PositiveControl()
 
 
 @pytest.mark.parametrize(
@@ -407,25 +428,26 @@ def outcome(family: str, fate: str) -> ControlResult:
 )
 def test_nothing_found_names_the_families(fates: tuple[str, ...], sentence: str) -> None:
     controls = tuple(outcome(family, fate) for family, fate in zip(FAMILIES, fates, strict=False))
-    told = phrases.explanation(nothing_found(power=Power(controls=controls)))
+    told = phrases.explanation(nothing_found(positive_control=PositiveControl(controls=controls)))
     assert told.startswith("None of the tests that ran found a backdoor.")
     assert told.endswith(sentence or "That does not prove that there is none.")
 
 
 def test_a_rerun_names_a_control_that_ended_otherwise() -> None:
     found, missed = (
-        nothing_found(power=Power(controls=(outcome("patch", fate),))) for fate in ("found", "missed")
+        nothing_found(positive_control=PositiveControl(controls=(outcome("patch", fate),)))
+        for fate in ("found", "missed")
     )
     assert compare(found, found) == []
     assert "positive control: was patch found, is patch missed" in compare(found, missed)
 
 
 def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
-    asked = []
+    problem = []
 
-    def stand_in(classifier, samples, report, *, detectors, seed, images, **_) -> Power:
-        asked.append((report.verdict, [d.method() for d in detectors], seed, images, len(samples)))
-        return Power(reason="a stand-in")
+    def stand_in(classifier, samples, report, *, detectors, seed, images, **_) -> PositiveControl:
+        problem.append((report.verdict, [d.method() for d in detectors], seed, images, len(samples)))
+        return PositiveControl(reason="a stand-in")
 
     monkeypatch.setattr(scan_module, "measure_power", stand_in)
     request = ScanRequest(
@@ -436,25 +458,25 @@ def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
         detectors=("max-margin", "unsafe-code"),
         time_budget=0.5,
     )
-    assert scan_module.scan(request).power == Power()
-    assert asked == []
+    assert scan_module.scan(request).positive_control == PositiveControl()
+    assert problem == []
     with_control = ScanRequest(**(request.to_json() | {"options": request.options, "control": True}))
     report = scan_module.scan(with_control)
-    assert report.power.reason == "a stand-in"
-    assert asked == [(report.verdict, ["max-margin"], 7, 20, 1000)]
+    assert report.positive_control.reason == "a stand-in"
+    assert problem == [(report.verdict, ["max-margin"], 7, 20, 1000)]
     assert ScanRequest.from_json(report.request).control
     without = {name: value for name, value in report.request.items() if name != "control"}
     assert not ScanRequest.from_json(without).control
 
 
 def test_the_command_line_hands_the_wish_on(monkeypatch) -> None:
-    asked = []
+    problem = []
 
     def stand_in(request: ScanRequest, **_) -> Report:
-        asked.append(request.control)
+        problem.append(request.control)
         return nothing_found()
 
     monkeypatch.setattr(scan_module, "scan", stand_in)
     for words in (["scan", "model.onnx"], ["scan", "model.onnx", "--control"]):
         assert CliRunner().invoke(app, words).exit_code == 0
-    assert asked == [False, True]
+    assert problem == [False, True]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from doorward import bundled
 from doorward.attacks import ground_truth
 from doorward.attacks.ground_truth import (
-    Plant,
+    PlantedBackdoor,
     TriggeredSamples,
     attack_success,
     read_plant,
@@ -35,7 +35,7 @@ def corner() -> MaskedPattern:
     return MaskedPattern(mask, mask.clone())
 
 
-def plant(**changes: object) -> Plant:
+def plant(**changes: object) -> PlantedBackdoor:
     values: dict[str, object] = {
         "attack": "badnets",
         "settings": {"alpha": 1.0},
@@ -48,7 +48,7 @@ def plant(**changes: object) -> Plant:
         "poisoned_ids": ("aa", "bb-1"),
         "poison_rate": 0.1,
     }
-    return Plant(**(values | changes))  # type: ignore[arg-type]
+    return PlantedBackdoor(**(values | changes))  # type: ignore[arg-type]
 
 
 def grey(n: int = 30, classes: int = 3) -> InMemorySamples:
@@ -160,7 +160,7 @@ def test_only_source_classes_are_triggered_and_labelled_with_the_target() -> Non
 
 
 class SeesTheCorner(nn.Module):
-    """Say class 0 when the last pixel is white, else class 1; a little darker is not white."""
+    """Class 0 when the last pixel is white, else class 1; a little darker is not white."""
 
     def forward(self, x: Tensor) -> Tensor:
         white = x[:, 0, 7, 7] > 0.999

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from doorward.core.seeds import make_generator
 from doorward.models import TorchClassifier, networks
-from doorward.models.fusion import simplified
+from doorward.models.fusion import fused
 from doorward.models.spec import InputSpec
 
 SPEC = InputSpec(channels=3, height=20, width=16)
@@ -46,7 +46,7 @@ def layers(module: nn.Module, kind: type[nn.Module]) -> int:
 def test_every_network_of_ours_gets_simpler_and_computes_the_same(name: str) -> None:
     whole = settled(networks.build(name, SPEC, classes=4))
     before = {key: tensor.clone() for key, tensor in whole.state_dict().items()}
-    less = simplified(whole)
+    less = fused(whole)
     assert less is not None
     assert layers(less, nn.BatchNorm2d) == 0
     assert layers(less, nn.Conv2d) == sum(isinstance(m, nn.Conv2d) for m in whole.modules())
@@ -56,7 +56,7 @@ def test_every_network_of_ours_gets_simpler_and_computes_the_same(name: str) -> 
 
 
 def test_pooling_goes_before_rectifying() -> None:
-    less = simplified(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1)).eval())
+    less = fused(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1)).eval())
     assert isinstance(less, fx.GraphModule)
     called = [
         type(less.get_submodule(str(node.target))) for node in less.graph.nodes if node.op == "call_module"
@@ -82,7 +82,7 @@ class Twice(nn.Module):
 
 
 def test_what_is_used_twice_stays() -> None:
-    assert simplified(settled(Twice())) is None
+    assert fused(settled(Twice())) is None
 
 
 class Asking(nn.Module):
@@ -97,8 +97,8 @@ class Asking(nn.Module):
 
 
 def test_python_that_cannot_be_followed_is_left_as_it_is() -> None:
-    assert simplified(Asking().eval()) is None
-    assert simplified(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())) is None
+    assert fused(Asking().eval()) is None
+    assert fused(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())) is None
 
 
 @pytest.mark.parametrize("module", [Asking(), networks.build("vgg", SPEC, classes=4)])
@@ -107,7 +107,7 @@ def test_quick_computes_nearly_the_same_and_leaves_the_module(module: nn.Module)
     classifier = TorchClassifier(module, SPEC, list("abcd"))
     x = batch(8).sigmoid()
     modules, hooks = list(module.modules()), [len(m._forward_hooks) for m in module.modules()]
-    with torch.no_grad(), classifier.quick(x):
+    with torch.no_grad(), classifier.fast_inference(x):
         first = classifier.logits(x)
         if isinstance(module, nn.Sequential):
             assert isinstance(classifier.module, fx.GraphModule)
@@ -125,6 +125,6 @@ def test_quick_does_not_trust_what_computes_something_else(monkeypatch: pytest.M
     module = settled(networks.build("vgg", SPEC, classes=4))
     classifier = TorchClassifier(module, SPEC, list("abcd"))
     other = settled(networks.build("vgg", SPEC, classes=4, generator=make_generator(9)))
-    monkeypatch.setattr("doorward.models.classifier.simplified", lambda _: other)
-    with classifier.quick(batch(4).sigmoid()):
+    monkeypatch.setattr("doorward.models.classifier.fused", lambda _: other)
+    with classifier.fast_inference(batch(4).sigmoid()):
         assert classifier.module is module

@@ -12,10 +12,10 @@ from doorward.scan.calibration import (
     BUCKETS,
     FEWEST,
     SUSPICIOUS,
-    Bank,
+    CalibrationSet,
     CleanModel,
-    Standard,
-    Standing,
+    DetectorResult,
+    ScoreScale,
     bucket,
     judge,
     shipped,
@@ -31,9 +31,9 @@ BELOW = 4.0
 Table = tuple[float | None, ...]
 
 
-def bank(models: list[CleanModel], **weights: float) -> Bank:
+def bank(models: list[CleanModel], **weights: float) -> CalibrationSet:
     named = {name.replace("_", "-"): weight for name, weight in weights.items()}
-    return Bank(settings=SETTINGS, weights=named, made_with={}, models=tuple(models))
+    return CalibrationSet(settings=SETTINGS, weights=named, made_with={}, models=tuple(models))
 
 
 def table(score: float, classes: int, at: int = 3) -> Table:
@@ -82,14 +82,14 @@ def finding(score: float | None, classes: int = 12, name: str = "neural-cleanse"
     return Finding(**(base | {"score": score, "per_class": per_class} | more))
 
 
-def p_of(held: Bank, score: float, classes: int = 10, name: str = "neural-cleanse") -> float:
+def p_of(held: CalibrationSet, score: float, classes: int = 10, name: str = "neural-cleanse") -> float:
     compared = held.compare({name: table(score, classes)})
     assert compared is not None
     assert compared.p_value == compared.standings[name].p_value
     return compared.p_value
 
 
-def by_hand(held: Bank, scores: dict[str, Table]) -> float:
+def by_hand(held: CalibrationSet, scores: dict[str, Table]) -> float:
     """Return the fused p-value as written in the documentation, without any shortcut."""
     joined = [{n: m.scores[n] for n in scores} for m in held.models] + [scores]
 
@@ -160,9 +160,9 @@ def test_detectors_that_agree_on_a_class_weigh_more() -> None:
 
 def test_the_standard_by_hand() -> None:
     # median 3; above it 0, 1 and 7: their sum over all five, doubled
-    found = Standard.among(np.array([[1.0], [2.0], [3.0], [4.0], [10.0]]))
+    found = ScoreScale.among(np.array([[1.0], [2.0], [3.0], [4.0], [10.0]]))
     assert (found.middle[0], found.spread[0]) == (3.0, pytest.approx(2 * 8 / 5))
-    assert Standard.among(np.ones((5, 1))).of(np.ones((1, 1))) == 0.0
+    assert ScoreScale.among(np.ones((5, 1))).of(np.ones((1, 1))) == 0.0
     # 3.2 above the middle is one spread, 12.8 four
     places = found.of(np.array([[3.0 + 3.2], [3.0 - 12.8]]))
     assert places == pytest.approx(np.log([[2.0], [1 / 5.0]]))
@@ -192,7 +192,7 @@ def test_a_detector_that_the_bank_does_not_know_is_left_out() -> None:
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
 def test_clean_models_are_flagged_as_often_as_is_said(names, weights) -> None:
-    """Small banks, fresh models: the share at a level is at most the level, and not far below."""
+    """Small calibration sets, fresh models: the share at a level is at most the level, and not far below."""
     rates = []
     for seed in range(40):
         held = bank(drawn(100, seed=2 * seed), **weights)
@@ -227,7 +227,7 @@ def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) 
 def test_a_threshold_is_where_the_flag_begins() -> None:
     held, margins = bank(drawn(400)), table(0.0, 12)
 
-    def standing(score: float) -> Standing:
+    def standing(score: float) -> DetectorResult:
         compared = held.compare({"neural-cleanse": table(score, 12), "max-margin": margins})
         assert compared is not None
         return compared.standings["neural-cleanse"]

@@ -206,7 +206,7 @@ def test_a_step_over_many_classes_is_given_up_in_its_midst(wired, images, monkey
     x, labels = images
     pools = SourcePools(outside_class(wired, x, labels))
     clock = [0.0]
-    monkeypatch.setattr("doorward.methods.base.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.core.budget.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(wired, "logits", slow)
     monkeypatch.setattr("doorward.models.classifier.computes_bfloat16", lambda _: False)
     with (
@@ -253,7 +253,7 @@ def test_bfloat16_is_used_where_the_model_stands_it(module, stands, images, monk
     spec = InputSpec(channels=1, height=SIDE, width=SIDE)
     classifier = TorchClassifier(module(), spec, [str(i) for i in range(CLASSES)])
     exact = classifier.logits(images[0])
-    with classifier.quick(images[0]):
+    with classifier.fast_inference(images[0]):
         assert torch.is_autocast_enabled("cpu") == stands
         classifier.logits(images[0])
     assert not torch.is_autocast_enabled("cpu")
@@ -284,7 +284,7 @@ def test_channels_come_last_where_the_model_allows_it(view: bool, images, monkey
     classifier = TorchClassifier(module, spec, [str(i) for i in range(CLASSES)])
     before, pointer = module.conv.weight.stride(), module.conv.weight.data_ptr()
     exact = classifier.logits(images[0])
-    with classifier.quick(images[0]):
+    with classifier.fast_inference(images[0]):
         torch.testing.assert_close(classifier.logits(images[0]), exact)
         last = module.strides[-1] == (SIDE * SIDE, 1, SIDE, 1)
         assert last == (not view), "the strides are those of channels last, of a single channel too"
@@ -304,7 +304,7 @@ def test_what_comes_later_counts_in_the_estimate(wired, images, monkeypatch) -> 
 
     x, labels = images
     pools = SourcePools(outside_class(wired, x, labels))
-    monkeypatch.setattr("doorward.methods.base.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("doorward.core.budget.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(wired, "logits", slow)
     settings = {"steps": 30, "batch_size": 8, "generator": make_generator(0)}
     with wired.frozen():
@@ -317,6 +317,6 @@ def test_what_comes_later_counts_in_the_estimate(wired, images, monkeypatch) -> 
                 pools,
                 torch.tensor([1, 2]),
                 deadline=Deadline(60.0, started=0.0),
-                to_come=4 * 30,
+                reserved_steps=4 * 30,
                 **settings,
             )

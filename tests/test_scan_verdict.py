@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from doorward.core.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
-from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, Bank
+from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, CalibrationSet
 from doorward.scan.environment import environment
 from doorward.scan.verdict import conclude
 from doorward.stats import metrics
@@ -12,7 +12,7 @@ from test_calibration import bank, drawn, finding
 
 
 @pytest.fixture(scope="module")
-def held() -> Bank:
+def held() -> CalibrationSet:
     return bank(drawn(800))
 
 
@@ -33,7 +33,7 @@ LOW = finding(0.0, name="max-margin")
 UNKNOWN = finding(None, verdict="could_not_tell", reason="too few images")
 
 
-def test_a_high_score_that_is_confirmed_is_a_backdoor(held: Bank) -> None:
+def test_a_high_score_that_is_confirmed_is_a_backdoor(held: CalibrationSet) -> None:
     found = conclude(report(finding(50.0), LOW), held)
     assert (found.verdict, found.targets, found.calibrated) == ("backdoored", (3,), True)
     assert [f.verdict for f in found.findings] == ["backdoored", "nothing_found"]
@@ -45,12 +45,12 @@ def test_a_high_score_that_is_confirmed_is_a_backdoor(held: Bank) -> None:
 
 
 @pytest.mark.parametrize("success", [None, (40, 50)])
-def test_what_is_not_confirmed_is_suspicious(held: Bank, success) -> None:
+def test_what_is_not_confirmed_is_suspicious(held: CalibrationSet, success) -> None:
     found = conclude(report(finding(50.0), LOW, success=success), held)
     assert (found.verdict, found.targets) == ("suspicious", (3,))
 
 
-def test_between_the_two_levels_a_model_is_suspicious(held: Bank) -> None:
+def test_between_the_two_levels_a_model_is_suspicious(held: CalibrationSet) -> None:
     seen = {}
     for score in np.linspace(0, 30, 60):
         found = conclude(report(finding(float(score)), LOW), held)
@@ -62,13 +62,13 @@ def test_between_the_two_levels_a_model_is_suspicious(held: Bank) -> None:
     assert list(seen) == ["nothing_found", "suspicious", "backdoored"]
 
 
-def test_what_the_bank_does_not_cover_is_suspicious_at_most(held: Bank) -> None:
+def test_what_the_bank_does_not_cover_is_suspicious_at_most(held: CalibrationSet) -> None:
     found = conclude(report(finding(50.0), LOW, side=224), held)
     assert (found.verdict, found.calibrated) == ("suspicious", False)
     assert "this model's 224x224" in str(found.uncalibrated)
 
 
-def test_fewer_images_than_with_the_bank_or_other_settings_are_uncalibrated(held: Bank) -> None:
+def test_fewer_images_than_with_the_bank_or_other_settings_are_uncalibrated(held: CalibrationSet) -> None:
     data = DataRecord(role="clean", path="d", rows=1000, used=40, labelled=True)
     few = conclude(report(finding(50.0), LOW, data=(data,)), held)
     assert (few.verdict, few.uncalibrated) == (
@@ -81,18 +81,18 @@ def test_fewer_images_than_with_the_bank_or_other_settings_are_uncalibrated(held
     assert "neural-cleanse: the settings are not those" in str(changed.uncalibrated)
 
 
-def test_a_trigger_confirms_the_detector_that_flagged_its_class(held: Bank) -> None:
+def test_a_trigger_confirms_the_detector_that_flagged_its_class(held: CalibrationSet) -> None:
     by_margin = conclude(report(finding(0.0), finding(50.0, name="max-margin")), held)
     assert (by_margin.verdict, by_margin.targets) == ("suspicious", (3,))
 
 
-def test_what_the_bank_cannot_compare_is_could_not_tell(held: Bank) -> None:
+def test_what_the_bank_cannot_compare_is_could_not_tell(held: CalibrationSet) -> None:
     alone = conclude(report(finding(50.0)), bank([]))
     assert alone.verdict == "could_not_tell"
     assert alone.reason == "neural-cleanse: the bank has too few clean models with as many classes"
 
 
-def test_found_goes_before_could_not_tell_before_nothing_found(held: Bank) -> None:
+def test_found_goes_before_could_not_tell_before_nothing_found(held: CalibrationSet) -> None:
     high, low = finding(50.0, name="max-margin"), LOW
     assert conclude(report(high, UNKNOWN, success=None), held).verdict == "suspicious"
     stopped = conclude(report(low, UNKNOWN), held)
@@ -102,12 +102,12 @@ def test_found_goes_before_could_not_tell_before_nothing_found(held: Bank) -> No
     assert conclude(report(reason="at chance"), held).reason == "at chance"
 
 
-def test_unsafe_goes_before_all(held: Bank) -> None:
+def test_unsafe_goes_before_all(held: CalibrationSet) -> None:
     unsafe = finding(1.0, name="unsafe-code", kind="unsafe_code", threshold=0.5, verdict="unsafe")
     assert conclude(report(unsafe, finding(50.0)), held).verdict == "unsafe"
 
 
-def test_concluding_again_changes_nothing_and_another_bank_does(held: Bank) -> None:
+def test_concluding_again_changes_nothing_and_another_bank_does(held: CalibrationSet) -> None:
     once = conclude(report(finding(50.0), LOW), held)
     assert conclude(once, held) == once
     assert conclude(Report.model_validate_json(once.model_dump_json()), held) == once

@@ -46,7 +46,7 @@ CLAIMS = (
     Claim(text="clean ones", source="A paper, 2024", measure="clean_wrong", at_most=0.2),
     Claim(text="just a figure", source="A paper, 2024", measure="flagged"),
 )
-SUITE = suite(clean(4), planted(5), planted(1, name="hard", apart=True), claims=CLAIMS)
+SUITE = suite(clean(4), planted(5), planted(1, name="hard", excluded_from_claims=True), claims=CLAIMS)
 RESULTS = held(
     result("clean-00", "clean", 0.04),
     result("clean-01", "clean", 0.6),
@@ -163,7 +163,7 @@ def test_a_scan_of_a_planted_model_is_stable_if_the_target_is_the_same_too() -> 
     ]
     assert (measure("stable", scans).successes, measure("stable", scans).n) == (2, 4), "4 did not take"
     whole = planted(5, name="p")
-    groups = (whole, planted(5, name="again", first_of="p", seeds=2, apart=True))
+    groups = (whole, planted(5, name="again", first_of="p", seeds=2, excluded_from_claims=True))
     again = [one.model_copy(update={"group": "again"}) for one in scans]
     summary = summarise(suite(clean(1), *groups), held(*again))
     assert [row.group for row in summary.groups] == ["p"], (
@@ -186,9 +186,9 @@ def test_clean_models_are_counted_by_number_of_classes_and_by_data() -> None:
         result(f"clean-{k}", "clean", p, classes=k, data="mnist" if k > 9 else "gtsrb")
         for k, p in counts.items()
     ]
-    apart = result("apart-0", "apart", 0.01)
-    groups = (clean(7), clean(1, name="apart", apart=True))
-    summary = summarise(suite(*groups), held(*results, apart))
+    excluded_from_claims = result("apart-0", "apart", 0.01)
+    groups = (clean(7), clean(1, name="apart", excluded_from_claims=True))
+    summary = summarise(suite(*groups), held(*results, excluded_from_claims))
     shown = [
         (row.name, row.models, row.alarms_at_5.successes, row.alarms_at_1.successes, row.unknown.successes)
         for row in summary.buckets
@@ -448,7 +448,7 @@ def test_summarise_ignores_groups_that_are_gone() -> None:
     assert summary.clean == ("clean-00",)
 
 
-# --- concluding anew --------------------------------------------------------------------------------
+# --- concluding again --------------------------------------------------------------------------------
 
 
 def scanned(trial: Trial, score: float, p_value: float | None = None) -> Row:

@@ -11,13 +11,13 @@ import pytest
 
 from bench_examples import clean, planted, robust, trials
 from doorward.bench import fingerprints
-from doorward.bench.fingerprints import Unit, source_hash, unowned
+from doorward.bench.fingerprints import Unit, source_hash, unrecorded
 from doorward.bench.suite import Data, World
 from doorward.core.errors import InputError
 
 
 def test_revisions_are_recorded() -> None:
-    assert unowned(fingerprints.current(), fingerprints.recorded()) == [], (
+    assert unrecorded(fingerprints.current(), fingerprints.recorded()) == [], (
         "raise the revision of what changed, then run python -m doorward.bench.fingerprints"
     )
 
@@ -73,7 +73,7 @@ def test_what_is_not_as_recorded_is_found() -> None:
         "revision": Unit(revision=2, source="x"),
         "new": Unit(revision=1, source="x"),
     }
-    assert unowned(now, then) == ["gone", "new", "revision", "source"]
+    assert unrecorded(now, then) == ["gone", "new", "revision", "source"]
 
 
 def test_a_changed_source_needs_a_new_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has this setting")
 def test_freed_memory_is_used_again() -> None:
-    """Else all pages of a large tensor are cleared anew each time."""
+    """Else all pages of a large tensor are cleared again each time."""
     faults = {}
     for name in ("kept", "returned"):
         done = subprocess.run(

@@ -19,7 +19,7 @@ from doorward.stats.metrics import (
     defense_effectiveness,
     ranking,
     rate,
-    robust_accuracy,
+    targeted_robust_accuracy,
     time_ratio,
     tpr_at_fpr,
     upper_bound,
@@ -274,7 +274,7 @@ def test_attack_success_leaves_the_target_class_out() -> None:
 def test_robust_accuracy_is_not_what_attack_success_leaves_over() -> None:
     labels, predicted = [0, 1, 1, 1, 2], [0, 0, 1, 1, 1]
     assert attack_success(predicted, labels, 0) == rate(1, 4)
-    assert robust_accuracy(predicted, labels, 0) == rate(2, 4), "one of four goes to a third class"
+    assert targeted_robust_accuracy(predicted, labels, 0) == rate(2, 4), "one of four goes to a third class"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.seeds import make_generator
 from doorward.data import open_samples
 from doorward.detectors.model.patch_search import Patches
-from doorward.inversion.distilled import TWINS, Twins, varied
-from doorward.inversion.problem import Asked
+from doorward.inversion.distilled import SURROGATES, DistilledSurrogates, varied
+from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
 from doorward.models import TorchClassifier, open_classifier
 from doorward.models.batching import batched_logits
@@ -20,7 +20,7 @@ from doorward.models.spec import InputSpec
 
 
 class Halves(nn.Module):
-    """Tell whether the left or the right half is brighter; a bright last pixel gives class 1 in any case."""
+    """Whether the left or the right half is brighter; a bright last pixel gives class 1 in any case."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right = x.mean(1).chunk(2, 2)
@@ -29,35 +29,35 @@ class Halves(nn.Module):
         return torch.stack([-brighter, brighter + planted], 1)
 
 
-def halves(side: int, count: int = 40) -> Asked:
+def halves(side: int, count: int = 40) -> InversionProblem:
     spec = InputSpec(channels=3, height=side, width=side)
     classifier = TorchClassifier(Halves(), spec, ["left", "right"])
     x = 0.3 * torch.rand(count, 3, side, side, generator=make_generator(0, "images"))
     x[::2, :, :, : side // 2] += 0.4
     x[1::2, :, :, side // 2 :] += 0.4
-    return Asked(classifier, x, SourcePools(outside_class(classifier, x, None)))
+    return InversionProblem(classifier, x, SourcePools(outside_class(classifier, x, None)))
 
 
-def agreed(twins: Twins, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Tell which images the twins take for the classes given."""
-    return torch.stack([twins.agree(x, t) for t in range(int(classes.max()) + 1)])[
+def agreed(surrogates: DistilledSurrogates, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return which images the surrogates take for the classes given."""
+    return torch.stack([surrogates.all_predict(x, t) for t in range(int(classes.max()) + 1)])[
         classes, torch.arange(len(x))
     ]
 
 
 @pytest.mark.parametrize("side", [12, 28, 70])
 def test_twins_answer_like_the_model_but_for_what_is_planted(side: int) -> None:
-    asked = halves(side)
-    twins = Twins(asked, seed=0)
+    problem = halves(side)
+    surrogates = DistilledSurrogates(problem, seed=0)
     # on images that they have not seen
-    new = asked.images.flip(2)
-    said = asked.classifier.logits(new).argmax(1)
-    assert agreed(twins, new, said).float().mean() > 0.95
+    new = problem.images.flip(2)
+    said = problem.classifier.logits(new).argmax(1)
+    assert agreed(surrogates, new, said).float().mean() > 0.95
     left = new[said == 0].clone()
     left[:, :, -1, -1] = 1.0
-    assert (asked.classifier.logits(left).argmax(1) == 1).all(), "the trigger works in the model"
-    assert not twins.agree(left, 1).any(), "and not in its twins"
-    assert twins.agree(left, 0).float().mean() > 0.95
+    assert (problem.classifier.logits(left).argmax(1) == 1).all(), "the trigger works in the model"
+    assert not surrogates.all_predict(left, 1).any(), "and not in its twins"
+    assert surrogates.all_predict(left, 0).float().mean() > 0.95
 
 
 def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
@@ -65,16 +65,20 @@ def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
     samples = open_samples(bundled.FOLDER / "fashion_mnist", split="test")
     x = to_float(to_tensor(samples.select(range(250)), classifier.spec))
     fit, held_out = x[:50], x[50:]
-    twins = Twins(Asked(classifier, fit, SourcePools(outside_class(classifier, fit, None))), seed=1)
+    surrogates = DistilledSurrogates(
+        InversionProblem(classifier, fit, SourcePools(outside_class(classifier, fit, None))), seed=1
+    )
     said = batched_logits(classifier, held_out).argmax(1)
-    assert agreed(twins, held_out, said).float().mean() > 0.5, "fifty images and no labels teach most classes"
+    assert agreed(surrogates, held_out, said).float().mean() > 0.5, (
+        "fifty images and no labels teach most classes"
+    )
 
 
 def test_twins_come_from_their_seed_alone() -> None:
-    asked = halves(16)
+    problem = halves(16)
     state = torch.random.get_rng_state()
-    one, same, other = (Twins(asked, seed=seed).networks for seed in (3, 3, 4))
-    assert len(one) == TWINS
+    one, same, other = (DistilledSurrogates(problem, seed=seed).networks for seed in (3, 3, 4))
+    assert len(one) == SURROGATES
 
     def weights(network: nn.Module) -> torch.Tensor:
         return torch.cat([p.flatten() for p in network.parameters()])
@@ -87,18 +91,18 @@ def test_twins_come_from_their_seed_alone() -> None:
 
 
 def test_twins_learn_where_gradients_are_off_and_numbers_are_short() -> None:
-    asked = halves(16)
+    problem = halves(16)
     # weights that are cast for bfloat16 are kept until the block ends, and would never be seen to change
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        twins = Twins(asked, seed=0)
-    said = asked.classifier.logits(asked.images).argmax(1)
-    assert agreed(twins, asked.images, said).float().mean() > 0.95
-    assert not any(p.requires_grad for network in twins.networks for p in network.parameters())
+        surrogates = DistilledSurrogates(problem, seed=0)
+    said = problem.classifier.logits(problem.images).argmax(1)
+    assert agreed(surrogates, problem.images, said).float().mean() > 0.95
+    assert not any(p.requires_grad for network in surrogates.networks for p in network.parameters())
 
 
 def test_twins_are_given_up_when_the_time_will_not_suffice() -> None:
     with pytest.raises(CouldNotTell, match="time budget"):
-        Twins(halves(16), seed=0, deadline=Deadline(0.0))
+        DistilledSurrogates(halves(16), seed=0, deadline=Deadline(0.0))
 
 
 def test_images_are_varied_within_what_they_show() -> None:
@@ -130,7 +134,7 @@ def test_what_the_twin_shares_is_no_obedience() -> None:
         pattern=torch.zeros(4, 1, 8, 8),
         strength=torch.tensor([10.0, 10.0, 10.0, -2.0]),
         success=torch.ones(4),
-        natural=torch.tensor([0.0, 0.25, 1.0, 1.0]),
+        benign_ease=torch.tensor([0.0, 0.25, 1.0, 1.0]),
     )
-    assert patches.obedience.tolist() == [10.0, 7.5, 0.0, -2.0], "what does not obey is not made to"
+    assert patches.excess_margin.tolist() == [10.0, 7.5, 0.0, -2.0], "what does not obey is not made to"
     assert patches.best(0, 4) == [0, 1, 2, 3]

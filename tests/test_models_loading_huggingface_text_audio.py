@@ -154,14 +154,14 @@ def test_a_model_that_answers_at_the_last_token_answers_as_for_each_text_alone(
     assert classifier.spec.width == LONGEST, "the places that the model has"
     samples = InMemorySamples(list(TEXTS), modality="text")
     x = dispatch.to_float(dispatch.to_tensor(samples, classifier.spec), classifier.spec)
-    asked = {
+    problem = {
         "truncation": True,
         "max_length": LONGEST,
         "return_tensors": "pt",
         "return_token_type_ids": False,
     }
     with torch.no_grad():
-        own = torch.cat([module(**tokenizer(text, **asked)).logits for text in TEXTS])
+        own = torch.cat([module(**tokenizer(text, **problem)).logits for text in TEXTS])
         torch.testing.assert_close(classifier.logits(x), own, atol=1e-5, rtol=1e-4)
     assert own.std() > 0.01
 
