@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
+from test_calibration import bank, drawn, finding, model
 
 from bench_examples import clean, planted, result, suite, trials
 from doorward.bench import page, results, summary, tables
@@ -27,7 +28,6 @@ from doorward.core.records import Report, SubjectRecord
 from doorward.scan.calibration import shipped
 from doorward.scan.environment import environment
 from doorward.stats.metrics import rate
-from test_calibration import bank, drawn, finding, model
 
 
 def held(*results: Result) -> Results:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_calibration import bank, drawn, finding
 
 from doorward.core.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
 from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, CalibrationSet
 from doorward.scan.environment import environment
 from doorward.scan.verdict import conclude
 from doorward.stats import metrics
-from test_calibration import bank, drawn, finding
 
 
 @pytest.fixture(scope="module")
