@@ -257,7 +257,7 @@ def test_trials_are_picked_by_name_or_group() -> None:
 
 def test_unknown_suites_and_scales_are_named() -> None:
     with pytest.raises(
-        InputError, match="there is no suite named .nonsense.; there are: .*calibration.*null"
+        InputError, match=r"there is no suite named .nonsense.; there are: .*calibration.*null"
     ):
         get_suite("nonsense")
     with pytest.raises(InputError, match="suite tiny has no scale 'full'; it has: smoke"):

@@ -148,8 +148,8 @@ def _result(row: Row, calibration: CalibrationSet) -> Result:
         "group": given["group"],
         "status": row.status,
         "data": given["data"]["name"],
-        "seed": given["judging"]["seed"],
-        "draw": given["judging"]["draw"],
+        "seed": given["scan_settings"]["seed"],
+        "draw": given["scan_settings"]["draw"],
         "architecture": given["architecture"],
         "error": row.error,
     }
