@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
-from test_calibration import bank, drawn, finding, model
 
 from bench_examples import clean, planted, result, suite, trials
 from doorward.bench import page, results, summary, tables
@@ -28,6 +27,7 @@ from doorward.core.records import Report, SubjectRecord
 from doorward.scan.calibration import shipped
 from doorward.scan.environment import environment
 from doorward.stats.metrics import rate
+from test_scan_calibration import bank, drawn, finding, model
 
 
 def held(*results: Result) -> Results:
