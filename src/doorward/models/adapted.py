@@ -91,7 +91,7 @@ class AdaptedModule(nn.Module):
             with torch.no_grad(), _Recorder(len(x) * classes) as recorder:
                 y = follow(self.inner(x), self.path)
             self.end = recorder.end_of(y).names
-        except Exception:  # code that cannot be watched keeps its end
+        except (Exception, SystemExit):  # code that cannot be watched keeps its end
             self.end = ()
 
 

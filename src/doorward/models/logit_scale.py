@@ -13,7 +13,7 @@ from doorward.models.errors import ModelFailed
 
 #: What the standard deviation of a clean image's logits over the classes is brought to: what it is in the
 #: median of networks that are trained here.
-USUAL_SPREAD = 3.0
+USUAL_SPREAD = 3.5
 
 
 @dataclass(frozen=True)

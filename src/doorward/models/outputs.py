@@ -237,7 +237,7 @@ def strip_end(model: Followed, run: Callable[[], Tensor], y: Tensor, output: Out
         return None
     try:
         z = run()
-    except Exception:  # a network that does not run without its end keeps it
+    except (Exception, SystemExit):  # a network that does not run without its end keeps it
         z = y[:0]
     end = _meaning(names, z, output) if z.shape == y.shape and keeps_order(z, y) else None
     if end is None:

@@ -86,9 +86,8 @@ def finish(
         return _finish_function(path, model, spec, labels, trials=trials, batch=batch)
     first = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
-    finder = _Finder(model, None if labels is None else len(labels))
 
-    def run(module: nn.Module) -> Tensor:
+    def run(module: nn.Module, spec: InputSpec) -> Tensor:
         with evaluating(module):
             return try_outputs(
                 path,
@@ -98,13 +97,13 @@ def finish(
                 device=device,
             )
 
-    y = run(finder)
+    finder, y, spec = _first_run(model, spec, None if labels is None else len(labels), run)
     module: nn.Module = model
     adapted = AdaptedModule(model, finder.path or ())
     if spec.modality == "image":
         with evaluating(model):
             adapted.find_end(spec.to_model(trial_inputs(spec, batch or trials).to(device)), y.shape[1])
-    scores = resolve_scores(path, spec, y, labels, adapted, lambda: run(adapted))
+    scores = resolve_scores(path, spec, y, labels, adapted, lambda: run(adapted, spec))
     if adapted.end or not finder.usual:
         module = adapted
 
@@ -128,6 +127,33 @@ def finish(
             told = ("the model's own code cuts gradients off (detach or no_grad); here they pass",)
     classifier.notes = (*finder.notes, *scores.notes, *told)
     return classifier
+
+
+def _first_run(
+    model: nn.Module, spec: InputSpec, classes: int | None, run: Callable[[nn.Module, InputSpec], Tensor]
+) -> tuple[_Finder, Tensor, InputSpec]:
+    """Run a module for the first time; return what found its scores, the outputs, and what it takes.
+
+    Weights of half precision take either images like them, or those that their own code converts.
+    """
+    own = own_dtype(model) or "float32"
+    first: InputError | None = None
+    for dtype in dict.fromkeys([spec.dtype, own] if spec.modality == "image" else [spec.dtype]):
+        tried = spec if dtype == spec.dtype else spec.model_copy(update={"dtype": dtype})
+        finder = _Finder(model, classes)
+        try:
+            return finder, run(finder, tried), tried
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def own_dtype(module: nn.Module) -> str | None:
+    """Return the number type that a network's weights have, None where that is float32 or there are none."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)
+    known = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+    return None if first is None else known.get(first.dtype)
 
 
 def _same(through: TorchClassifier, classifier: TorchClassifier) -> bool:
