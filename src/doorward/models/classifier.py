@@ -524,16 +524,25 @@ class _LinearOutputs:
             self._handles.pop().remove()
 
     def layer_of(self, y: Tensor) -> nn.Module | None:
-        """Return the last layer whose output is y (n, k), or becomes y by a softmax or sigmoid."""
+        """Return the last layer whose output is y (n, k), up to one factor, a softmax or a sigmoid."""
         near = 1e-5 * float(y.nan_to_num().abs().amax())
         for layer, own in reversed(self._outputs.items()):
-            if own.ndim < 2:
+            if own.ndim < 2 or own.flatten(1).shape != y.shape:
                 continue
             z = own.detach().flatten(1)
-            squashed = (z, z.softmax(1), z.log_softmax(1), z.sigmoid())
-            if z.shape == y.shape and any(torch.allclose(one, y, atol=near) for one in squashed):
+            squashed = (z, z.softmax(1), z.log_softmax(1), z.sigmoid(), _fitted(z, y))
+            if any(torch.allclose(one.to(y.dtype), y, atol=near) for one in squashed):
                 return layer
         return None
+
+
+def _fitted(z: Tensor, y: Tensor) -> Tensor:
+    """Return the scores z (n, k), multiplied by one number and moved by one, that are nearest to y."""
+    a, b = (one.double() - one.double().mean() for one in (z, y))
+    factor = (a * b).sum() / a.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    if z.numel() < 4 or not float(factor) > 0:  # two points lie on a line in any case
+        return z
+    return factor * a + y.double().mean()
 
 
 @contextmanager

@@ -167,10 +167,11 @@ def _is_inner(x: Tensor, others: Sequence[Tensor]) -> bool:
     if not x.requires_grad:
         return False
     last = [other for other in others if other is not x and other.requires_grad]
-    return any(
-        torch.autograd.grad(other.sum(), x, retain_graph=True, allow_unused=True)[0] is not None
-        for other in last
-    )
+    with torch.enable_grad():
+        return any(
+            torch.autograd.grad(other.sum(), x, retain_graph=True, allow_unused=True)[0] is not None
+            for other in last
+        )
 
 
 # --- the end of a network ----------------------------------------------------------------------------------

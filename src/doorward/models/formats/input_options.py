@@ -240,8 +240,8 @@ def rounding_of_sums(y: Tensor) -> float:
     """Return by how much rows of probabilities (n, k) may miss one, by the rounding that their values show.
 
     Numbers of half precision miss it by two units of their last place at 1. Numbers that are multiples of one
-    step, such as those of 8 bits or of two decimals, miss it by half a step each, and the largest by one more
-    step, since 8 bits end before 1; by a fifth at most, as logits may lie on a grid too.
+    step, such as those of 8 bits or of two decimals, miss it by less than a step each, if they were cut off;
+    by a fifth at most, as logits may lie on a grid too.
     """
     if torch.equal(y, y.half().float()):
         return max(2e-3, _step_of_sums(y))
@@ -252,13 +252,15 @@ def rounding_of_sums(y: Tensor) -> float:
 
 def _step_of_sums(y: Tensor) -> float:
     """Return by how much sums of multiples of one step may miss one; 0 where values are no such multiples."""
-    levels = torch.unique(y.double())
+    levels = torch.unique(torch.cat([y.double().flatten(), torch.zeros(1)]))
     if len(levels) < 3:
         return 0.0
-    step = float(levels.diff().min())
-    parts = levels / step
-    on_grid = 1 / 1024 < step < 1 / 50 and bool(((parts - parts.round()).abs() < 1e-2).all())
-    return min(0.2, step * (y.shape[1] / 2 + 1)) if on_grid else 0.0
+    for parts in range(1, 9):  # the nearest two of a few values may be some steps apart
+        step = float(levels.diff().min()) / parts
+        places = levels / step
+        if 1 / 1024 < step < 1 / 50 and bool(((places - places.round()).abs() < 5e-3).all()):
+            return min(0.2, step * y.shape[1])
+    return 0.0
 
 
 def resolve_output(

@@ -304,14 +304,19 @@ class Program(nn.Module):
         The name is empty where a step changes no score, or all alike.
         """
         made = {name: step for step in self._steps for name in _flat(step.outputs)}
-        readers = Counter(
-            [self._output, *(one.name for step in self._steps for one in _values((step.args, step.kwargs)))]
+        read = (
+            one.name
+            for step in self._steps
+            # where gradients pass to is no reader of its own
+            for one in _values((step.args[isinstance(step.call, _Passing) :], step.kwargs))
         )
+        readers = Counter([self._output, *read])
         name = self._output
         while name in made and readers[name] == 1:
             step = made[name]
-            source = step.args[0] if step.args else None
-            kind = self._kind_at_end(step, classes)
+            passing = isinstance(step.call, _Passing)
+            source = step.args[1 if passing else 0] if step.args else None
+            kind = "" if passing else self._kind_at_end(step, classes)
             if kind is None or not isinstance(source, _Value):
                 return
             yield step, kind

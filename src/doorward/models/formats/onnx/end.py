@@ -64,7 +64,9 @@ def find_end(nodes: Sequence[Node], output: str, values: Mapping[str, Tensor]) -
 
 def _walk_back(nodes: Sequence[Node], output: str, values: Mapping[str, Tensor]) -> Iterator[_Step]:
     made = {name: node for node in nodes for name in node.outputs}
-    readers = Counter([output, *(name for node in nodes for name in node.inputs)])
+    # where a cast passes gradients to is no reader of its own
+    read = (name for node in nodes for name in node.inputs[: 1 if node.operator == "CastThrough" else None])
+    readers = Counter([output, *read])
     name = output
     alone = {name: node for name, node in made.items() if readers[name] == 1}
     while name in alone:
