@@ -71,7 +71,7 @@ def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
     by_name = {group.name: group for group in one.groups(scale)}
     for group in by_name.values():
         whole = by_name[group.first_of or group.name]
-        own = {"name", "models", "seeds", "draws", "apart", "first_of"}
+        own = {"name", "models", "seeds", "draws", "excluded_from_claims", "first_of"}
         assert group.model_dump(exclude=own) == whole.model_dump(exclude=own)
         assert group.models <= whole.models
 
@@ -215,7 +215,7 @@ def test_models_from_another_first_seed_on_are_others() -> None:
 
 
 def test_judged_models_have_seeds_of_their_own() -> None:
-    """README and docs/design.md say which rules came after a look at which seeds."""
+    """docs/results.md says which rules came after a look at which seeds."""
     assert (FIRST, UNSEEN, NEWEST) == (100, 200, 300)
     for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
         assert min(t.seed for t in expand(get_suite(name), "cpu")) == first
