@@ -1,4 +1,4 @@
-"""Revisions: a change of code that makes models is told by its source, and must be owned up to.
+"""Revisions: a change of code that makes models is told by its source, and must be recorded.
 
 `revisions.json` holds, for each unit of such code, its revision and a hash of its source. A changed source
 with an unchanged revision is an error, since cached models would pass for new ones. After a change, raise the
@@ -9,7 +9,7 @@ unit's revision (an attack's `revision`, a module's `REVISION`) if results chang
 where each UNIT is one whose source changed and whose results did not, as in a change of names alone.
 
 Code that judges models needs no revisions: its hash is part of every result's key, and a change of it means
-judging again. A change that leaves results as they are can be owned up to as well, by `detector NAME` among
+judging again. A change that leaves results as they are can be recorded as well, by `detector NAME` among
 the units: `judging.json` then holds that the new source stands for the one that the keys are made of.
 """
 
@@ -41,9 +41,9 @@ TRAINERS: dict[str, tuple[str, ...]] = {
     "training.loop": ("training/loop.py", "training/augment.py", "training/settings.py"),
     "models.architectures": ("models/architectures.py",),
 }
-#: Code that makes adversarially trained models next to; those alone depend on it.
+#: Code that makes adversarially trained models besides; those alone depend on it.
 ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
-#: Code that makes models of texts and recordings next to; those alone depend on it.
+#: Code that makes models of texts and recordings besides; those alone depend on it.
 SEQUENCES: dict[str, tuple[str, ...]] = {
     "models.sequences": ("models/sequences.py", "modalities/text.py", "modalities/audio.py")
 }

@@ -103,7 +103,7 @@ def collect(suite: Suite, scale: Scale, store: Store, bank: CalibrationSet | Non
     """Return a suite's last results from the store; trials that were not run are marked missing.
 
     Args:
-        calibration set: of clean models, by which every verdict is concluded again; the shipped one if None.
+        bank: scores of clean models, by which every verdict is concluded again; the shipped one if None.
 
     Raises:
         InputError: if the store holds what cannot be understood.

@@ -68,8 +68,9 @@ def unmeasured(summary: Summary) -> str:
 
 def made_line(summary: Summary) -> str:
     """Return which versions, calibration set and machine the results are of."""
-    names = ("doorward", "torch", "bank", "device")
-    held = [f"{name} {', '.join(summary.made_with[name])}" for name in names if name in summary.made_with]
+    names = {"doorward": "doorward", "torch": "torch", "bank": "calibration set", "device": "device"}
+    made = summary.made_with
+    held = [f"{title} {', '.join(made[name])}" for name, title in names.items() if name in made]
     return f"Made with {'; '.join(held)}." if held else ""
 
 
@@ -78,8 +79,8 @@ def notes(summary: Summary) -> list[str]:
     if summary.plants:
         return [
             "Accuracies are means over the models, on the whole test split; each planted model has a clean "
-            "twin of the same data, seed, architecture and training. Attack success is over the triggered "
-            "test images of all models together, with the 95 % interval of that count (Clopper and "
+            "counterpart of the same data, seed, architecture and training. Attack success is over the "
+            "triggered test images of all models together, with the 95 % interval of that count (Clopper and "
             "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
             "share of the training set. Planting is the median processor time of poisoning all samples, or "
             "of changing the model."
@@ -131,7 +132,7 @@ PLANT_HEADS = (
     "models",
     "poisoned",
     "clean accuracy",
-    "clean twins",
+    "clean counterpart",
     "change in points",
     "attack success",
     "lowest",

@@ -22,7 +22,7 @@ def conclude(report: Report, bank: CalibrationSet | None = None) -> Report:
 
     Args:
         report: raw or concluded before, which makes no difference.
-        calibration set: of clean models; the one that comes with the package if None.
+        bank: scores of clean models; the one that comes with the package if None.
     """
     bank = bank or shipped()
     given = report.reason

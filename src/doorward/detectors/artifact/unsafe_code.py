@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class UnsafeCode(Detector):
     """Find code that loading an artifact would run: in pickles, configurations, programs and libraries.
 
+    Use it on every file that others gave you, before anything loads it; a scan runs it first.
+
     The score is the number of references to code outside of a list of constructors known to be harmless.
     Nothing is loaded, imported or unpickled: files are read as bytes, archives in memory.
 

@@ -71,6 +71,8 @@ def _rounded(value: float) -> float | None:
 class MaxMargin(Detector):
     """Maximise the margin of every class over random images and flag the class with an outlying maximum.
 
+    Use it where you have no clean images: it needs none, and assumes no kind of trigger.
+
     We depart from the paper in the optimiser (Adam, fewer starts and steps), in the score (the distance of a
     class's log margin above the median of the others) and in the decision, which comes from a calibration set
     of clean models (see `doorward.scan.calibration`): single classes of clean models stand out by nature. The
