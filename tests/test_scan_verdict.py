@@ -8,7 +8,7 @@ from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, CalibrationSet
 from doorward.scan.environment import environment
 from doorward.scan.verdict import conclude
 from doorward.stats import metrics
-from test_calibration import bank, drawn, finding
+from test_scan_calibration import bank, drawn, finding
 
 
 @pytest.fixture(scope="module")

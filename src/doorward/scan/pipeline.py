@@ -115,7 +115,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     return report.model_copy(
         update={
             "subject": subject,
-            "power": positive_control,
+            "positive_control": positive_control,
             "request": request.to_json(),
             "seconds": deadline.spent(),
         }
