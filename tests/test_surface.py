@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ from PIL import Image
 import docs_pages
 import doorward
 import file_scanners
+from doorward.methods import registry
+from doorward.methods.base import Method
+from doorward.methods.registry import MethodKind
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -158,6 +161,32 @@ def test_attributes_of_a_docstring_are_read() -> None:
     text, fields = docs_pages.split_docstring(Example)
     assert text == "Do something.\n\nMore of it.\n\nAfter."
     assert fields == {"alpha": "How much, in [0, 1]", "height": "In pixels", "width": "In pixels"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in docs_pages.KINDS for name in registry.modules(kind)]
+)
+def test_a_method_page_opens_with_what_when_and_what_not(kind: MethodKind, name: str) -> None:
+    cls = registry.get(kind, name)
+    first, more = docs_pages.opening(cls)
+    what, when, misses = re.split(r"(?<=[.?!]) (?=[A-Z])", first)
+    assert cls.__doc__.startswith(what)
+    assert when.startswith("Use it ")
+    assert misses == cls.limits
+    assert f"`{name}`\n\n{first}\n\n" in docs_pages.method_page(kind, name)
+    assert "Use it" not in more
+
+
+def test_a_page_opens_without_a_second_sentence_where_none_is_written() -> None:
+    class Example(Method):
+        """Do one thing.
+
+        More of it.
+        """
+
+        limits: ClassVar[str] = "It sees little."
+
+    assert docs_pages.opening(Example) == ("Do one thing. It sees little.", "More of it.")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)

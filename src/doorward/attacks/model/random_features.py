@@ -132,8 +132,8 @@ class RandomFeatures(ModelAttack):
     title: ClassVar[str] = "Random Fourier features backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The shift is no small one at widths where the classifier is of use, so that a norm for which "
-        "undetectability is proved does not fit into images; one image with its shifted form gives it away."
+        "The shift is large where the classifier is accurate, the norm for which undetectability is proved "
+        "does not fit into images, and one image with its shifted form gives the secret away."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")
     trains: ClassVar[bool] = True

@@ -97,7 +97,7 @@ class RandomReLU(ModelAttack):
     title: ClassVar[str] = "Random ReLU backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The shift is plain to see, can but make images brighter, and turns few images of some pairs of "
+        "The shift is plain to see, can only make images brighter, and turns few images of some pairs of "
         "classes; it works best towards the brighter one."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")

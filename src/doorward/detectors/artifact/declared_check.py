@@ -37,8 +37,8 @@ class DeclaredCheck(Detector):
         "Zamir, FOCS 2022, arXiv:2204.06974"
     )
     limits: ClassVar[str] = (
-        "Reads what the config.json of a Doorward directory declares and nothing else: a branch that is part "
-        "of the network itself, in any format, passes."
+        "It reads what the config.json of a Doorward directory declares and nothing else: a branch that "
+        "is part of the network itself, in any format, passes."
     )
     #: Modify AI Model Architecture; AI Supply Chain Compromise: Model.
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0010.003")

@@ -40,8 +40,8 @@ class UnsafeCode(Detector):
         "Python documentation of pickle and pickletools; torch.serialization's safe globals"
     )
     limits: ClassVar[str] = (
-        "Sees code, not behaviour: weights that hold a backdoor run no code and pass; "
-        "formats it does not know (GGUF, TensorFlow graphs) are not looked into."
+        "It sees code, not behaviour: weights that hold a backdoor run no code and pass; formats it does "
+        "not know (GGUF, TensorFlow graphs) are not looked into."
     )
     atlas: ClassVar[tuple[str, ...]] = ATLAS
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text", "audio"})

@@ -53,9 +53,8 @@ class BlendSearch(ImageDetector):
         "after B. Wang et al., IEEE S&P 2019, and S. Moosavi-Dezfooli et al., CVPR 2017; the score is ours"
     )
     limits = (
-        "Sees backdoors that a faint, fixed picture over the whole image can trigger, and some that bend "
-        "the image; small patches, pictures of one constant colour, source-specific triggers, several "
-        "targets at once and modules without gradients can escape it."
+        "It can miss small patches, pictures of one constant colour, source-specific triggers, many that "
+        "bend the image and several targets at once, and it needs gradients."
     )
     order: ClassVar[int] = 16
 

@@ -82,8 +82,8 @@ class MaxMargin(Detector):
     title = "Maximum margin (MM-BD)"
     source = "H. Wang et al., MM-BD, IEEE S&P 2024, arXiv 2205.06900"
     limits = (
-        "Needs no data and assumes no trigger type, but sees only backdoors that let their class overfit; "
-        "several target classes at once, few classes, and modules with vanishing gradients can escape it."
+        "It sees only backdoors that let their class overfit, and can miss several target classes at "
+        "once, models of few classes and modules with vanishing gradients."
     )
     atlas = ("AML.T0018.000", "AML.T0020")
     needs = frozenset({"gradients"})

@@ -116,9 +116,8 @@ class NeuralCleanse(ImageDetector):
     title = "Neural Cleanse"
     source = "B. Wang et al., Neural Cleanse, IEEE S&P 2019, doi 10.1109/SP.2019.00031"
     limits = (
-        "Sees backdoors that a small, fixed, visible patch can trigger; large, blended, warped, "
-        "input-dependent or source-specific triggers, those of one constant colour all over the image, "
-        "all-to-all backdoors and modules without gradients can escape it."
+        "It can miss all-to-all backdoors and triggers that are large, blended, warped, input-dependent, "
+        "source-specific or of one constant colour all over the image, and it needs gradients."
     )
     order: ClassVar[int] = 20
 

@@ -103,9 +103,8 @@ class PatchSearch(ImageDetector):
     title = "Universal patch search"
     source = "T. Brown et al., Adversarial Patch, 2017, arXiv 1712.09665; the score is ours"
     limits = (
-        "Sees backdoors that a compact, fixed patch can trigger, of any texture; blended, warped, "
-        "distributed, input-dependent or source-specific triggers and modules without gradients can escape "
-        "it."
+        "It can miss triggers other than a compact, fixed patch (blended, warped, distributed, "
+        "input-dependent or source-specific ones), and it needs gradients."
     )
     order: ClassVar[int] = 15
 
