@@ -207,12 +207,9 @@ def test_links_lead_somewhere(document: Path) -> None:
 # Tables made from results
 
 
-def test_the_readme_shows_the_measured_table_of_file_scanners() -> None:
-    readme = file_scanners.README.read_text(encoding="utf-8")
+def test_file_scanners_were_asked_about_the_present_models() -> None:
     results = json.loads(file_scanners.RESULTS.read_text(encoding="utf-8"))
     assert results["weights"] == file_scanners.digests(), "run `make file-scanners` for the present models"
-    assert file_scanners.MARKS.search(readme), "the README marks the table's place"
-    assert file_scanners.in_readme(readme, file_scanners.table(results)) == readme, "run `make file-scanners`"
 
 
 def test_the_table_of_file_scanners_is_what_was_measured() -> None:
@@ -227,10 +224,6 @@ def test_the_table_of_file_scanners_is_what_was_measured() -> None:
         "| --- | --- | --- | --- | --- | --- |",
         "| clean | .pt2 | exit 2 (failed) | exit 0 (passes) | exit 0 (passes) | exit 1 (alarm) |",
     ]
-    readme = "a\n<!-- file scanners -->\nold\n<!-- end -->\nb\n"
-    shown = file_scanners.in_readme(readme, made)
-    assert shown == f"a\n<!-- file scanners -->\n\n{made}\n<!-- end -->\nb\n"
-    assert file_scanners.in_readme(shown, made) == shown
 
 
 # Documents that are tests: a block after <!-- test --> runs as written

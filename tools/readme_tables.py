@@ -69,9 +69,7 @@ class Line:
 DATA = {"fashion_mnist": "clothes", "mnist": "digits", "gtsrb": "traffic signs"}
 LINES = (
     *(
-        Line(
-            f"planted patch, {what}: found", SHORT[0], "exact_target", (f"{name}-badnets",)
-        )
+        Line(f"planted patch, {what}: found", SHORT[0], "exact_target", (f"{name}-badnets",))
         for name, what in DATA.items()
     ),
     Line(
@@ -102,7 +100,11 @@ def table(name: str, folder: Path = RESULTS) -> str:
         InputError: if its results are missing, or are something else.
     """
     if name == "file scanners":
-        return file_scanners.table(json.loads((folder / file_scanners.RESULTS.name).read_text("utf-8")))
+        file = folder / file_scanners.RESULTS.name
+        try:
+            return file_scanners.table(json.loads(file.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from error
     if name == "results":
         return short_table(folder)
     held = read(name, folder)
