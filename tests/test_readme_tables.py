@@ -68,14 +68,14 @@ def test_the_short_table_counts_what_its_lines_say(tmp_path: Path) -> None:
         line.about: line.count(readme_tables.read(line.suite, tmp_path)) for line in readme_tables.LINES
     }
     assert {about: (one.successes, one.n) for about, one in counts.items()} == {
-        "planted patch, clothes: found": (0, 0),
-        "planted patch, digits: found": (1, 2),
-        "planted patch, traffic signs: found": (0, 0),
-        "source-specific or all-to-all patch: found": (0, 1),
-        "clean, same data: flagged": (1, 2),
-        "clean, 2 to 43 classes: flagged": (1, 2),
+        "planted patch, clothes": (0, 0),
+        "planted patch, digits": (1, 2),
+        "planted patch, traffic signs": (0, 0),
+        "source-specific or all-to-all patch": (0, 1),
+        "clean, same data": (1, 2),
+        "clean, 2 to 43 classes": (1, 2),
     }
-    assert "| planted patch, digits: found | 1 of 2 | 1.3 % to 98.7 % |\n" in readme_tables.table(
+    assert "| planted patch, digits | 1 of 2 found | 1.3 % to 98.7 % |\n" in readme_tables.table(
         "results", tmp_path
     )
 

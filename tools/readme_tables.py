@@ -49,11 +49,13 @@ class Line:
     """A line of the README's short table.
 
     Attributes:
-        about: which models, and what is counted of them.
+        about: which models.
+        counted: what is counted of them, as `measure` does.
         groups: of the suite; all that its claims are about if empty.
     """
 
     about: str
+    counted: str
     suite: str
     measure: Measure
     groups: tuple[str, ...] = ()
@@ -69,22 +71,24 @@ class Line:
 DATA = {"fashion_mnist": "clothes", "mnist": "digits", "gtsrb": "traffic signs"}
 LINES = (
     *(
-        Line(f"planted patch, {what}: found", SHORT[0], "exact_target", (f"{name}-badnets",))
+        Line(f"planted patch, {what}", "found", SHORT[0], "exact_target", (f"{name}-badnets",))
         for name, what in DATA.items()
     ),
     Line(
-        "source-specific or all-to-all patch: found",
+        "source-specific or all-to-all patch",
+        "found",
         SHORT[0],
         "exact_target",
         ("fashion_mnist-source-specific", "mnist-all-to-all"),
     ),
     Line(
-        "clean, same data: flagged",
+        "clean, same data",
+        "flagged",
         SHORT[0],
         "clean_wrong",
         tuple(f"{name}-clean" for name in DATA),
     ),
-    Line("clean, 2 to 43 classes: flagged", SHORT[1], "alarm_at_5"),
+    Line("clean, 2 to 43 classes", "flagged", SHORT[1], "alarm_at_5"),
 )
 
 
@@ -119,10 +123,11 @@ def short_table(folder: Path = RESULTS) -> str:
         InputError: if results are missing, or are something else.
     """
     held = {suite: read(suite, folder) for suite in SHORT}
-    rows = [(line.about, line.count(held[line.suite])) for line in LINES]
-    made = "| models | count | 95 % interval |\n|---|---|---|\n" + "".join(
-        f"| {about} | {one.successes} of {one.n} | {percent(one.low)} to {percent(one.high)} |\n"
-        for about, one in rows
+    rows = [(line, line.count(held[line.suite])) for line in LINES]
+    made = "| models | outcome | 95 % interval |\n|---|---|---|\n" + "".join(
+        f"| {line.about} | {one.successes} of {one.n} {line.counted} | "
+        f"{percent(one.low)} to {percent(one.high)} |\n"
+        for line, one in rows
     )
     return made if all(map(is_current, held.values())) else f"{EARLIER}\n\n{made}"
 
