@@ -99,9 +99,9 @@ def test_pages_show_the_committed_results(name: str) -> None:
 
 
 def test_results_by_an_earlier_calibration_set_are_said_to_be(tmp_path: Path) -> None:
-    def page(*bank: str) -> str:
+    def page(*label: str) -> str:
         row = result("x", "mnist-clean", 0.04, data="mnist")
-        write(tmp_path, "null", row, **({"bank": bank} if bank else {}))
+        write(tmp_path, "null", row, **({"calibration": label} if label else {}))
         write(tmp_path, "scan-population", row)
         short = readme_tables.table("results", tmp_path)
         long = readme_tables.in_page(PAGE, tmp_path)
@@ -109,15 +109,15 @@ def test_results_by_an_earlier_calibration_set_are_said_to_be(tmp_path: Path) ->
         return long
 
     assert readme_tables.EARLIER in page("0123 (7 clean models)")
-    assert readme_tables.EARLIER in page("0123 (7 clean models)", results.bank_label(shipped()))
-    assert readme_tables.EARLIER not in page(results.bank_label(shipped()))
+    assert readme_tables.EARLIER in page("0123 (7 clean models)", results.calibration_label(shipped()))
+    assert readme_tables.EARLIER not in page(results.calibration_label(shipped()))
     assert readme_tables.EARLIER not in page()
 
 
 @pytest.mark.parametrize("suite", readme_tables.SUITES)
 def test_committed_results_are_whole_and_claims_are_judged_by_the_shipped_calibration(suite: str) -> None:
     held = readme_tables.read(suite)
-    assert bool(held.made_with.get("bank")) == get_suite(suite).scans
+    assert bool(held.made_with.get("calibration")) == get_suite(suite).scans
     if suite in readme_tables.SHORT:
         assert readme_tables.is_current(held), f"export {suite} again"
     assert [one.trial for one in held.results] == sorted(t.name for t in expand(get_suite(suite), "cpu"))
