@@ -232,7 +232,7 @@ def trigger_of(attack: DataAttack | ModelAttack, samples: Samples) -> Trigger | 
 def pictures() -> dict[str, npt.NDArray[np.uint8]]:
     """Return pictures by their path below docs/: (h, w) of attacks, (h, w, 3) of results."""
     drawn = {}
-    for name in registry.modules("attack"):
+    for name in registry.own_modules("attack"):
         kinds = registry.get("attack", name).modalities
         if "image" in kinds:
             drawn[f"methods/{name}.png"] = picture(name)
@@ -245,7 +245,7 @@ def methods_index() -> str:
     """Return the page that lists all methods."""
     lines = [MADE + "# Methods\n"]
     for kind in KINDS:
-        names = registry.modules(kind)
+        names = registry.own_modules(kind)
         if not names:
             continue
         lines += [f"## {kind.capitalize()}s\n", "| name | title | source |", "|---|---|---|"]
@@ -267,7 +267,7 @@ def pages() -> dict[str, str]:
     """Return every generated page by its path below docs/."""
     made = {"cli.md": command_line_page(), "methods/index.md": methods_index()}
     for kind in KINDS:
-        for name in registry.modules(kind):
+        for name in registry.own_modules(kind):
             made[f"methods/{name}.md"] = method_page(kind, name)
     return made | measured_pages.pages(MADE)
 
