@@ -81,7 +81,7 @@ CPU = (
 )
 
 #: As many models of a few classes as a calibration needs at least.
-SMOKE = worlds("glyphs", 28, 10, (10, 12), 1_500).model_copy(update={"architectures": ("small-cnn",)})
+SMOKE = worlds("glyphs", 28, 10, (10, 12), 1_000).model_copy(update={"architectures": ("small-cnn",)})
 
 SUITE = Suite(
     name="calibration",
