@@ -177,7 +177,7 @@ def plan(trial: Trial, sources: Sources) -> Planned:
             {
                 "name": d.method(),
                 "settings": d.settings(),
-                "code": detector_fingerprint(d),
+                "code": detector_fingerprint(type(d).__module__),
             }
             for d in detectors_of(trial.scan_settings)
         ]
