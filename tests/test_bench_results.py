@@ -27,7 +27,7 @@ from doorward.core.records import Report, SubjectRecord
 from doorward.scan.calibration import shipped
 from doorward.scan.environment import environment
 from doorward.stats.metrics import rate
-from test_calibration import bank, drawn, finding, model
+from test_scan_calibration import bank, drawn, finding, model
 
 
 def held(*results: Result) -> Results:

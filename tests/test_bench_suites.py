@@ -71,7 +71,7 @@ def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
     by_name = {group.name: group for group in one.groups(scale)}
     for group in by_name.values():
         whole = by_name[group.first_of or group.name]
-        own = {"name", "models", "seeds", "draws", "apart", "first_of"}
+        own = {"name", "models", "seeds", "draws", "excluded_from_claims", "first_of"}
         assert group.model_dump(exclude=own) == whole.model_dump(exclude=own)
         assert group.models <= whole.models
 
@@ -93,13 +93,13 @@ def test_what_is_calibrated_on_is_judged_by_nothing_else() -> None:
     judged = {
         g.data.name
         for s in SUITES
-        if s.scans and s.name not in ("bank", "tuning")
+        if s.scans and s.name not in ("calibration", "tuning")
         for groups in s.scales.values()
         for g in groups
     }
-    calibrated = {g.data.name for groups in get_suite("bank").scales.values() for g in groups}
+    calibrated = {g.data.name for groups in get_suite("calibration").scales.values() for g in groups}
     assert not judged & calibrated
-    assert all(g.attack is None for name in ("bank", "null") for g in get_suite(name).scales["cpu"])
+    assert all(g.attack is None for name in ("calibration", "null") for g in get_suite(name).scales["cpu"])
 
 
 def test_the_scan_population_is_what_it_says() -> None:
@@ -256,7 +256,9 @@ def test_trials_are_picked_by_name_or_group() -> None:
 
 
 def test_unknown_suites_and_scales_are_named() -> None:
-    with pytest.raises(InputError, match=r"there is no suite named 'nonsense'; there are: .*bank.*null"):
+    with pytest.raises(
+        InputError, match=r"there is no suite named .nonsense.; there are: .*calibration.*null"
+    ):
         get_suite("nonsense")
     with pytest.raises(InputError, match="suite tiny has no scale 'full'; it has: smoke"):
         expand(suite(clean()), "full")

@@ -49,7 +49,7 @@ def table(suite: str, folder: Path = RESULTS) -> str:
 
 def is_current(held: results.Results) -> bool:
     """Return whether results are judged by the calibration set that is shipped, if by any."""
-    return held.made_with.get("bank", ()) in ((), (results.bank_label(shipped()),))
+    return held.made_with.get("calibration", ()) in ((), (results.calibration_label(shipped()),))
 
 
 def in_page(page: str, folder: Path = RESULTS) -> str:

@@ -166,7 +166,7 @@ class _Metered:
         self._budget.spend(n_bytes=len(line))
         return line
 
-    def report_progress(self) -> int:
+    def tell(self) -> int:
         return self._stream.tell()
 
 

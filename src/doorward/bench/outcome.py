@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from doorward.bench.planting import Planting
-from doorward.core.records import Rate, Record, Report
+from doorward.core.records import Observations, Rate, Record
 
 
 class Truth(Record):
@@ -25,7 +25,7 @@ class Outcome(Record):
     """What one trial gave.
 
     Attributes:
-        report: of the scan, if there is one.
+        seen: by the scan, if there is one.
         planting: what planting did, where that is measured instead.
         trained: seconds that the training took, now or when the model was cached.
         seconds: of the scan, or of measuring.
@@ -33,7 +33,7 @@ class Outcome(Record):
     """
 
     truth: Truth
-    report: Report | None = None
+    seen: Observations | None = None
     planting: Planting | None = None
     cached: bool
     trained: float
@@ -41,12 +41,12 @@ class Outcome(Record):
     peak_memory: int | None
 
 
-def without_pictures(report: Report) -> Report:
-    """Return a report without pictures and recovered triggers, which would fill the results store."""
-    findings = tuple(
-        finding.model_copy(
-            update={"evidence": tuple(e for e in finding.evidence if e.type not in ("picture", "trigger"))}
+def without_pictures(seen: Observations) -> Observations:
+    """Return observations without pictures and recovered triggers, which would fill the results store."""
+    measurements = tuple(
+        one.model_copy(
+            update={"evidence": tuple(e for e in one.evidence if e.type not in ("picture", "trigger"))}
         )
-        for finding in report.findings
+        for one in seen.measurements
     )
-    return report.model_copy(update={"findings": findings})
+    return seen.model_copy(update={"measurements": measurements})

@@ -30,7 +30,10 @@ from doorward.bench.suite import parts_of
 from doorward.bench.worker import TrialRunner
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError
+from doorward.core.records import Observations, Verdict
+from doorward.scan.calibration import calibrations
 from doorward.scan.environment import environment
+from doorward.scan.verdict import conclude
 
 #: A trial whose process is lost so often has failed.
 ATTEMPTS = 2
@@ -139,7 +142,7 @@ def run(
             error=error,
         )
         store.put(row)
-        note = error or (outcome.report.verdict if outcome and outcome.report else "")
+        note = error or (verdict_of(outcome.seen) if outcome and outcome.seen else "")
         report_progress(Event(one, status, note, more.get("seconds", 0.0)))
         if status != "died":
             for other in same_work[one.work]:
@@ -368,8 +371,13 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _versions(outcome: Outcome | None) -> dict[str, str]:
     if outcome is None:
         return {}
-    made = outcome.report.environment if outcome.report else environment("cpu")
+    made = outcome.seen.environment if outcome.seen else environment("cpu")
     return {"doorward": made.doorward, "python": made.python, **made.packages}
+
+
+def verdict_of(seen: Observations) -> Verdict:
+    """Return the verdict on a model, by all clean models that the detectors are calibrated on."""
+    return conclude(seen, calibrations(one.detector for one in seen.measurements)).verdict
 
 
 def git_revision() -> str | None:

@@ -174,11 +174,14 @@ class Suite(Record):
 
     Attributes:
         about: what the suite shows, for the table's reader.
+        drawn_as: the name that random draws come from, where the suite was named otherwise when models that
+            still count were drawn.
     """
 
     name: str
     title: str
     about: str
+    drawn_as: str | None = None
     scales: dict[Scale, tuple[Group, ...]]
     claims: tuple[Claim, ...] = ()
     scan_settings: ScanSettings = ScanSettings()
@@ -266,7 +269,7 @@ def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
     whole = next(g for g in suite.groups(scale) if g.name == (group.first_of or group.name))
 
     def rng(what: str) -> random.Random:
-        return random.Random(derive_seed(group.first_seed, suite.name, whole.name, what))
+        return random.Random(derive_seed(group.first_seed, suite.drawn_as or suite.name, whole.name, what))
 
     settings: list[dict[str, Any]] = [{} for _ in range(whole.models)]
     if group.attack is not None:

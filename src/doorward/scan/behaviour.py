@@ -6,7 +6,8 @@ done again from the record alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,10 +17,10 @@ from scipy import stats
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
 from doorward.core.records import (
-    Finding,
+    Measurement,
     NotRun,
+    Observations,
     Rate,
-    Report,
     SubjectRecord,
 )
 from doorward.core.seeds import derive_seed
@@ -30,14 +31,11 @@ from doorward.methods import registry
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
-from doorward.scan.confirmation import confirm, illustrate
+from doorward.scan.confirmation import TriedTrigger, confirm
+from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
-from doorward.scan.verdict import conclude
 from doorward.stats import metrics
-
-#: Told to the caller as the scan goes on: what is being done now.
-Progress = Callable[[str], None]
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
@@ -51,45 +49,42 @@ def choose(names: Sequence[str]) -> list[Detector]:
     return sorted(detectors, key=lambda d: (d.order, d.method()))
 
 
-def examine(
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of a classifier's behaviour, and what its pictures are drawn from."""
+
+    observations: Observations
+    trials: tuple[TriedTrigger, ...]
+
+
+def observe(
     classifier: Classifier,
-    samples: Samples | None = None,
+    samples: Samples | None,
+    detectors: Sequence[Detector],
+    context: ScanContext,
     *,
-    detectors: Sequence[Detector] | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    deadline: Deadline | None = None,
-    images: int = 300,
     role: Literal["clean", "train"] = "clean",
-    progress: Progress | None = None,
-    before: tuple[Finding, ...] = (),
-) -> Report:
-    """Examine a classifier's behaviour and return the report; `scan` does it for files.
+) -> Observed:
+    """Examine a classifier's behaviour: run detectors, try what they recovered; conclude nothing.
 
     Args:
         samples: clean images, labelled or not; some detectors need none.
-        detectors: those to run; all model detectors if None.
-        images: most images used (see ScanRequest).
-        before: findings made already, on the files.
+        role: of the samples, for the record.
 
     Raises:
         InputError: if the images or their labels do not fit the model.
     """
-    report_progress = progress or (lambda _: None)
-    deadline = deadline or Deadline()
-    if detectors is None:
-        detectors = [d for d in choose(()) if "artifact" not in d.needs]
-    evidence = draw_images(classifier, samples, images, seed) if samples is not None else None
+    images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
     accuracy = None
     reason = None
     if len(classifier.classes) < 2:
         reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
-        report_progress("measuring clean accuracy" if evidence else "trying the model")
-        accuracy, reason = _sanity(classifier, evidence, seed, deadline)
-    findings = list(before)
+        context.report_progress("measuring clean accuracy" if images else "trying the model")
+        accuracy, reason = _sanity(classifier, images, context.seed, context.deadline)
+    measurements: list[Measurement] = []
     not_run: list[NotRun] = []
-    subject = Subject(classifier=classifier, clean=evidence.fit if evidence else None)
+    subject = Subject(classifier=classifier, clean=images.fit if images else None)
     for detector in detectors:
         missing = detector.missing(subject)
         if reason is not None:
@@ -97,31 +92,39 @@ def examine(
         elif missing:
             not_run.append(NotRun(detector=detector.method(), reason=_why_missing(missing, classifier)))
         else:
-            report_progress(f"{detector.method()}: {detector.title}")
-            findings.append(detector(subject, seed=seed, device=device, deadline=deadline))
-    trials = confirm(findings, classifier, evidence) if evidence and reason is None else []
-    report = Report(
-        subject=SubjectRecord(
-            path="<memory>",
-            format=classifier.format,
-            classes=classifier.classes,
-            parameters=classifier.parameters,
-            convolutions=classifier.convolutions,
-            spec=classifier.spec.model_dump(mode="json", exclude={"assumed"}),
-            assumed=classifier.spec.assumed,
-            architecture=classifier.architecture,
-            clean_accuracy=accuracy,
+            context.report_progress(f"{detector.method()}: {detector.title}")
+            measurements.append(
+                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
+            )
+    trials = confirm(measurements, classifier, images) if images and reason is None else []
+    return Observed(
+        Observations(
+            subject=subject_record(classifier, accuracy=accuracy),
+            data=(images.record(role),) if images else (),
+            reason=reason,
+            confirmations=tuple(trial.confirmation for trial in trials),
+            measurements=tuple(measurements),
+            not_run=tuple(not_run),
+            seconds=context.deadline.spent(),
+            environment=environment(context.device),
         ),
-        data=(evidence.record(role),) if evidence else (),
-        verdict="could_not_tell",  # until it is concluded
-        reason=reason,
-        confirmations=tuple(trial.confirmation for trial in trials),
-        findings=tuple(findings),
-        not_run=tuple(not_run),
-        seconds=deadline.spent(),
-        environment=environment(device),
+        tuple(trials),
     )
-    return illustrate(conclude(report), classifier, trials)
+
+
+def subject_record(classifier: Classifier, *, accuracy: Rate | None = None) -> SubjectRecord:
+    """Describe a model; where it lies is for the caller to add."""
+    return SubjectRecord(
+        path="<memory>",
+        format=classifier.format,
+        classes=classifier.classes,
+        parameters=classifier.parameters,
+        convolutions=classifier.convolutions,
+        spec=classifier.spec.describe(),
+        assumed=classifier.spec.assumed,
+        architecture=classifier.architecture,
+        clean_accuracy=accuracy,
+    )
 
 
 def _sanity(

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
-from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.core.seeds import make_generator
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.adam import Adam
 from doorward.inversion.masks import trigger_success
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.uniform_blend import colours, uniform_opacity
+from doorward.methods.base import EVIDENCE_ONLY
 from doorward.methods.registry import register
 from doorward.models.batching import margin
 from doorward.stats.outliers import gap_to_nearest
@@ -59,11 +60,16 @@ class BlendSearch(ImageDetector):
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
     success: float = Field(0.93, gt=0.5, lt=1, description="Share of source images that must go to the class")
     opacity: float = Field(0.3, gt=0, lt=1, description="How much of the pictures images show at first")
-    shown: int = Field(3, ge=1, description="Of how many classes the picture is kept as evidence")
+    shown: int = Field(
+        3,
+        ge=1,
+        description="Of how many classes the picture is kept as evidence",
+        json_schema_extra=EVIDENCE_ONLY,
+    )
 
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how far it is ahead of the next in faintness."""
         k, (h, w) = len(problem.classes), problem.images.shape[2:]
         with problem.fast_inference():
@@ -78,7 +84,7 @@ class BlendSearch(ImageDetector):
         score = gap_to_nearest(np.log(fainter))
         order, classes = np.argsort(-score).tolist(), problem.classes
         top = order[0]
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"A picture blended in at {percent(float(opacity[top]))} sends other images to class "
                 f"{classes[top]!r}, {fainter[top]:.1f} times fainter than an even one; for the next class "

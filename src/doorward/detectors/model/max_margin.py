@@ -10,7 +10,7 @@ from pydantic import Field
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import Finding, Table
+from doorward.core.records import Measurement, Table
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.methods.registry import register
@@ -93,7 +93,7 @@ class MaxMargin(Detector):
 
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how far its log margin lies above the others' median."""
         classifier = subject.classifier
         assert classifier is not None
@@ -119,7 +119,7 @@ class MaxMargin(Detector):
             published: float | None = gamma_order_p(margins[margins > 0])
         except CouldNotTell:
             published = None
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"Class {classes[top]!r} reaches a margin of {margins[top]:.1f}; the median class reaches "
                 f"{np.median(margins):.1f}."

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from doorward.core.budget import Deadline
-from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.masks import Inversion, invert
 from doorward.inversion.problem import InversionProblem
@@ -135,7 +135,7 @@ class NeuralCleanse(ImageDetector):
 
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how small its mask is, in itself and next to others."""
         classifier, k = problem.classifier, len(problem.classes)
         rerun = min(self.candidates, k)
@@ -187,7 +187,7 @@ class NeuralCleanse(ImageDetector):
 
     def _conclude(
         self, classes: tuple[str, ...], sizes: Sizes, best: Sequence[Run], estimated: Sequence[bool]
-    ) -> Finding:
+    ) -> Measurement:
         score, norms, smaller = self._score(sizes), sizes.norms, sizes.smaller()
         order = np.argsort(-score, kind="stable")
         top, gap = int(order[0]), gap_to_others(-np.log(norms))
@@ -228,7 +228,7 @@ class NeuralCleanse(ImageDetector):
                 for t in order.tolist()
             ),
         )
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"A mask of {norms[top]:.1f} pixels, spread over {sizes.pixels[top]:.1f}, sends other images "
                 f"to class {classes[top]!r}; the median class needs {np.median(norms):.1f}, spread over "

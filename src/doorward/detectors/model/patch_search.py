@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
-from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.core.seeds import make_generator
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.adam import Adam
@@ -121,7 +121,7 @@ class PatchSearch(ImageDetector):
 
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how firmly it obeys its best patch."""
         k = len(problem.classes)
         side = max(2, round(self.side * min(problem.images.shape[2:])))
@@ -155,18 +155,18 @@ class PatchSearch(ImageDetector):
         found = found.with_others(moved)
         return self._conclude(problem.classes, side, found.only([found.best(t)[0] for t in range(k)]))
 
-    def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Finding:
+    def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Measurement:
         """Return the finding for the best patch of every class, in order."""
         excess_margin = best.excess_margin.double().numpy()
         success, benign_ease = best.success.tolist(), best.benign_ease.tolist()
         score = excess_margin + self.contrast * gap_to_others(excess_margin)
         order = np.argsort(-score).tolist()
         top = order[0]
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"A patch of {side}x{side} pixels sends {percent(success[top])} of other images to class "
-                f"{classes[top]!r}, and {percent(benign_ease[top])} in surrogates that learnt from clean images "
-                f"alone; for the median class that is {percent(float(np.median(success)))} and "
+                f"{classes[top]!r}, and {percent(benign_ease[top])} in surrogates that learnt from clean "
+                f"images alone; for the median class that is {percent(float(np.median(success)))} and "
                 f"{percent(float(np.median(benign_ease)))}."
             ),
             score=float(score[top]),
@@ -344,7 +344,7 @@ class _Search:
         return Patches(targets, corner, pattern, strength, success, benign_ease)
 
     def _obeyed(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean log margin, and the share of sources that go to the class in model and surrogates."""
+        """Return the mean log margin, and the share of sources that model and surrogates send there."""
         sources = self.images[self.problem.pools.outside[:, target].to(self.images.device)]
         shown = [show(part) for part in torch.split(sources, self.problem.chunk)]
         losses = torch.cat([self._losses(part, target) for part in shown])
