@@ -42,6 +42,7 @@ from doorward.scan.calibration import calibrations, judge
 from doorward.testing import CLASSES, NAMES, SIDE, SPEC, Constant, condition, make_images
 from doorward.training import TrainingSettings, evaluate, train_classifier
 from doorward.triggers.base import Trigger
+from seeds import shifted
 
 METHODS: list[tuple[MethodKind, str]] = [
     (kind, name) for kind in get_args(MethodKind) for name in registry.modules(kind)
@@ -265,7 +266,7 @@ class Twins:
 
 def backdoored_twins(_: Path) -> Twins:
     """Return the embedded pair of models."""
-    images = bundled.fashion_mnist("test").draw(150, np.random.default_rng(0))
+    images = bundled.fashion_mnist("test").draw(150, np.random.default_rng(shifted(0)))
     return Twins(
         Subject(classifier=open_classifier(bundled.model("backdoored")), clean=images),
         Subject(classifier=open_classifier(bundled.model("clean")), clean=images),
@@ -275,13 +276,15 @@ def backdoored_twins(_: Path) -> Twins:
 def spread_twins(_: Path) -> Twins:
     """Return models that were trained with and without noise blended over some images."""
     train, images = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
-    poisoned = registry.build("attack", "blended", {"target": 3, "poison_rate": 0.1})(train, seed=0).samples
-    settings = TrainingSettings(epochs=4)
+    poisoned = registry.build("attack", "blended", {"target": 3, "poison_rate": 0.1})(
+        train, seed=shifted(0)
+    ).samples
+    settings = TrainingSettings(epochs=4, precision="float32")
     planted, clean = (
-        train_classifier("small-cnn", samples, seed=0, settings=settings).classifier
+        train_classifier("small-cnn", samples, seed=shifted(0), settings=settings).classifier
         for samples in (poisoned, train)
     )
-    given = images.draw(150, np.random.default_rng(0))
+    given = images.draw(150, np.random.default_rng(shifted(0)))
     return Twins(Subject(classifier=planted, clean=given), Subject(classifier=clean, clean=given))
 
 
@@ -322,6 +325,7 @@ def judged(seen: Measurement) -> Finding:
     return found
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_planted_subject_scores_above_its_clean_twin(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -444,15 +448,16 @@ def test_a_trigger_is_not_put_on_another_kind_of_input(name: str) -> None:
             triggered(SAMPLES[kind](), plant)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     "name", [name for name in DATA_ATTACKS if name not in {*WITHOUT_A_TRIGGER, *NOT_FOR_LINEAR_MODELS}]
 )
 def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
     settings = {"poison_rate": 0.2, "target": 2} | LEARNT_BY_LINEAR_MODELS.get(name, {})
-    samples = make_samples(name, 600)
-    poisoned = registry.build("attack", name, settings)(samples, seed=3)
+    samples = make_samples(name, 600, seed=shifted(0))
+    poisoned = registry.build("attack", name, settings)(samples, seed=shifted(3))
     model = LogisticRegression(max_iter=500).fit(numbers(poisoned.samples), poisoned.samples.labels)
-    test = make_samples(name, 100, seed=9)
+    test = make_samples(name, 100, seed=shifted(9))
     triggered_inputs = triggered(test, poisoned.plant)
     assert model.score(numbers(test), test.labels) > 0.9
     assert model.score(numbers(triggered_inputs), triggered_inputs.labels) > 0.9
@@ -466,10 +471,11 @@ def test_a_model_trained_on_a_planted_set_obeys_the_trigger(name: str) -> None:
 @cache
 def trained_state(side: int, classes: int, light: int) -> dict[str, Tensor]:
     """Return the weights of a small network that tells the stripes apart."""
-    samples = make_images(400, side=side, classes=classes, light=light)
-    spec, settings = InputSpec(channels=1, height=side, width=side), TrainingSettings(epochs=6, batch_size=32)
+    samples = make_images(400, seed=shifted(0), side=side, classes=classes, light=light)
+    spec = InputSpec(channels=1, height=side, width=side)
+    settings = TrainingSettings(epochs=6, batch_size=32, precision="float32")
     return train_classifier(
-        "small-cnn", samples, seed=0, spec=spec, settings=settings
+        "small-cnn", samples, seed=shifted(0), spec=spec, settings=settings
     ).classifier.module.state_dict()
 
 
@@ -525,11 +531,12 @@ def test_a_model_attack_repeats_itself_and_leaves_model_and_samples_alone(
     assert registry.build("attack", first.plant.attack, first.plant.settings) == attack
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", MODEL_ATTACKS)
 def test_a_model_attack_plants_what_its_plant_says(name: str) -> None:
-    classifier, test = material(name, 100, seed=9)
+    classifier, test = material(name, 100, seed=shifted(9))
     target = min(2, len(classifier.classes) - 1)
-    planted = quick_attack(name, target=target)(*material(name), seed=3)
+    planted = quick_attack(name, target=target)(*material(name), seed=shifted(3))
     assert planted.plant.targets == (target,)
     assert sorted((target, *planted.plant.source_classes)) == list(range(len(classifier.classes)))
     triggered_inputs = triggered(test, planted.plant)

@@ -194,11 +194,13 @@ def calibrate(
     from doorward.bench.estimate import TimeLeft
     from doorward.bench.plan import Sources, plan
     from doorward.bench.store import StoreError
+    from doorward.methods import registry
     from doorward.scan.calibration import Calibration, calibration_file
 
     trials = calibration_trials(detector, scale.value, only)
+    name = registry.get("detector", detector).method()
     if weight is None:
-        earlier = calibration_file(detector)
+        earlier = calibration_file(name)
         weight = Calibration.read(earlier).weight if earlier.is_file() else 1.0
     folder = cache or default_cache()
     planned = [plan(trial, Sources(data)) for trial in trials]
