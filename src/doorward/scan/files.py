@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from doorward.core.records import Finding, Observations, Report, SubjectRecord
-from doorward.detectors.subject import Subject
-from doorward.methods import registry
+from doorward.core.budget import Deadline
+from doorward.core.records import Observations, Report, SubjectRecord
+from doorward.detectors.artifact.unsafe_code import UnsafeCode
 from doorward.scan.environment import environment
 from doorward.scan.verdict import conclude_files
 
@@ -20,13 +20,12 @@ def scan_files(path: Path, *, strict: bool = False) -> Report:
     Raises:
         InputError: if there is nothing at the path.
     """
-    detector = registry.build("detector", "unsafe-code", {"strict_files": strict})
-    found = detector.read(Subject(artifact=path))
-    assert isinstance(found, Finding)
+    clock = Deadline()
+    found = UnsafeCode(strict_files=strict).read(path)
     seen = Observations(
         subject=SubjectRecord(path=str(path), format="not loaded"),
         findings=(found,),
-        seconds=found.seconds,
+        seconds=clock.spent(),
         environment=environment("cpu"),
     )
     return conclude_files(seen)
