@@ -160,7 +160,7 @@ def test_the_first_models_of_a_group_are_its_own() -> None:
     whole = planted(6, attack=MethodChoice(name="badnets", settings=varied), class_counts=(4, 5), out_of=10)
     part = whole.model_copy(update={"name": "part", "first_of": "planted", "models": 2, "seeds": 2})
     found = trials(whole, part)
-    named = {"name", "group", "judging"}
+    named = {"name", "group", "scan_settings"}
     assert [t.model_dump(exclude=named) for t in found[6::2]] == [
         t.model_dump(exclude=named) for t in found[:2]
     ]
@@ -182,7 +182,7 @@ def test_models_that_are_repeated_are_those_of_the_claims() -> None:
 
 
 def _model(trial: Trial) -> dict[str, object]:
-    return trial.model_dump(mode="json", exclude={"name", "group", "judging"})
+    return trial.model_dump(mode="json", exclude={"name", "group", "scan_settings"})
 
 
 def test_classes_and_worlds_are_drawn() -> None:
@@ -215,7 +215,7 @@ def test_models_from_another_first_seed_on_are_others() -> None:
 
 
 def test_judged_models_have_seeds_of_their_own() -> None:
-    """README and docs/design.md say which rules came after a look at which seeds."""
+    """docs/results.md says which rules came after a look at which seeds."""
     assert (FIRST, UNSEEN, NEWEST) == (100, 200, 300)
     for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
         assert min(t.seed for t in expand(get_suite(name), "cpu")) == first

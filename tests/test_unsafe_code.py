@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from doorward.artifacts import pickles
-from doorward.artifacts.pickles import Budget, harmless, read_pickles
+from doorward.artifacts.examination import Budget
+from doorward.artifacts.pickles import harmless, read_pickles
 from doorward.artifacts.programs import only_arithmetic
 from doorward.core.errors import UnsafeArtifact
 from doorward.core.records import Finding
@@ -201,7 +202,7 @@ def test_the_instructions_around_the_code_are_evidence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (b"\x80\x04\x8c\x03sys\x8c\x02os\x86\x8c\x06system\x93.", "<computed name>"),
+        (b"\x80\x04cbuiltins\nstr\n(Vos\ntRVsystem\n\x93.", "<computed name>"),
         (b"\x80\x04\x8c\x08builtins\x94\x8c\x04eval\x94h\x00h\x01\x93.", "builtins.eval"),
         (b"\x80\x02\x82\x01.", "copyreg extension 1"),
         (b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.", "collections.OrderedDict"),
@@ -719,7 +720,7 @@ def test_a_directory_of_weights_and_settings_runs_nothing(tmp_path: Path) -> Non
     safetensors_file(path / "model.safetensors")
     state_dict(path / "pytorch_model.bin")
     assert examine(path).verdict == "nothing_found"
-    torch_zip(path / "training_args.bin", tmp_path / "canary")
+    torch_zip(path / "pytorch_model.bin", tmp_path / "canary")
     assert examine(path).verdict == "unsafe"
 
 
@@ -777,6 +778,10 @@ def truncated_zip(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def unclear_array(path: Path) -> None:
+    pytest.importorskip("joblib").dump(np.zeros(2, dtype=[("a", "f8"), ("b", "i4")]), path)
+
+
 UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     "truncated pickle": ("a.pkl", lambda p: p.write_bytes(pickle.dumps(list(range(99)))[:-20]), {}),
     "noise": ("a.pt", lambda p: p.write_bytes(b"\x01\x02\x03noise"), {}),
@@ -791,10 +796,14 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
         lambda p: p.write_bytes(pickle.dumps(list(range(999)))),
         {"opcodes": 99},
     ),
-    "too many bytes": ("a.pkl", lambda p: p.write_bytes(pickle.dumps(b"x" * (2 << 20))), {"megabytes": 1}),
+    "too many bytes": (
+        "a.pkl",
+        lambda p: p.write_bytes(pickle.dumps([str(i) * 300 for i in range(2500)], 0)),
+        {"megabytes": 1},
+    ),
     "bomb": ("a.pkl.gz", lambda p: p.write_bytes(gzip.compress(bytes(9 << 20))), {"megabytes": 1}),
     "forged length": ("a.pkl", lambda p: p.write_bytes(b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f"), {}),
-    "arrays in joblib": ("a.joblib", lambda p: pytest.importorskip("joblib").dump(np.zeros(9), p), {}),
+    "arrays in joblib whose type is unclear": ("a.joblib", unclear_array, {}),
     "archives too deep": ("a.zip", lambda p: nested(p, p), {"depth": 0}),
     "missing": ("gone.pt", lambda p: None, {}),
 }
@@ -818,11 +827,11 @@ def test_an_empty_member_of_an_archive_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_crash_of_the_parser_is_could_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(_: Any) -> Any:
+    def crash(*_: Any) -> Any:
         raise ZeroDivisionError("a bug in the parser")
 
     state_dict(tmp_path / "model.pt")
-    monkeypatch.setattr(pickles.pickletools, "genops", crash)
+    monkeypatch.setattr(pickles._Walk, "_step", crash)
     finding = examine(tmp_path / "model.pt")
     assert finding.verdict == "could_not_tell"
     assert "a bug in the parser" in str(finding.reason)

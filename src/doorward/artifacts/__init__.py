@@ -1,6 +1,6 @@
 """Model files and directories as they lie on disk: what loading them would execute."""
 
-from doorward.artifacts.files import Examination, Limits, examine
-from doorward.artifacts.pickles import Reference
+from doorward.artifacts.examination import Doubt, Examination, Limits, Reference
+from doorward.artifacts.files import examine
 
-__all__ = ["Examination", "Limits", "Reference", "examine"]
+__all__ = ["Doubt", "Examination", "Limits", "Reference", "examine"]

@@ -1,47 +1,65 @@
-"""What loading a model file or directory would execute, found by reading alone.
+"""What opening a model file or directory would execute, found by reading alone.
 
-Every file is judged by what it holds, whatever its name says: archives are opened in memory, member by
-member, and nothing in them is unpacked to disk, imported or unpickled.
+Every file is judged by what it holds, whatever its name says, and by every reader that would take it: a
+file may be a pickle, an archive and an image at once. Archives are opened in memory, member by member, and
+nothing in them is unpacked to disk, imported or unpickled.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import json
-import lzma
+import os
 import posixpath
 import re
 import struct
 import tarfile
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from doorward.artifacts.pickles import Budget, Reference, read_pickles
+from doorward.artifacts import kinds, zips
+from doorward.artifacts.configurations import (
+    hdf5_references,
+    json_references,
+    target_references,
+    yaml_references,
+)
+from doorward.artifacts.examination import (
+    SOURCE,
+    Budget,
+    Doubt,
+    Examination,
+    Exhausted,
+    Limits,
+    Reference,
+    printable,
+)
+from doorward.artifacts.folders import Entry, walk
+from doorward.artifacts.onnx_files import onnx_references
+from doorward.artifacts.pickles import read_pickles
 from doorward.artifacts.programs import payload_references, program_references
+from doorward.artifacts.reach import Reach
+from doorward.artifacts.unpacking import compression, unpack
+from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
+from doorward.core.files import open_regular
 
-_PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"})
-_BINARY_SUFFIXES = frozenset({".so", ".dll", ".dylib", ".pyd", ".cubin", ".hsaco", ".exe", ".o"})
-_BINARY_HEADS = (
-    b"\x7fELF",
-    b"\xfe\xed\xfa\xce",
-    b"\xfe\xed\xfa\xcf",
-    b"\xce\xfa\xed\xfe",
-    b"\xcf\xfa\xed\xfe",
-)
-_ONNX_DOMAINS = re.compile(
-    r"|ai\.onnx|ai\.onnx\.(ml|training|preview\.training)|com\.microsoft(\.(nchwc|experimental))?|com\.ms\.internal\.nhwc"
-)
-_JSON_LIMIT = 64 << 20
-_KERAS_ROOTS = frozenset({"keras", "keras_hub", "keras_cv", "keras_nlp", "tf_keras", "tensorflow"})
-#: Protocols 2 to 5, and the first import of protocols 0 and 1.
-_PICKLE_HEAD = re.compile(rb"\x80[\x02-\x05]|\(?[ci][\w.]+\n[\w.]+\n")
+#: Files of these names are expected to be pickles, so that one that cannot be read is a doubt.
+_PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill"})
+_COMPRESSED_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".z", ".lzma", ".zlib"})
+_HEAD = 4096
+_TEXT_LIMIT = 64 << 20
+#: Bytes by which compressed data are told from numbers that begin like them.
+_PROBE = 1 << 16
+#: Members of a torch archive that hold the numbers of tensors, which no loader takes for anything else.
+_STORAGE = re.compile(r"(?P<root>.+?)/(data|constants)/\d+")
+#: Members of torch's format before zip and pickle, in which pickles and numbers take turns.
+_TAR_MIXED = ("storages", "tensors")
 #: What the standard library's readers raise on malformed or hostile files.
 _FAULTS = (
     CouldNotTell,
@@ -56,146 +74,153 @@ _FAULTS = (
     MemoryError,
     OverflowError,
     struct.error,
-    zlib.error,
-    lzma.LZMAError,
     tarfile.TarError,
-    zipfile.BadZipFile,
+    *zips.FAULTS,
 )
-#: Instructions after which random bytes that begin like a pickle can be told from a broken pickle.
-_PICKLE_BY_CHANCE = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much an examination reads before it gives up.
+def examine(path: Path, limits: Limits | None = None, deadline: Deadline | None = None) -> Examination:
+    """Find what opening a file, or any file of a directory, would execute. Nothing is executed here.
 
-    Attributes:
-        depth: archives inside archives.
-        members: files and archive members.
-        opcodes: pickle instructions.
-        bytes: bytes read as pickle or unpacked.
-        unpacked: bytes of one unpacked archive that are held in memory.
-    """
-
-    depth: int = 4
-    members: int = 100_000
-    opcodes: int = 5_000_000
-    bytes: int = 4 << 30
-    unpacked: int = 1 << 30
-
-
-@dataclass
-class Examination:
-    """What was found in an artifact.
-
-    Attributes:
-        references: code that loading would import or run.
-        unreadable: what could not be checked to its end, and why.
-        files: how many files and members were looked at.
-    """
-
-    references: list[Reference] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    files: int = 0
-
-
-def examine(path: Path, limits: Limits | None = None) -> Examination:
-    """Find what loading a file, or any file of a directory, would execute. Nothing is executed here.
+    Of a directory, what loading the model opens is told apart from what only lies in it (`reached`). Only
+    regular files are opened, and none outside of the directory.
 
     Raises:
         CouldNotTell: if the path cannot be read at all.
     """
-    return _Examiner(limits or Limits()).run(path)
+    return _Examiner(limits or Limits(), deadline or Deadline()).run(path)
 
 
 class _Examiner:
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, deadline: Deadline) -> None:
         self.limits = limits
-        self.budget = Budget(opcodes=limits.opcodes, bytes=limits.bytes)
+        self.budget = Budget(opcodes=limits.opcodes, bytes=limits.bytes, deadline=deadline)
         self.result = Examination()
+        self.reached = True
+        self.alone = True
 
     def run(self, path: Path) -> Examination:
         try:
-            if path.is_dir():
-                inside = (file for file in path.rglob("*") if ".git" not in file.relative_to(path).parts)
-                files = sorted(file for file in inside if file.is_file())
-                is_model = any(file.name == "config.json" for file in files)
-            else:
-                files, is_model = [path], False
+            self.alone = not path.is_dir()
+            entries = self._alone(path) if self.alone else self._inside(path)
         except OSError as error:
             raise CouldNotTell(f"{path}: {error.strerror or error}") from error
-        for file in files:
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        for i, (entry, self.reached) in enumerate(entries):
+            name = path.name if self.alone else entry.path.relative_to(path).as_posix()
             try:
-                with file.open("rb") as stream:
-                    self._look(name, stream, 0)
-            except OSError as error:
-                self._unreadable(name, error.strerror or str(error))
-            if file.suffix == ".py" and is_model:
-                self._found(Reference(name, file.name, "whole file", "is Python source beside the weights"))
-            if file.suffix == ".onnx":
-                self._onnx(name, file)
+                self.budget.check_time()
+                self._file(entry, name)
+            except Exhausted as why:
+                rest = entries[i + 1 :]
+                self.reached = any(reached for _, reached in entries[i:])
+                self._doubt(name, f"{why}" + (f"; {len(rest)} further files were left out" if rest else ""))
+                break
         return self.result
 
+    @staticmethod
+    def _alone(path: Path) -> list[tuple[Entry, bool]]:
+        return [(Entry(path, os.stat(path).st_size), True)]
+
+    def _inside(self, path: Path) -> list[tuple[Entry, bool]]:
+        """Return the files of a directory, each once, and whether loading opens it by one of its names."""
+        reach = Reach(path)
+        found: dict[str, tuple[Entry, bool]] = {}
+        for entry in walk(path, self.limits.members):
+            inner = entry.path / "model.safetensors" if entry.is_folder else entry.path
+            reached = reach.opens(inner)
+            real = os.path.realpath(entry.path) if entry.problem is None else f"{entry.path}\0"
+            if real not in found or (reached and not found[real][1]):
+                found[real] = entry, reached
+        self.result.references.extend(map(_printable, reach.references))
+        self.result.doubts.extend(reach.doubts)
+        return list(found.values())
+
+    def _file(self, entry: Entry, name: str) -> None:
+        if entry.problem is not None:
+            self._doubt(name, entry.problem)
+            return
+        try:
+            with open_regular(entry.path) as stream:
+                self._look(name, stream, entry.size, 0)
+        except OSError as error:
+            if self.alone:
+                raise CouldNotTell(f"{entry.path}: {error.strerror or error}") from error
+            self._doubt(name, error.strerror or str(error))
+            return
+        suffix = entry.path.suffix.lower()
+        if suffix == ".py":
+            self._found(Reference(name, entry.path.name, "whole file", SOURCE))
+        if suffix == ".onnx":
+            self._onnx(name, entry.path)
+
     def _found(self, *references: Reference) -> None:
-        self.result.references.extend(references)
+        self.result.references.extend(
+            _printable(replace(one, reached=one.reached and self.reached)) for one in references
+        )
 
-    def _unreadable(self, name: str, why: str) -> None:
-        self.result.unreadable.append(f"{name}: {why}")
+    def _doubt(self, name: str, why: str) -> None:
+        self.result.doubts.append(Doubt(printable(name), printable(why), self.reached))
 
-    def _look(self, name: str, stream: IO[bytes], depth: int) -> None:
+    def _look(self, name: str, stream: IO[bytes], size: int, depth: int) -> None:
         """Examine one file or archive member by its content."""
         self.result.files += 1
         if self.result.files > self.limits.members:
             if self.result.files == self.limits.members + 1:
-                self._unreadable(name, f"more than {self.limits.members} files")
+                self._doubt(name, f"more than {self.limits.members} files")
             return
+        with self._faults_noted(name):
+            self._dispatch(name, stream, size, depth)
+
+    @contextmanager
+    def _faults_noted(self, name: str) -> Iterator[None]:
         try:
-            self._dispatch(name, stream, depth)
+            yield
+        except Exhausted:
+            raise
         except _FAULTS as error:
-            self._unreadable(name, str(error)[:200] or type(error).__name__)
+            self._doubt(name, str(error)[:200] or type(error).__name__)
 
-    def _dispatch(self, name: str, stream: IO[bytes], depth: int) -> None:
-        hidden_zip = depth == 0 and zipfile.is_zipfile(stream)
-        stream.seek(0)
-        head = stream.read(512)
-        stream.seek(0)
-        suffix = posixpath.splitext(name)[1].lower()
-        if depth and not head:
+    def _dispatch(self, name: str, stream: IO[bytes], size: int, depth: int) -> None:
+        head = stream.read(_HEAD)
+        if not head and depth:
             return  # runs nothing; torch.export leaves such a file where a program has no sample inputs
-        if head.startswith(_BINARY_HEADS) or suffix in _BINARY_SUFFIXES:
-            self._found(Reference(name, posixpath.basename(name), "whole file", "is compiled machine code"))
-        elif head.startswith(b"PK\x03\x04"):
-            self._zip(name, self._unpacked(stream, depth) if depth else stream, depth)
-        elif hidden_zip:  # behind something else: which of the two is read depends on the reader
-            self._zip(name, stream, depth)
+        suffix = posixpath.splitext(name)[1].lower()
+        known = self._one_kind(name, stream, head, suffix, depth)
+        for archive in (self._zip, self._tar):
+            with self._faults_noted(name):
+                known |= archive(name, stream, head, depth)
+        if head.startswith(zips.HEAD):
+            return  # 'P' begins no pickle that a loader would take
+        stream.seek(0)
+        self._pickle(name, stream, size, strict=suffix in _PICKLE_SUFFIXES and not known)
+        if not known:
             stream.seek(0)
-            self._pickle(name, stream, strict=suffix in _PICKLE_SUFFIXES)
-        elif head[257:262] == b"ustar":
-            self._tar(name, stream, depth)
-        elif head.startswith(b"\x1f\x8b\x08"):
-            self._compressed(name, gzip.GzipFile(fileobj=stream), depth)
-        elif head.startswith(b"BZh"):
-            self._compressed(name, bz2.BZ2File(stream), depth)
-        elif head.startswith(b"\xfd7zXZ\x00"):
-            self._compressed(name, lzma.LZMAFile(stream), depth)  # noqa: SIM115 (it reads our open stream)
-        elif (
-            head[:1] == b"\x78"
-            and suffix in _PICKLE_SUFFIXES
-            and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda")
-        ):
-            self._compressed(name, _Inflate(stream), depth)
-        elif head.startswith(b"\x93NUMPY"):
-            self._numpy(name, stream)
-        elif head.startswith(b"\x89HDF"):
-            self._hdf5(name, stream)
-        elif suffix in _PICKLE_SUFFIXES or _PICKLE_HEAD.match(head):
-            self._pickle(name, stream, strict=suffix in _PICKLE_SUFFIXES)
-        elif suffix == ".json" or (depth and head.lstrip().startswith(b"{")):
-            self._json(name, stream, strict=suffix == ".json")
+            self._text(name, stream, head, suffix)
 
-    def _unpacked(self, stream: Any, depth: int) -> io.BytesIO:
-        """Read an archive inside an archive into memory."""
+    def _one_kind(self, name: str, stream: IO[bytes], head: bytes, suffix: str, depth: int) -> bool:
+        """Look into a file of a kind that is known by its first bytes; return whether it is of one."""
+        stream.seek(0)
+        base = posixpath.basename(name)
+        known = True
+        with self._faults_noted(name):
+            if kinds.is_machine_code(head) or suffix in kinds.BINARY_SUFFIXES:
+                self._found(Reference(name, base, "whole file", "is compiled machine code"))
+            elif kinds.is_bytecode(head, suffix):
+                self._found(Reference(name, base, "whole file", "is compiled Python code"))
+            elif head.startswith(b"\x93NUMPY"):
+                self._numpy(name, stream)
+            elif head.startswith(b"\x89HDF"):
+                self._found(*hdf5_references(stream, name))
+            elif kind := kinds.unread_kind(head, suffix):
+                self._doubt(name, f"is {kind}, which is not looked into")
+            elif packing := compression(head, suffix):
+                known = self._compressed(name, stream, packing, suffix, depth)
+            else:
+                known = False
+        return known
+
+    def _in_memory(self, stream: IO[bytes], depth: int) -> io.BytesIO:
+        """Read an archive inside an archive, or a compressed file, into memory."""
         if depth > self.limits.depth:
             raise CouldNotTell(f"archives are nested more than {self.limits.depth} deep")
         data = stream.read(self.limits.unpacked + 1)
@@ -204,73 +229,179 @@ class _Examiner:
         self.budget.spend(n_bytes=len(data))
         return io.BytesIO(data)
 
-    def _pickle(self, name: str, stream: IO[bytes], *, strict: bool) -> None:
-        reading = read_pickles(stream, self.budget)
-        self._found(*reading.references(name))
-        if reading.error and (strict or reading.hits or reading.instructions >= _PICKLE_BY_CHANCE):
-            self._unreadable(name, reading.error)
+    # --- pickles ---
 
-    def _zip(self, name: str, stream: IO[bytes], depth: int) -> None:
-        with zipfile.ZipFile(stream) as archive:
-            for member in archive.infolist():
-                if member.is_dir():
-                    continue
-                inner = f"{name}:{member.filename}"
-                try:
-                    with archive.open(member) as file:
-                        self._look(inner, file, depth + 1)
-                except _FAULTS as error:
-                    self._unreadable(inner, str(error)[:200] or type(error).__name__)
+    def _pickle(self, name: str, stream: IO[bytes], size: int | None, *, strict: bool) -> None:
+        """Read a file as a pickle; it need not be one unless its name or place says so.
 
-    def _tar(self, name: str, stream: IO[bytes], depth: int) -> None:
-        with tarfile.open(fileobj=self._unpacked(stream, depth) if depth else stream, mode="r:") as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is None:
-                    continue
-                inner = f"{name}:{member.name}"
-                if member.name in ("pickle", "sys_info"):
-                    self._pickle(inner, file, strict=True)
-                elif member.name in ("storages", "tensors"):
-                    self._unreadable(inner, "torch's tar format mixes pickles and numbers; save it again")
-                else:
-                    self._look(inner, file, depth + 1)
-
-    def _compressed(self, name: str, stream: Any, depth: int) -> None:
-        stem, suffix = posixpath.splitext(posixpath.basename(name))
-        inner = stem if suffix.lower() in (".gz", ".bz2", ".xz", ".z") else stem + suffix
-        self._look(f"{name}:{inner}", self._unpacked(stream, depth + 1), depth + 1)
+        Bytes that are a pickle by chance are told from one by how far they make sense: to the last
+        instruction, or to a call of what was imported, which then runs.
+        """
+        reading = read_pickles(stream, self.budget, size)
+        if strict or reading.finished or reading.calls:
+            self._found(*reading.references(name))
+        elif reading.hits and reading.imports_known:
+            self._doubt(name, f"begins like a pickle that imports {next(iter(reading.hits))}, and breaks off")
+        if reading.error and (strict or not reading.broken):
+            self._doubt(name, reading.error)
+        if reading.error and self.budget.is_used_up:
+            raise Exhausted(reading.error)
 
     def _numpy(self, name: str, stream: IO[bytes]) -> None:
         import numpy.lib.format as npy
 
         version = npy.read_magic(stream)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        if read(stream)[2].hasobject:
-            self._pickle(name, stream, strict=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            has_objects = read(stream, max_header_size=1 << 20)[2].hasobject
+        if has_objects:
+            self._pickle(name, stream, None, strict=True)
 
-    def _hdf5(self, name: str, stream: IO[bytes]) -> None:
-        """Look for code in the configuration that Keras keeps as text inside an HDF5 file."""
-        tail = b""
-        while block := stream.read(1 << 20):
-            window = tail + block
-            if _KERAS_LAMBDA.search(window):
-                self._found(
-                    Reference(name, "Lambda", "model_config", "is a layer with Python bytecode of its own")
+    # --- archives ---
+
+    def _zip(self, name: str, stream: IO[bytes], head: bytes, depth: int) -> bool:
+        """Look into a zip archive, also one behind other data; return whether the file is one."""
+        stream.seek(0)
+        if not head.startswith(zips.HEAD) and (
+            not self._is_whole(stream, depth) or not zipfile.is_zipfile(stream)
+        ):
+            return False
+        whole = stream if self._is_whole(stream, depth) else self._in_memory(stream, depth)
+        try:
+            archive = zipfile.ZipFile(whole)
+        except zips.FAULTS:
+            if head.startswith(zips.HEAD):
+                raise
+            return False
+        with archive:
+            storages = _storages(archive)
+            for member in archive.infolist():
+                if not member.is_dir():
+                    self._member(f"{name}:{member.filename}", whole, archive, member, depth, storages)
+            why = zips.disagreement(whole, archive)
+            if why is not None:
+                self._doubt(name, f"readers of zip archives may find different members in it: {why}")
+                self._hidden(name, whole, archive, depth)
+        return True
+
+    def _hidden(self, name: str, stream: IO[bytes], archive: zipfile.ZipFile, depth: int) -> None:
+        """Look into members that the directory which Python reads does not name."""
+        for inner, offset in zips.hidden_members(stream, archive):
+            label = f"{name}:{inner} (at byte {offset}, not in the directory)"
+            with self._faults_noted(label):
+                data = zips.raw_member(stream, offset, None, self.limits.unpacked, self.budget)
+                self._look(label, io.BytesIO(data), len(data), depth + 1)
+
+    @staticmethod
+    def _is_whole(stream: IO[bytes], depth: int) -> bool:
+        """Return whether a stream is a file or memory, in which an archive's reader can go about."""
+        return depth == 0 or isinstance(stream, io.BytesIO)
+
+    def _member(
+        self,
+        name: str,
+        stream: IO[bytes],
+        archive: zipfile.ZipFile,
+        member: zipfile.ZipInfo,
+        depth: int,
+        storages: frozenset[str],
+    ) -> None:
+        try:
+            with archive.open(member) as file:
+                vars(file)["_expected_crc"] = None  # torch reads members whatever their checksum
+                if member.filename in storages:
+                    self._storage(name, file)
+                else:
+                    self._look(name, file, member.file_size, depth + 1)
+        except Exhausted:
+            raise
+        except _FAULTS as error:  # other readers may take what Python's does not
+            self._doubt(name, str(error)[:200] or type(error).__name__)
+            with self._faults_noted(name):
+                data = zips.raw_member(
+                    stream, member.header_offset, member.compress_size, self.limits.unpacked, self.budget
                 )
-                return
-            tail = window[-256:]
+                self._look(name, io.BytesIO(data), len(data), depth + 1)
+
+    def _storage(self, name: str, file: IO[bytes]) -> None:
+        """Look at the numbers of a tensor: only numpy would take them for anything else."""
+        self.result.files += 1
+        head = file.read(8)
+        if head.startswith(b"\x93NUMPY"):
+            file.seek(0)
+            with self._faults_noted(name):
+                self._numpy(name, file)
+
+    def _tar(self, name: str, stream: IO[bytes], head: bytes, depth: int) -> bool:
+        """Look into a tar archive; return whether the file is one."""
+        if not _is_tar(head):
+            return False
+        stream.seek(0)
+        whole = stream if self._is_whole(stream, depth) else self._in_memory(stream, depth)
+        with tarfile.open(fileobj=whole, mode="r:") as archive:
+            members = archive.getmembers()
+            names = {member.name for member in members}
+            for member in members:
+                inner = f"{name}:{member.name}"
+                if member.islnk() or member.issym():
+                    target = posixpath.normpath(member.linkname)
+                    beside = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), target))
+                    if not {target, beside} & names:
+                        self._doubt(inner, f"is a link to {member.linkname[:100]!r}, which the archive lacks")
+                elif not member.isdir() and (file := archive.extractfile(member)) is not None:
+                    self._look(inner, file, member.size, depth + 1)
+            if mixed := [one for one in _TAR_MIXED if one in names]:
+                why = "torch's tar format mixes pickles and numbers; save it again"
+                self._doubt(f"{name}:{mixed[0]}", why)
+        return True
+
+    def _compressed(self, name: str, stream: IO[bytes], packing: str, suffix: str, depth: int) -> bool:
+        """Look into a compressed file; return whether it is one.
+
+        Numbers may begin like compressed data; those that end in nonsense and are not named as such are
+        none. What stands before the damage is looked into all the same, since readers hand it on.
+        """
+        packed = suffix in _COMPRESSED_SUFFIXES
+        expected = packed or suffix in _PICKLE_SUFFIXES
+        start = unpack(packing, stream.read(_PROBE), self.limits.unpacked, self.budget)
+        if not start.data and not expected:
+            return False
+        stream.seek(0)
+        raw = self._in_memory(stream, depth + 1).getvalue()
+        content = unpack(packing, raw, self.limits.unpacked, self.budget)
+        stem = posixpath.basename(name)
+        inner = f"{name}:{posixpath.splitext(stem)[0] if packed else stem}"
+        self._look(inner, io.BytesIO(content.data), len(content.data), depth + 1)
+        if content.error and expected:
+            self._doubt(name, content.error)
+        return content.error is None or expected
+
+    # --- texts ---
+
+    def _text(self, name: str, stream: IO[bytes], head: bytes, suffix: str) -> None:
+        """Look for code in a configuration."""
+        is_json = suffix == ".json"
+        if is_json or head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+            self._json(name, stream, strict=is_json)
+        elif suffix in (".yaml", ".yml") or posixpath.basename(name) == "MLmodel":
+            data = stream.read(_TEXT_LIMIT + 1)
+            if len(data) > _TEXT_LIMIT:
+                raise CouldNotTell("is too large to check")
+            self._found(*yaml_references(data, name))
 
     def _json(self, name: str, stream: IO[bytes], *, strict: bool) -> None:
-        data = stream.read(_JSON_LIMIT + 1)
+        data = stream.read(_TEXT_LIMIT + 1)
         try:
             document = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if strict:
-                why = "is too large to check" if len(data) > _JSON_LIMIT else f"is not valid JSON ({error})"
+                why = "is too large to check" if len(data) > _TEXT_LIMIT else f"is not valid JSON ({error})"
                 raise CouldNotTell(why) from error
             return
-        self._found(*_configured_code(document, name))
+        self._found(*json_references(document, name))
+        # loading a model reads no target of Hydra's; somebody who gives the file to Hydra does
+        self._found(*(replace(one, reached=self.alone) for one in target_references(document, name)))
         if isinstance(document, dict) and "graph_module" in document:
             self._found(*program_references(document, name))
         elif isinstance(document, dict) and "config" in document:
@@ -281,88 +412,41 @@ class _Examiner:
         try:
             import onnx
         except ImportError:
-            self._unreadable(
-                name, "checking ONNX files needs the package 'onnx': pip install 'doorward[onnx]'"
-            )
+            self._doubt(name, "checking ONNX files needs the package 'onnx': pip install 'doorward[onnx]'")
             return
         try:
             model = onnx.load_model(str(path), load_external_data=False)
-            self._found(*_onnx_references(model, name))
+            self._found(*onnx_references(model, name, path.parent))
         except Exception as error:  # protobuf's own exceptions differ, and names need not be text
-            self._unreadable(name, f"is not a readable ONNX file ({type(error).__name__})")
+            self._doubt(name, f"is not a readable ONNX file ({type(error).__name__})")
 
 
-class _Inflate:
-    """Read a bare zlib stream."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._inflater = stream, zlib.decompressobj()
-
-    def read(self, size: int) -> bytes:
-        return self._inflater.decompress(self._stream.read(), size)
-
-
-_KERAS_LAMBDA = re.compile(rb'"class_name":\s*"(Lambda|__lambda__)"')
+def _printable(one: Reference) -> Reference:
+    return replace(
+        one,
+        file=printable(one.file),
+        name=printable(one.name),
+        position=printable(one.position),
+        why=printable(one.why),
+        excerpt=printable(one.excerpt),
+    )
 
 
-def _configured_code(value: Any, file: str, where: str = "") -> Iterator[Reference]:
-    """Yield the code that a JSON configuration asks a library to import."""
-    if isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _configured_code(inner, file, f"{where}[{i}]")
-    if not isinstance(value, dict):
-        return
-    if value.get("class_name") in ("Lambda", "__lambda__"):
-        yield Reference(file, "Lambda", where or "top", "is a layer with Python bytecode of its own")
-    elif "class_name" in value and str(value.get("module") or "keras").split(".")[0] not in _KERAS_ROOTS:
-        name = f"{value['module']}.{value['class_name']}"
-        yield Reference(file, name[:200], where or "top", "is imported when Keras loads it")
-    for key, inner in value.items():
-        place = f"{where}.{key}" if where else str(key)
-        if key in ("auto_map", "custom_pipelines") and inner:
-            yield from _custom_code(inner, file, place)
-        elif key == "trust_remote_code" and inner:
-            yield Reference(file, "trust_remote_code", place, "asks for custom code to be trusted")
-        else:
-            yield from _configured_code(inner, file, place)
+def _is_tar(head: bytes) -> bool:
+    """Return whether a file begins with a header of a tar archive, of whatever dialect."""
+    if len(head) < tarfile.BLOCKSIZE or not head[:100].strip(b"\0"):
+        return False
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
 
 
-def _custom_code(value: Any, file: str, where: str) -> Iterator[Reference]:
-    why = "is custom code that the configuration asks transformers to import"
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _custom_code(inner, file, f"{where}.{key}")
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _custom_code(inner, file, where)
-    elif value is not None:
-        yield Reference(file, str(value)[:200], where, why)
-
-
-def _onnx_references(model: Any, file: str) -> Iterator[Reference]:
-    """Yield what an ONNX model (a parsed ModelProto) would reach outside of itself."""
-    own = {(function.domain, function.name) for function in model.functions}
-    tensors = list(model.graph.initializer)
-    graphs = [model.graph, *model.functions]
-    seen = set()
-    while graphs:
-        graph = graphs.pop()
-        tensors.extend(getattr(graph, "initializer", ()))
-        for node in graph.node:
-            for attribute in node.attribute:
-                tensors.extend([*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors])
-                graphs.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
-            operator = (node.domain, node.op_type)
-            foreign = operator not in own and not _ONNX_DOMAINS.fullmatch(node.domain)
-            if (foreign or node.op_type in ("PythonOp", "PyOp")) and operator not in seen:
-                seen.add(operator)
-                why = "is an operator outside of ONNX: it needs native or Python code from elsewhere"
-                yield Reference(file, f"{node.domain}.{node.op_type}", f"node {node.name!r}", why)
-    for tensor in tensors:
-        for entry in tensor.external_data:
-            place = posixpath.normpath(entry.value.replace("\\", "/"))
-            outside = place.startswith(("..", "/")) or place[1:2] == ":"
-            if entry.key == "location" and outside and place not in seen:
-                seen.add(place)
-                why = "is read although it lies outside of the model's folder"
-                yield Reference(file, entry.value[:200], f"tensor {tensor.name!r}", why)
+def _storages(archive: zipfile.ZipFile) -> frozenset[str]:
+    """Return the members of a torch archive that are the numbers of tensors."""
+    names = set(archive.namelist())
+    found = [(match, name) for name in names if (match := _STORAGE.fullmatch(name))]
+    return frozenset(
+        name for match, name in found if {f"{match['root']}/data.pkl", f"{match['root']}/version"} <= names
+    )

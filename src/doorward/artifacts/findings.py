@@ -2,67 +2,119 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from doorward.artifacts.files import Examination, examine
-from doorward.core.errors import UnsafeArtifact
+from doorward.artifacts.examination import SOURCE, Doubt, Examination, Reference
+from doorward.artifacts.files import examine
+from doorward.core.errors import InputError, UnsafeArtifact
 from doorward.core.records import Evidence, Finding, Table, Text
 
 #: MITRE ATLAS v5.6.0: Unsafe AI Artifacts; Embed Malware; AI Supply Chain Compromise: Model.
 ATLAS = ("AML.T0011.000", "AML.T0018.002", "AML.T0010.003")
+#: Titles of evidence: what loading the model runs, and what only lies next to it.
+WOULD_RUN = "Code it would run"
+NOT_LOADED = "Would run if opened by its usual loader: do not load these files"
+NOT_CHECKED = "Not checked to the end"
+NOT_LOADED_NOT_CHECKED = "Not checked to the end, and not opened when the model is loaded"
 _ROWS, _EXCERPTS = 200, 5
 
 
-def conclude(examination: Examination) -> dict[str, Any]:
+def conclude(examination: Examination, *, strict_files: bool = False) -> dict[str, Any]:
     """Return verdict, summary, score and evidence of an examination.
 
-    Code that was found counts, whether or not all could be read; nothing found in files that could not be
-    read to their end is "could not tell".
+    Code that loading the model runs is unsafe, whether or not all could be read; nothing found in files
+    that could not be read to their end is "could not tell". What loading does not open is told, and
+    changes the verdict only if asked for.
+
+    Args:
+        strict_files: whether what loading does not open counts as if it did.
     """
-    references, unreadable = examination.references, examination.unreadable
-    evidence: list[Evidence] = []
-    if references:
-        rows = tuple((one.file, one.name, one.position, one.why) for one in references[:_ROWS])
-        evidence.append(Table(title="Code it would run", columns=("file", "name", "where", "why"), rows=rows))
-        evidence.extend(
-            Text(title=f"{one.file}: instructions around {one.name}", text=one.excerpt)
-            for one in [one for one in references if one.excerpt][:_EXCERPTS]
-        )
-    if unreadable:
-        rest = [f"... and {len(unreadable) - _ROWS} more"] if len(unreadable) > _ROWS else []
-        evidence.append(Text(title="Not checked to the end", text="\n".join(unreadable[:_ROWS] + rest)))
+    runs = [one for one in examination.references if one.reached or strict_files]
+    others = [one for one in examination.references if not (one.reached or strict_files)]
+    open_doubts = [one for one in examination.doubts if one.reached or strict_files]
+    other_doubts = [one for one in examination.doubts if not (one.reached or strict_files)]
+    evidence: list[Evidence] = [
+        *_table(WOULD_RUN, runs),
+        *_table(NOT_LOADED, others),
+        *_excerpts(runs or others),
+        *_list(NOT_CHECKED, open_doubts),
+        *_list(NOT_LOADED_NOT_CHECKED, other_doubts),
+    ]
     values: dict[str, Any] = {
         "score_name": "references to code",
         "threshold": 1.0,
         "evidence": tuple(evidence),
     }
-    if references:
-        first, more = references[0], len(references) - 1
+    warning = _warning(others)
+    if runs:
+        first, more = runs[0], len(runs) - 1
         summary = f"Loading it would run code: {first.name} in {first.file} {first.why}"
         summary += f"; {more} more" if more else ""
-        return values | {"verdict": "unsafe", "score": float(len(references)), "summary": summary}
-    if unreadable:
-        reason = unreadable[0] + (f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else "")
-        return values | {
-            "verdict": "could_not_tell",
-            "reason": reason,
-            "summary": f"Could not tell: {reason}",
-        }
-    summary = f"Loading it would run no code of its own (files looked at: {examination.files})"
+        return values | {"verdict": "unsafe", "score": float(len(runs)), "summary": summary}
+    if open_doubts:
+        reason = str(open_doubts[0]) + (f" (and {len(open_doubts) - 1} more)" if len(open_doubts) > 1 else "")
+        summary = f"{warning}Could not tell: {reason}"
+        return values | {"verdict": "could_not_tell", "reason": reason, "summary": summary}
+    looked = f"files looked at: {examination.files}"
+    looked += f", not checked to the end: {_files(other_doubts)}" if other_doubts else ""
+    summary = f"{warning}Loading it would run no code of its own ({looked})"
     return values | {"verdict": "nothing_found", "score": 0.0, "summary": summary}
 
 
+def _warning(others: Sequence[Reference]) -> str:
+    """Return in a sentence or two what lies in the folder and is not loaded; empty where there is nothing."""
+    sources = _names([one for one in others if one.why == SOURCE])
+    files = _names([one for one in others if one.why != SOURCE])
+    told = f"Do not open {files}: that would run code, and it is no part of the model. " if files else ""
+    return told + (f"Loading does not import {sources}, which is Python source. " if sources else "")
+
+
+def _names(references: Sequence[Reference]) -> str:
+    names = list(dict.fromkeys(one.file.split(":")[0] for one in references))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _files(doubts: Sequence[Doubt]) -> int:
+    return len({one.file for one in doubts})
+
+
+def _table(title: str, references: Sequence[Reference]) -> list[Evidence]:
+    if not references:
+        return []
+    rows = tuple((one.file, one.name, one.position, one.why) for one in references[:_ROWS])
+    left = f" (the first {_ROWS} of {len(references)})" if len(references) > _ROWS else ""
+    return [Table(title=title + left, columns=("file", "name", "where", "why"), rows=rows)]
+
+
+def _excerpts(references: Sequence[Reference]) -> list[Evidence]:
+    shown = [one for one in references if one.excerpt][:_EXCERPTS]
+    return [Text(title=f"{one.file}: instructions around {one.name}", text=one.excerpt) for one in shown]
+
+
+def _list(title: str, doubts: Sequence[Doubt]) -> list[Evidence]:
+    if not doubts:
+        return []
+    rest = [f"... and {len(doubts) - _ROWS} more"] if len(doubts) > _ROWS else []
+    return [Text(title=title, text="\n".join([*map(str, doubts[:_ROWS]), *rest]))]
+
+
 def refuse_code(path: Path, message: str = "it is not loaded, because loading would run code") -> None:
-    """Raise if loading a file or directory would run code.
+    """Raise if loading a file or directory would run code, or would open what could not be looked at.
 
     Raises:
         UnsafeArtifact: with the finding.
+        InputError: if loading would open a link out of the folder, a pipe or a device.
     """
     examination = examine(path)
-    if examination.references:
-        first = examination.references[0]
+    runs = [one for one in examination.references if one.reached]
+    if runs:
+        first = runs[0]
         finding = Finding(
             detector="unsafe-code", level="artifact", kind="unsafe_code", atlas=ATLAS, **conclude(examination)
         )
         raise UnsafeArtifact(f"{path}: {message}: {first.name} in {first.file} {first.why}", finding)
+    for doubt in examination.doubts:
+        if doubt.reached and doubt.why.endswith("was not opened"):
+            raise InputError(f"{path}: {doubt}; put a regular file in its place, inside the folder")

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from doorward.artifacts.pickles import Reference, words
+from doorward.artifacts.examination import Reference
+from doorward.artifacts.pickles import words
 
 _OPERATOR = re.compile(
     r"torch\.ops\.[A-Za-z]\w*(\.[A-Za-z]\w*|\._[A-Za-z]\w*){1,2}"

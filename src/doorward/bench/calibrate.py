@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from doorward.bench.results import observations_of
 from doorward.bench.store import Row
 from doorward.bench.suite import MethodChoice, Scale, Trial, expand, get_suite, matching
 from doorward.core.errors import InputError
-from doorward.core.records import Measurement, Observations
+from doorward.core.records import Measurement
 from doorward.detectors.base import Detector
 from doorward.methods import registry
 from doorward.scan.calibration import Calibration, ScoredModel
@@ -19,10 +20,14 @@ DIGITS = 3
 def calibration_trials(detector: str, scale: Scale, only: str | None = None) -> tuple[Trial, ...]:
     """Return the trials that scan clean models with one detector.
 
+    Args:
+        detector: a name, or `file.py:Class`.
+
     Raises:
-        InputError: if there is no such detector or scale, or `only` matches nothing.
+        InputError: if there is no such detector or scale, it reads files alone, or `only` matches nothing.
     """
-    registry.get("detector", detector)
+    if "artifact" in registry.get("detector", detector).needs:
+        raise InputError(f"{detector} reads files; it measures no model and needs no calibration")
     suite = get_suite("calibration")
     settings = suite.scan_settings.model_copy(update={"detectors": (MethodChoice(name=detector),)})
     return matching(expand(suite.model_copy(update={"scan_settings": settings}), scale), only)
@@ -34,26 +39,31 @@ def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -
     Models that are no better than chance, of which no detector measures anything, are left out.
 
     Args:
+        detector: a name, or `file.py:Class`.
         weight: of the detector in the sum that is fused.
 
     Raises:
-        InputError: if no scan has a measurement, or they are by several versions or settings.
+        InputError: if no scan has a measurement, they are by several versions, or by other settings than the
+            detector's defaults.
     """
     method = registry.build("detector", detector, {})
     assert isinstance(method, Detector)
-    measured = [(row, seen) for row in rows if (seen := _measurement(row, detector)) is not None]
+    name, settings = method.method(), method.score_settings()
+    measured = [(row, seen) for row in rows if (seen := _measurement(row, name)) is not None]
     if not measured:
-        raise InputError(f"no clean model has been scanned by {detector}")
+        raise InputError(f"no clean model has been scanned by {name}")
     versions = [row.versions for row, _ in measured]
     codes = {seen.code for _, seen in measured}
     images = {row.given["scan_settings"]["images"] for row, _ in measured}
     if len(codes) > 1 or len(images) > 1 or any(one != versions[0] for one in versions):
-        raise InputError("the clean models were scanned by several versions; scan them again")
+        raise InputError("the clean models were scanned by several versions; scan them with another --store")
+    if any(seen.settings.get(key) != value for _, seen in measured for key, value in settings.items()):
+        raise InputError(f"the clean models were scanned with other settings than {detector} has by default")
     return Calibration(
-        detector=detector,
+        detector=name,
         weight=weight,
         images=images.pop(),
-        settings=method.score_settings(),
+        settings=settings,
         code=str(codes.pop()),
         made_with=versions[0],
         models=tuple(_scored(row, seen) for row, seen in measured),
@@ -61,10 +71,9 @@ def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -
 
 
 def _measurement(row: Row, detector: str) -> Measurement | None:
-    if row.status != "done" or row.result is None or row.result["seen"] is None:
-        return None
-    seen = Observations.model_validate(row.result["seen"])
-    return next((one for one in seen.measurements if one.detector == detector), None)
+    seen = observations_of(row)
+    measurements = seen.measurements if seen is not None else ()
+    return next((one for one in measurements if one.detector == detector), None)
 
 
 def _scored(row: Row, seen: Measurement) -> ScoredModel:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from doorward.bench.suite import Trial
 from doorward.core.errors import InputError
+from doorward.core.records import Observations
 from doorward.methods import registry
-from doorward.methods.source import PACKAGE, reached, source_hash
+from doorward.methods.source import PACKAGE, reached, score_code, source_hash
 from doorward.models import sequences
 
 SAME_RESULTS = Path(__file__).parent / "same_results.json"
@@ -78,8 +80,39 @@ def units() -> list[str]:
 @cache
 def fingerprint(unit: str) -> str:
     """Return a unit's fingerprint: the hash of its code, or the older hash whose results are the same."""
-    now = source(unit)
+    return _oldest(unit, source(unit))
+
+
+@cache
+def detector_fingerprint(module: str) -> str:
+    """Return the fingerprint of the detector in a module, which may be somebody else's."""
+    return _oldest(f"detector {registry.method_name(module)}", _detector_source(module))
+
+
+def _oldest(unit: str, now: str) -> str:
     return same_results().get(unit, {}).get(now, now)
+
+
+def with_current_code(seen: Observations, resolved: Mapping[str, Any]) -> Observations:
+    """Return stored observations under the hash of today's code, where that gives the same results.
+
+    A calibration names the code that it holds for. What was measured before a change that leaves results as
+    they are would not fit it.
+
+    Args:
+        resolved: what the key of the stored scan is made of.
+    """
+    own = registry.own_modules("detector")
+    measured = {one["name"]: one["code"] for one in resolved.get("judging", {}).get("detectors", ())}
+    same = {
+        name: score_code(own[name])
+        for name, code in measured.items()
+        if name in own and code == detector_fingerprint(own[name])
+    }
+    measurements = tuple(
+        one.model_copy(update={"code": same.get(one.detector, one.code)}) for one in seen.measurements
+    )
+    return seen.model_copy(update={"measurements": measurements})
 
 
 def source(unit: str) -> str:
@@ -93,13 +126,16 @@ def source(unit: str) -> str:
         module = registry.own_modules("attack")[name]
         return source_hash(reached([module], keep=lambda one: one.startswith(_ATTACKING)))
     if kind == "detector" and name in registry.modules("detector"):
-        module = registry.modules("detector")[name]
-        start = ["doorward.scan.behaviour", module]
-        return source_hash(reached(start, keep=lambda one: one == module or one.startswith(_SEEING)))
+        return _detector_source(registry.modules("detector")[name])
     covered = (TRAINERS | ADVERSARIAL | SEQUENCES | GENERATORS).get(unit)
     if covered is None:
         raise InputError(f"there is no unit {unit!r}; there are: {', '.join(units())}")
     return source_hash(PACKAGE / file for file in covered)
+
+
+def _detector_source(module: str) -> str:
+    start = ["doorward.scan.behaviour", module]
+    return source_hash(reached(start, keep=lambda one: one == module or one.startswith(_SEEING)))
 
 
 @cache
@@ -130,15 +166,32 @@ def record(names: Sequence[str], before: dict[str, str], file: Path = SAME_RESUL
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str], file: Path = SAME_RESULTS) -> None:
     """Print all hashes, or record that some units give the same results as an earlier print says."""
     if not words:
         sys.stdout.write(json.dumps({name: source(name) for name in units()}, indent=2) + "\n")
         return
     try:
-        record(words[1:], json.loads(Path(words[0]).read_text(encoding="utf-8")))
-    except (InputError, OSError, ValueError) as error:
+        record(words[1:], _printed(Path(words[0])), file)
+    except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def _printed(file: Path) -> dict[str, str]:
+    """Return the hashes that an earlier call printed into a file.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror})") from error
+    except ValueError:
+        held = None
+    if not isinstance(held, dict) or not all(isinstance(value, str) for value in held.values()):
+        raise InputError(f"{file} holds no hashes as this command prints them")
+    return held
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from doorward.bench.fingerprints import with_current_code
 from doorward.bench.holdout import family, left_out
 from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
@@ -137,8 +138,9 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
 
 
 def calibration_label(calibration: CalibrationSet) -> str:
-    """Name a calibration set by its content and its size."""
-    return f"{content_key(calibration.model_dump(mode='json'))[:12]} ({len(calibration.models)} clean models)"
+    """Name a calibration set by its size and by what verdicts follow from: scores, weights, images."""
+    content = calibration.model_dump(mode="json", exclude={"settings", "code"})
+    return f"{content_key(content)[:12]} ({len(calibration.models)} clean models)"
 
 
 def _result(row: Row, calibration: CalibrationSet) -> Result:
@@ -166,15 +168,10 @@ def _result(row: Row, calibration: CalibrationSet) -> Result:
         "seconds": row.seconds,
         "peak_memory": row.peak_memory,
     }
-    if row.result["seen"] is None:
+    seen = observations_of(row)
+    if seen is None:
         return Result(**base, planting=row.result["planting"])
-    try:
-        report = conclude(Observations.model_validate(row.result["seen"]), calibration)
-    except ValidationError as error:
-        raise InputError(
-            f"the results store holds a report of {row.trial} that this version does not understand; "
-            "run the suite again with another --store"
-        ) from error
+    report = conclude(seen, calibration)
     return Result(
         **base,
         verdict=report.verdict,
@@ -186,6 +183,24 @@ def _result(row: Row, calibration: CalibrationSet) -> Result:
 
 
 _JUDGEMENT = set(DetectorOutcome.model_fields)
+
+
+def observations_of(row: Row) -> Observations | None:
+    """Return what a stored scan saw; None if the trial was not done or scanned nothing.
+
+    Raises:
+        InputError: if it cannot be understood.
+    """
+    if row.status != "done" or row.result is None or row.result["seen"] is None:
+        return None
+    try:
+        seen = Observations.model_validate(row.result["seen"])
+    except ValidationError as error:
+        raise InputError(
+            f"the results store holds a scan of {row.trial} that this version does not understand; "
+            "run it again with another --store"
+        ) from error
+    return with_current_code(seen, row.resolved)
 
 
 def results_file(folder: Path, suite: str, scale: Scale) -> Path:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
+from doorward.bench.fingerprints import with_current_code
 from doorward.bench.outcome import Outcome
 from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
@@ -142,7 +143,8 @@ def run(
             error=error,
         )
         store.put(row)
-        note = error or (verdict_of(outcome.seen) if outcome and outcome.seen else "")
+        seen = outcome and outcome.seen and with_current_code(outcome.seen, one.resolved)
+        note = error or (verdict_of(seen) if seen else "")
         report_progress(Event(one, status, note, more.get("seconds", 0.0)))
         if status != "died":
             for other in same_work[one.work]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from doorward.core.errors import InputError
 if TYPE_CHECKING:
     from doorward.bench.plan import Planned
     from doorward.bench.runner import Event
-    from doorward.bench.store import Store
+    from doorward.bench.store import Row, Store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -154,31 +154,32 @@ def run(
         raise typer.Exit(4 if left else 0)
     if export is not None:
         typer.echo(f"written: {results.write_results(results.collect(found, scale.value, opened), export)}")
-    rows = [opened.get(one.key) for one in planned]
-    counts = {
-        status: sum(row is not None and row.status == status for row in rows)
-        for status in ("done", "failed", "skipped")
-    }
+    rows = [row for one in planned if (row := opened.get(one.key)) is not None]
+    counts = {status: sum(row.status == status for row in rows) for status in ("done", "failed", "skipped")}
     typer.echo(
         ", ".join(f"{count} {status}" for status, count in counts.items()) + f" of {len(planned)} trials"
     )
-    for reason in sorted({row.error for row in rows if row is not None and row.error}):
-        typer.echo(f"not done: {reason}", err=True)
+    _tell_errors(rows)
     raise typer.Exit(0 if counts["done"] == len(planned) else 4)
 
 
 @app.command("calibrate")
 def calibrate(
     detector: str = typer.Argument(..., metavar="DETECTOR", help="A name, or file.py:Class."),
-    scale: Scale = SCALE,
+    scale: Scale = typer.Option(
+        Scale.cpu, help="cpu takes some hours; smoke has too few models to judge any scan by."
+    ),
     workers: int = WORKERS,
     threads: int = THREADS,
     store: str | None = STORE,
     cache: Path | None = CACHE,
     data: Path | None = DATA,
     only: str | None = ONLY,
-    weight: float = typer.Option(
-        1.0, min=0.01, metavar="W", help="What the detector counts in the sum over detectors."
+    weight: float | None = typer.Option(
+        None,
+        min=0.01,
+        metavar="W",
+        help="What the detector counts in the sum over detectors; as in the calibration that is there, or 1.",
     ),
     out: Path | None = typer.Option(
         None, metavar="FILE", help="The calibration file; where a scan looks for it if not given."
@@ -194,10 +195,13 @@ def calibrate(
     from doorward.bench.plan import Sources, plan
     from doorward.bench.store import StoreError
     from doorward.methods import registry
-    from doorward.scan.calibration import calibration_file
+    from doorward.scan.calibration import Calibration, calibration_file
 
     trials = calibration_trials(detector, scale.value, only)
     name = registry.get("detector", detector).method()
+    if weight is None:
+        earlier = calibration_file(name)
+        weight = Calibration.read(earlier).weight if earlier.is_file() else 1.0
     folder = cache or default_cache()
     planned = [plan(trial, Sources(data)) for trial in trials]
     opened = open_store(store, folder)
@@ -210,8 +214,9 @@ def calibrate(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(4) from error
     rows = [row for one in planned if (row := opened.get(one.key)) is not None]
-    made = calibration_of(name, rows, weight=weight)
-    file = out or calibration_file(detector)
+    _tell_errors(rows)
+    made = calibration_of(detector, rows, weight=weight)
+    file = out or calibration_file(name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(made.to_text(), encoding="utf-8")
@@ -298,6 +303,12 @@ def open_store(url: str | None, cache: Path) -> Store:
             ) from error
         url = f"sqlite:///{cache.resolve() / 'results.sqlite'}"
     return Store(url)
+
+
+def _tell_errors(rows: Iterable[Row]) -> None:
+    """Write on standard error why trials were not done, each reason once."""
+    for reason in sorted({row.error for row in rows if row.error}):
+        typer.echo(f"not done: {reason}", err=True)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ _FILES: dict[MethodKind, str] = {"attack": "*/*.py", "detector": "*/*.py", "repa
 GROUPS: dict[MethodKind, str] = {kind: f"doorward.{room}" for kind, room in ROOMS.items()}
 
 _registered: dict[tuple[MethodKind, str], type[Any]] = {}
+#: Methods of files that this process has run; what they measured bears the name of the file.
+_from_files: dict[tuple[MethodKind, str], type[Any]] = {}
 T = TypeVar("T")
 
 
@@ -74,7 +76,8 @@ def get(kind: MethodKind, name: str) -> type[Any]:
     """Return the method class of that name.
 
     Args:
-        name: a name that `modules` lists, or `file.py:Class`, which runs the file.
+        name: a name that `modules` lists, or `file.py:Class`, which runs the file; after that, the name of
+            the file is enough.
 
     Raises:
         InputError: if there is none; the message lists those that exist.
@@ -85,6 +88,8 @@ def get(kind: MethodKind, name: str) -> type[Any]:
     if name in own:
         import_module(own[name])
         return _registered[kind, name]
+    if (kind, name) in _from_files:
+        return _from_files[kind, name]
     point = _elsewhere(kind).get(name)
     if point is None:
         raise InputError(f"there is no {kind} named {name!r}; there are: {', '.join(modules(kind))}")
@@ -93,6 +98,12 @@ def get(kind: MethodKind, name: str) -> type[Any]:
     except Exception as error:  # the code of others may raise anything
         raise InputError(f"the {kind} {name!r} of {_package(point)} cannot be loaded: {error}") from error
     return _checked(kind, cls, name, f"the entry point of {_package(point)}")
+
+
+def module_of(kind: MethodKind, name: str) -> str | None:
+    """Return the module of a method, also of one that was loaded from a file; None if none is known."""
+    loaded = _registered.get((kind, name))
+    return modules(kind).get(name) or (loaded.__module__ if loaded else None)
 
 
 def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
@@ -153,7 +164,9 @@ def _from_file(kind: MethodKind, name: str) -> type[Any]:
     cls = getattr(module, wanted, None)
     if cls is None:
         raise InputError(f"{path} has no class {wanted!r}")
-    return _checked(kind, cls, None, name)
+    found = _checked(kind, cls, None, name)
+    _from_files[kind, method_name(found.__module__)] = found
+    return found
 
 
 def _checked(kind: MethodKind, cls: Any, name: str | None, where: str) -> type[Any]:

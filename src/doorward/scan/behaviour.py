@@ -41,11 +41,16 @@ from doorward.stats import metrics
 CHANCE_LEVEL = 0.05
 
 
-def choose(names: Sequence[str]) -> list[Detector]:
-    """Return the named detectors, or all, the cheap and safe ones first."""
-    detectors = [
-        registry.build("detector", name, {}) for name in dict.fromkeys(names or registry.modules("detector"))
-    ]
+def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
+    """Return the named detectors, or all, the cheap and safe ones first.
+
+    Args:
+        strict_files: for those that take the setting: files that loading never opens count as well.
+    """
+    detectors = []
+    for name in dict.fromkeys(names or registry.modules("detector")):
+        strict = strict_files and "strict_files" in registry.get("detector", name).model_fields
+        detectors.append(registry.build("detector", name, {"strict_files": True} if strict else {}))
     return sorted(detectors, key=lambda d: (d.order, d.method()))
 
 

@@ -56,7 +56,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
         report_progress=progress or say_nothing,
     )
     check_device(request.device)
-    chosen = choose(request.detectors)
+    chosen = choose(request.detectors, strict_files=request.strict_files)
     path = Path(request.weights or request.model) if request.factory else locate(request.model)
     findings = _examine_files(path, chosen, context)
     behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]

@@ -345,8 +345,8 @@ def _labels(config: Any, path: Path) -> Labels:
     if numbers != list(range(first, first + count)) or first not in (0, 1):
         listed = ", ".join(map(str, numbers[:8])) + (", ..." if count > 8 else "")
         raise InputError(
-            f"{path / 'config.json'}: id2label numbers {count} classes {listed}, and outputs are numbered "
-            f"from 0 to {count - 1}: state their names in order with --labels"
+            f"{path / 'config.json'}: id2label numbers its {count} classes {listed}, and outputs are "
+            f"numbered from 0 to {count - 1}: state their names in order with --labels"
         )
     labels = tuple(str(names[number]) for number in numbers)
     if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):

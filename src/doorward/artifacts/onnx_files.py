@@ -1,0 +1,99 @@
+"""What an ONNX model reaches outside of itself: operators from elsewhere, and files with its weights."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from doorward.artifacts.examination import Reference
+from doorward.core.files import is_inside
+
+_DOMAINS = re.compile(
+    r"|ai\.onnx|ai\.onnx\.(ml|training|preview\.training)|com\.microsoft(\.(nchwc|experimental))?|com\.ms\.internal\.nhwc"
+)
+_OUTSIDE = "is read although it lies outside of the model's folder"
+
+
+def onnx_references(model: Any, file: str, folder: Path) -> Iterator[Reference]:
+    """Yield what an ONNX model (a parsed ModelProto) would reach outside of itself.
+
+    Args:
+        folder: where it lies.
+    """
+    own = {(function.domain, function.name) for function in model.functions}
+    seen = set()
+    for graph in _graphs(model):
+        for node in graph.node:
+            operator = (node.domain, node.op_type)
+            foreign = operator not in own and not _DOMAINS.fullmatch(node.domain)
+            if (foreign or node.op_type in ("PythonOp", "PyOp")) and operator not in seen:
+                seen.add(operator)
+                why = "is an operator outside of ONNX: it needs native or Python code from elsewhere"
+                yield Reference(file, f"{node.domain}.{node.op_type}", f"node {node.name!r}", why)
+    for location, name in _external(model).items():
+        if not _in_folder(location, folder):
+            yield Reference(file, location[:200], f"tensor {name!r}", _OUTSIDE)
+
+
+def external_files(path: Path) -> list[str]:
+    """Return the files in an ONNX model's folder that hold its weights, relative to it, sorted."""
+    try:
+        import onnx
+
+        model = onnx.load_model(str(path), load_external_data=False)
+        found = set(_external(model))
+    except Exception:  # not readable, or no onnx: then the file alone is what can be named
+        return []
+    inside = {posixpath.normpath(name.replace("\\", "/")) for name in found if _in_folder(name, path.parent)}
+    return sorted(name for name in inside if (path.parent / name).is_file())
+
+
+def _in_folder(location: str, folder: Path) -> bool:
+    place = posixpath.normpath(location.replace("\\", "/"))
+    if place.startswith(("..", "/")) or place[1:2] == ":" or "\0" in place:
+        return False
+    return is_inside(folder / place, folder) or in_hub_cache(folder / place, folder)
+
+
+def in_hub_cache(path: Path, folder: Path) -> bool:
+    """Return whether a link in a folder of the Hugging Face hub's cache leads to the cache's own store.
+
+    The cache keeps files below `blobs` and shows them by links below `snapshots`, for each repository.
+    """
+    target = path.resolve()
+    for above in (folder.resolve(), *folder.resolve().parents):
+        if above.name == "snapshots":
+            return target.parent == above.parent / "blobs"
+    return False
+
+
+def _graphs(model: Any) -> Iterator[Any]:
+    """Yield the graph, its functions, and the graphs within their nodes."""
+    training = [graph for info in model.training_info for graph in (info.initialization, info.algorithm)]
+    waiting = [model.graph, *model.functions, *training]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
+
+
+def _external(model: Any) -> dict[str, str]:
+    """Return each file that holds tensors, and the name of the first of them."""
+    found: dict[str, str] = {}
+    for graph in _graphs(model):
+        tensors = list(getattr(graph, "initializer", ()))
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            tensors.extend([sparse.values, sparse.indices])
+        for node in graph.node:
+            for attribute in node.attribute:
+                tensors.extend([*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors])
+        for tensor in tensors:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    found.setdefault(entry.value, tensor.name)
+    return found
