@@ -160,7 +160,8 @@ def artifact_digest(path: Path) -> Digest:
         lines.append(f"{digest}  {name}\n")
     if path.is_file() and len(files) == 1:
         return Digest(lines[0].split()[0], total)
-    return Digest(hashlib.sha256("".join(lines).encode()).hexdigest(), total)
+    # a name that is not UTF-8 counts by its bytes
+    return Digest(hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(), total)
 
 
 def _external_files(path: Path) -> list[str]:
@@ -173,7 +174,8 @@ def _external_files(path: Path) -> list[str]:
         found = {e.value for t in _get_all_tensors(model) for e in t.external_data if e.key == "location"}
     except Exception:  # not readable, or no onnx: then the file alone is what can be named
         return []
-    return sorted(name for name in found if (path.parent / name).is_file() and ".." not in Path(name).parts)
+    inside = (name for name in found if not Path(name).is_absolute() and ".." not in Path(name).parts)
+    return sorted(name for name in inside if (path.parent / name).is_file())
 
 
 def _open_doorward(path: Path, options: LoadOptions) -> Classifier:

@@ -454,6 +454,11 @@ def _read_beside(path: Path, tensor: onnx.TensorProto) -> bytes:
 
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
+    if Path(location).is_absolute():
+        raise InputError(
+            f"{path}: refused, its weights {tensor.name!r} are named by an absolute path, {location!r}: they "
+            "have to lie beside the file"
+        )
     file = (path.parent / location).resolve()
     # the second folder is where a link to the model leads, as in a cache of downloads
     folders = (path.parent.resolve(), path.resolve().parent)
