@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
 from doorward.bench.fingerprints import with_current_code
-from doorward.bench.outcome import Outcome
+from doorward.bench.outcome import Outcome, stored_outcome
 from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.suite import parts_of
@@ -158,7 +158,11 @@ def run(
     def with_seen(one: Planned) -> Planned:
         """Return a trial with what earlier scans of its model hold."""
         rows = {name: store.holding(part) for name, part in parts_of(one.resolved).items()}
-        seen = {name: Outcome.model_validate(row.result) for name, row in rows.items() if row is not None}
+        seen = {
+            name: stored_outcome(row.trial, row.result)
+            for name, row in rows.items()
+            if row is not None and row.result is not None
+        }
         return replace(one, seen=seen)
 
     def scanned(one: Planned) -> bool:
