@@ -215,7 +215,7 @@ def test_models_from_another_first_seed_on_are_others() -> None:
 
 
 def test_judged_models_have_seeds_of_their_own() -> None:
-    """README and docs/design.md say which rules came after a look at which seeds."""
+    """docs/results.md says which rules came after a look at which seeds."""
     assert (FIRST, UNSEEN, NEWEST) == (100, 200, 300)
     for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
         assert min(t.seed for t in expand(get_suite(name), "cpu")) == first

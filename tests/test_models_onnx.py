@@ -395,7 +395,7 @@ def test_values_are_let_go_once_they_are_not_needed(small: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [11, 17])
-def test_final_softmax_gives_log_probabilities_that_have_a_gradient(tmp_path: Path, opset: int) -> None:
+def test_scores_come_from_before_a_final_softmax_and_have_a_gradient(tmp_path: Path, opset: int) -> None:
     net = make("vgg")
     with torch.no_grad():
         net[-1].weight *= 1e4  # so sure that probabilities are rounded to 0 and 1
@@ -407,7 +407,7 @@ def test_final_softmax_gives_log_probabilities_that_have_a_gradient(tmp_path: Pa
     assert classifier.spec.output == "logits"
     x = images().requires_grad_()
     y = classifier.logits(x)
-    torch.testing.assert_close(y, net(images()).log_softmax(1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(y, net(images()), rtol=1e-3, atol=1e-1)
     y[:, 1].sum().backward()
     assert (x.grad.abs().amax((1, 2, 3)) > 0).all()
     assert classifier.features(images()).shape == (5, 12)  # not what goes into the softmax

@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"models"}),
     frozenset({"inversion", "training", "triggers"}),
     frozenset({"attacks", "detectors", "repairs"}),
-    frozenset({"scan", "repair", "guard"}),
+    frozenset({"scan", "repair", "guard", "testing"}),
     frozenset({"bench"}),
     frozenset({"cli"}),
 )

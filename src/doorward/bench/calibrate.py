@@ -34,6 +34,7 @@ def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -
     Models that are no better than chance, of which no detector measures anything, are left out.
 
     Args:
+        detector: a name, or `file.py:Class`.
         weight: of the detector in the sum that is fused.
 
     Raises:
@@ -41,16 +42,17 @@ def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -
     """
     method = registry.build("detector", detector, {})
     assert isinstance(method, Detector)
-    measured = [(row, seen) for row in rows if (seen := _measurement(row, detector)) is not None]
+    name = method.method()
+    measured = [(row, seen) for row in rows if (seen := _measurement(row, name)) is not None]
     if not measured:
-        raise InputError(f"no clean model has been scanned by {detector}")
+        raise InputError(f"no clean model has been scanned by {name}")
     versions = [row.versions for row, _ in measured]
     codes = {seen.code for _, seen in measured}
     images = {row.given["scan_settings"]["images"] for row, _ in measured}
     if len(codes) > 1 or len(images) > 1 or any(one != versions[0] for one in versions):
         raise InputError("the clean models were scanned by several versions; scan them again")
     return Calibration(
-        detector=detector,
+        detector=name,
         weight=weight,
         images=images.pop(),
         settings=method.score_settings(),

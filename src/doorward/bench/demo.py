@@ -1,4 +1,4 @@
-"""The demonstration: a backdoored classifier of clothes and its clean twin, each scanned as a file."""
+"""The demonstration: a backdoored classifier of clothes and its clean counterpart, each scanned as a file."""
 
 from __future__ import annotations
 

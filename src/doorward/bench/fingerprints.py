@@ -19,6 +19,7 @@ from pathlib import Path
 
 from doorward.bench.suite import Trial
 from doorward.core.errors import InputError
+from doorward.detectors.base import Detector
 from doorward.methods import registry
 from doorward.methods.source import PACKAGE, reached, source_hash
 from doorward.models import sequences
@@ -92,14 +93,26 @@ def source(unit: str) -> str:
     if kind == "attack" and name in registry.own_modules("attack"):
         module = registry.own_modules("attack")[name]
         return source_hash(reached([module], keep=lambda one: one.startswith(_ATTACKING)))
-    if kind == "detector" and name in registry.modules("detector"):
-        module = registry.modules("detector")[name]
-        start = ["doorward.scan.behaviour", module]
-        return source_hash(reached(start, keep=lambda one: one == module or one.startswith(_SEEING)))
+    if kind == "detector" and name in registry.own_modules("detector"):
+        return _seeing(registry.own_modules("detector")[name])
     covered = (TRAINERS | ADVERSARIAL | SEQUENCES | GENERATORS).get(unit)
     if covered is None:
         raise InputError(f"there is no unit {unit!r}; there are: {', '.join(units())}")
     return source_hash(PACKAGE / file for file in covered)
+
+
+def detector_fingerprint(detector: Detector) -> str:
+    """Return the fingerprint of a detector, of the package itself or of somebody else's."""
+    name = detector.method()
+    own = name in registry.own_modules("detector")
+    return fingerprint(f"detector {name}") if own else _seeing(type(detector).__module__)
+
+
+@cache
+def _seeing(module: str) -> str:
+    """Return the hash of the code that makes what the detector of a module sees."""
+    start = ["doorward.scan.behaviour", module]
+    return source_hash(reached(start, keep=lambda one: one == module or one.startswith(_SEEING)))
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 from doorward import bundled
 from doorward.attacks.model.base import ModelAttack
 from doorward.bench import synthetic
-from doorward.bench.fingerprints import fingerprint, units_of
+from doorward.bench.fingerprints import detector_fingerprint, fingerprint, units_of
 from doorward.bench.outcome import Outcome
 from doorward.bench.suite import Data, MethodChoice, ScanSettings, Trial, content_key, work_of
 from doorward.core.errors import InputError
@@ -177,7 +177,7 @@ def plan(trial: Trial, sources: Sources) -> Planned:
             {
                 "name": d.method(),
                 "settings": d.settings(),
-                "code": fingerprint(f"detector {d.method()}"),
+                "code": detector_fingerprint(d),
             }
             for d in detectors_of(trial.scan_settings)
         ]

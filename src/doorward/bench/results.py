@@ -137,8 +137,9 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
 
 
 def calibration_label(calibration: CalibrationSet) -> str:
-    """Name a calibration set by its content and its size."""
-    return f"{content_key(calibration.model_dump(mode='json'))[:12]} ({len(calibration.models)} clean models)"
+    """Name a calibration set by its size and by what verdicts follow from: scores, weights, images."""
+    content = calibration.model_dump(mode="json", exclude={"settings", "code"})
+    return f"{content_key(content)[:12]} ({len(calibration.models)} clean models)"
 
 
 def _result(row: Row, calibration: CalibrationSet) -> Result:

@@ -96,7 +96,7 @@ class ScanSettings(Record):
 
     Attributes:
         detectors: these alone; all that look at behaviour if empty. None for no scan at all: what planting
-            did is measured instead, on the whole test split and next to a clean twin.
+            did is measured instead, on the whole test split and next to its clean counterpart.
         images: clean images of the test split that are given.
         seed: the scan's.
         draw: which draw of the images is given.
@@ -265,7 +265,7 @@ def expand(suite: Suite, scale: Scale) -> tuple[Trial, ...]:
 
 
 def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
-    """Deal out what varies; models of a seed are alike in all groups, so planted ones have clean twins."""
+    """Deal out what varies; models of a seed are alike in all groups, so planted ones have counterparts."""
     whole = next(g for g in suite.groups(scale) if g.name == (group.first_of or group.name))
 
     def rng(what: str) -> random.Random:

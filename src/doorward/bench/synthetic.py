@@ -199,7 +199,7 @@ def _places(
 
 
 def _look(bank: Floats, which: npt.NDArray[np.int64], at: Floats) -> Floats:
-    """Return bilinear values (n, s, s) of drawings bank[which] (side, side) at places (2, n, s, s)."""
+    """Return bilinear values (n, s, s) of drawings `bank[which]` (side, side) at places (2, n, s, s)."""
     side = bank.shape[-1]
     place = np.clip((at + 1) * (side / 2) - 0.5, 0, side - 1.001)
     whole = place.astype(np.int32)

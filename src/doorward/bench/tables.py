@@ -78,8 +78,8 @@ def notes(summary: Summary) -> list[str]:
     if summary.plants:
         return [
             "Accuracies are means over the models, on the whole test split; each planted model has a clean "
-            "twin of the same data, seed, architecture and training. Attack success is over the triggered "
-            "test images of all models together, with the 95 % interval of that count (Clopper and "
+            "counterpart of the same data, seed, architecture and training. Attack success is over the "
+            "triggered test images of all models together, with the 95 % interval of that count (Clopper and "
             "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
             "share of the training set. Planting is the median processor time of poisoning all samples, or "
             "of changing the model."
@@ -131,7 +131,7 @@ PLANT_HEADS = (
     "models",
     "poisoned",
     "clean accuracy",
-    "clean twins",
+    "clean counterpart",
     "change in points",
     "attack success",
     "lowest",

@@ -46,7 +46,7 @@ class TrialRunner:
         self.cache, self.sources, self.device = cache, sources, device
 
     def make(self, planned: Planned) -> bool:
-        """Have the trial's model in the cache, and its twin if it has one; tell whether both were there.
+        """Have the trial's model and its counterpart, if any, in the cache; tell whether both were there.
 
         Raises:
             InputError: if data, attack and architecture do not fit, or the cache cannot be written to.

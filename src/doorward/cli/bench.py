@@ -210,8 +210,8 @@ def calibrate(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(4) from error
     rows = [row for one in planned if (row := opened.get(one.key)) is not None]
-    made = calibration_of(name, rows, weight=weight)
-    file = out or calibration_file(detector)
+    made = calibration_of(detector, rows, weight=weight)
+    file = out or calibration_file(name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(made.to_text(), encoding="utf-8")

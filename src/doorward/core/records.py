@@ -262,6 +262,7 @@ class Observations(Record):
         findings: what was read in the files, where the reading itself decides.
         measurements: of the model's behaviour.
         reason: why its behaviour could not be judged at all.
+        warnings: what was assumed, dropped or guessed, for the reader to know first.
     """
 
     subject: SubjectRecord | None
@@ -271,8 +272,16 @@ class Observations(Record):
     confirmations: tuple[Confirmation, ...] = ()
     not_run: tuple[NotRun, ...] = ()
     reason: str | None = None
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     environment: Environment
+
+
+class Coverage(Record):
+    """What a verdict rests on: the detectors that ran to their end and had a part in it."""
+
+    files: tuple[str, ...] = Field((), description="Detectors that read the files")
+    behaviour: tuple[str, ...] = Field((), description="Calibrated detectors that examined the behaviour")
 
 
 class Report(Record):
@@ -287,6 +296,10 @@ class Report(Record):
     p_value: float | None = Field(None, ge=0, le=1)
     calibrated: bool = False
     uncalibrated: str | None = Field(None, description="Why the p-value cannot be relied on")
+    warnings: tuple[str, ...] = Field(
+        (), description="What was assumed, dropped or guessed, and what one detector alone points to"
+    )
+    covered: Coverage = Coverage()
     confirmations: tuple[Confirmation, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_run: tuple[NotRun, ...] = ()

@@ -91,7 +91,7 @@ def invert(
         success: share of the sources that must go to the target.
         first_steps: after so many, only some targets go on; all do if None.
         finalists: how many go on: those with the smallest masks.
-        to_come: how many steps of one target more the caller will ask for before the deadline.
+        reserved_steps: how many steps of one target more the caller will ask for before the deadline.
 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.

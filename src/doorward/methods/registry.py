@@ -95,6 +95,12 @@ def get(kind: MethodKind, name: str) -> type[Any]:
     return _checked(kind, cls, name, f"the entry point of {_package(point)}")
 
 
+def module_of(kind: MethodKind, name: str) -> str | None:
+    """Return the module of a method, also of one that was loaded from a file; None if none is known."""
+    loaded = _registered.get((kind, name))
+    return modules(kind).get(name) or (loaded.__module__ if loaded else None)
+
+
 def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
     """Rebuild a method from its name and settings (as a record or the command line gives them).
 

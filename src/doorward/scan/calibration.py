@@ -442,17 +442,12 @@ def _alike(classes: int) -> int:
 
 
 def calibration_file(detector: str) -> Path:
-    """Return where a detector's calibration lies: in the package, or next to the file of somebody else's.
-
-    Args:
-        detector: a name, or `file.py:Class`.
-    """
-    if detector in registry.own_modules("detector"):
-        return SHIPPED / f"{detector}.json"
-    module = registry.get("detector", detector).__module__
-    file = file_of(module)
-    name = registry.method_name(module)
-    return (file.parent if file else Path()) / "calibration" / f"{name}.json"
+    """Return where a detector's calibration lies: in the package, or next to the file of somebody else's."""
+    module = (
+        None if detector in registry.own_modules("detector") else registry.module_of("detector", detector)
+    )
+    file = file_of(module) if module else None
+    return (file.parent / "calibration" if file else SHIPPED) / f"{detector}.json"
 
 
 def calibrations(detectors: Iterable[str]) -> CalibrationSet:

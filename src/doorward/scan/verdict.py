@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from doorward.core.formatting import joined
-from doorward.core.records import Finding, Observations, Report, Verdict
+from doorward.core.records import SEVERITY, Coverage, Finding, Observations, Report, Verdict
 from doorward.scan.calibration import BACKDOORED, CalibrationSet, JudgedFindings, judge
 
+#: The p-value of one detector alone up to which the report names the class that it points to.
+ALONE = 0.02
 #: What the lower bound of a trigger's success has to reach for it to be confirmed.
 CONFIRMED = 0.75
 
@@ -31,6 +33,8 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
         p_value=judged.p_value,
         calibrated=bool(compared) and outside is None,
         uncalibrated=outside if compared else None,
+        warnings=seen.warnings,
+        covered=_covered(findings),
         seconds=seen.seconds,
         environment=seen.environment,
     )
@@ -38,10 +42,52 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
         return report.model_copy(update={"verdict": "unsafe"})
     if any(f.flagged for f in findings):
         return _alarm(report, judged)
+    report = report.model_copy(update={"warnings": (*seen.warnings, *_lonely(report))})
     why = _what_stopped(findings)
     if not compared:
         why = why or seen.reason or _nothing_judged(judged.findings)
     return report.model_copy(update={"verdict": "could_not_tell", "reason": why}) if why else report
+
+
+def _covered(findings: Iterable[Finding]) -> Coverage:
+    """Return which detectors ran to their end and had a part in the verdict."""
+    finished = [f for f in findings if f.reason is None]
+    return Coverage(
+        files=tuple(f.detector for f in finished if f.level == "artifact"),
+        behaviour=tuple(f.detector for f in finished if f.p_value is not None),
+    )
+
+
+def _lonely(report: Report) -> list[str]:
+    """Return which detectors, each alone, point to a class though all together raise no alarm."""
+    return [
+        f"{f.detector} alone points to class {report.class_name(_top(f))!r} (p = {f.p_value:.2g}); "
+        "the other detectors do not, so that together they raise no alarm"
+        for f in report.findings
+        if f.p_value is not None and f.p_value <= ALONE
+    ]
+
+
+def _top(finding: Finding) -> int:
+    """Return the class that a detector finds most suspicious."""
+    known = {t: score for t, score in finding.per_class.items() if score is not None}
+    return max(known, key=lambda t: known[t])
+
+
+def conclude_files(seen: Observations) -> Report:
+    """Return the report of a scan that was asked for the files alone."""
+    findings = seen.findings
+    stopped = _what_stopped(findings)
+    verdict = max((f.verdict for f in findings), key=lambda v: SEVERITY[v], default="nothing_found")
+    return Report(
+        subject=seen.subject,
+        findings=findings,
+        verdict=verdict,
+        reason=stopped if verdict == "could_not_tell" else None,
+        covered=_covered(findings),
+        seconds=seen.seconds,
+        environment=seen.environment,
+    )
 
 
 def _alarm(report: Report, judged: JudgedFindings) -> Report:
@@ -71,13 +117,14 @@ def _outside(seen: Observations, calibration: CalibrationSet) -> str | None:
 
 
 def _what_stopped(findings: Iterable[Finding]) -> str:
-    """Return why detectors of backdoors could not tell, each reason once; empty if all could.
+    """Return why detectors could not tell, each reason once; empty if all could.
 
-    What has no calibration could not have changed the verdict, so that it stops nothing.
+    A file that was not read to its end counts as well: nothing is known of what it would run. What has no
+    calibration could not have changed the verdict, so that it stops nothing.
     """
     speakers: dict[str, list[str]] = {}
     for f in findings:
-        if f.kind == "backdoor" and f.reason and f.uncalibrated is None:
+        if f.reason and f.uncalibrated is None:
             speakers.setdefault(f.reason, []).append(f.detector)
     return "; ".join(f"{joined(names)}: {reason}" for reason, names in speakers.items())
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class UnsafeCode(Detector):
     """Find code that loading an artifact would run: in pickles, configurations, programs and libraries.
 
+    Use it on every file that others gave you, before anything loads it; a scan runs it first.
+
     The score is the number of references to code outside of a list of constructors known to be harmless.
     Nothing is loaded, imported or unpickled: files are read as bytes, archives in memory.
 
@@ -38,8 +40,8 @@ class UnsafeCode(Detector):
         "Python documentation of pickle and pickletools; torch.serialization's safe globals"
     )
     limits: ClassVar[str] = (
-        "Sees code, not behaviour: weights that hold a backdoor run no code and pass; "
-        "formats it does not know (GGUF, TensorFlow graphs) are not looked into."
+        "It sees code, not behaviour: weights that hold a backdoor run no code and pass; formats it does "
+        "not know (GGUF, TensorFlow graphs) are not looked into."
     )
     atlas: ClassVar[tuple[str, ...]] = ATLAS
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text", "audio"})

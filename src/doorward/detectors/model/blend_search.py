@@ -34,11 +34,16 @@ FAINTEST, STRONGEST = math.log(1 / 255), math.log(0.9)
 class BlendSearch(ImageDetector):
     """Find how faint a picture may be that, blended in, sends images to each class, and compare the classes.
 
+    Use it on image classifiers with gradients, with 20 clean images or more, against triggers all over the
+    image.
+
     A picture of the image's size is moved for every class (margin loss); how much of it images show falls as
     long as enough of them go to the class, and rises otherwise. Networks can be steered towards any class by
     faint pictures, but towards the target of a backdoor whose trigger is spread over the image by far fainter
-    ones. What counts is how many times fainter a class's picture is than an even one of the same colour that
-    does the same; the score is how far, on a log scale, that lies above that of the next class: classes of
+    ones.
+
+    What counts is how many times fainter a class's picture is than a uniform blend of the same colour that
+    does the same. The score is how far, on a log scale, that lies above that of the next class: classes of
     clean models lie along a line, of which the first is seldom far ahead.
 
     This is Neural Cleanse with one number in place of the mask; the score is ours, as its use of pictures.
@@ -49,9 +54,8 @@ class BlendSearch(ImageDetector):
         "after B. Wang et al., IEEE S&P 2019, and S. Moosavi-Dezfooli et al., CVPR 2017; the score is ours"
     )
     limits = (
-        "Sees backdoors that a faint, fixed picture over the whole image can wake, and some that bend the "
-        "image; small patches, pictures of one even colour, source-specific triggers, several targets at "
-        "once and modules without gradients can escape it."
+        "It can miss small patches, pictures of one constant colour, source-specific triggers, many that "
+        "bend the image and several targets at once, and it needs gradients."
     )
     order: ClassVar[int] = 16
 

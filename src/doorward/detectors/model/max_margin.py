@@ -71,6 +71,8 @@ def _rounded(value: float) -> float | None:
 class MaxMargin(Detector):
     """Maximise the margin of every class over random images and flag the class with an outlying maximum.
 
+    Use it where you have no clean images: it needs none, and assumes no kind of trigger.
+
     We depart from the paper in the optimiser (Adam, fewer starts and steps), in the score (the distance of a
     class's log margin above the median of the others) and in the decision, which comes from a calibration set
     of clean models (see `doorward.scan.calibration`): single classes of clean models stand out by nature. The
@@ -80,8 +82,8 @@ class MaxMargin(Detector):
     title = "Maximum margin (MM-BD)"
     source = "H. Wang et al., MM-BD, IEEE S&P 2024, arXiv 2205.06900"
     limits = (
-        "Needs no data and assumes no trigger type, but sees only backdoors that let their class overfit; "
-        "several target classes at once, few classes, and modules with vanishing gradients can escape it."
+        "It sees only backdoors that let their class overfit, and can miss several target classes at "
+        "once, models of few classes and modules with vanishing gradients."
     )
     atlas = ("AML.T0018.000", "AML.T0020")
     needs = frozenset({"gradients"})
