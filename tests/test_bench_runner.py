@@ -30,6 +30,8 @@ from doorward.scan.verdict import conclude
 
 SOURCES = Sources(None)
 
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
+
 
 @contextmanager
 def bench(folder: Path, *, workers: int = 1) -> Iterator[tuple[Store, RunSettings]]:

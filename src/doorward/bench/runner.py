@@ -38,6 +38,8 @@ from doorward.scan.verdict import conclude
 
 #: A trial whose process is lost so often has failed.
 ATTEMPTS = 2
+#: How worker processes start: as fresh interpreters, since a fork would inherit torch's threads and locks.
+START_METHOD = "spawn"
 
 
 class RunError(DoorwardError):
@@ -255,8 +257,7 @@ class _Worker:
     begun: bool = False
 
     def __post_init__(self) -> None:
-        # a fresh interpreter: a fork would inherit torch's threads and locks
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
         self.process.start()
