@@ -25,9 +25,9 @@ from doorward.models import Classifier, InputSpec, LoadOptions, TorchClassifier,
 from doorward.models.architectures import build
 from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.models.formats.input_options import guess_output, resolve_spec
-from doorward.models.formats.torch_export import open_exported
 from doorward.models.formats.loading import artifact_digest, detect_format, locate
 from doorward.models.formats.native import save_native
+from doorward.models.formats.torch_export import open_exported
 
 CLASSES = ("a", "b", "c", "d", "e")
 SPEC = InputSpec(channels=3, height=20, width=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2), output="logits")
