@@ -30,6 +30,7 @@ from doorward.stats.metrics import rate
 from doorward.training import evaluate
 
 SOURCES = Sources(None)
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
 TROJAN = MethodChoice(name="trojannet", settings={"target": 3})
 
 

@@ -593,6 +593,6 @@ def test_a_stored_scan_that_this_version_does_not_understand_is_named(tmp_path: 
     row.result["seen"]["no_such_field"] = 1
     with (
         stored(tmp_path, row) as store,
-        pytest.raises(InputError, match="holds a scan of clean-00 that this version does not understand"),
+        pytest.raises(InputError, match="holds a result of clean-00 that this version does not understand"),
     ):
         results.collect(suite(clean(1)), "smoke", store)

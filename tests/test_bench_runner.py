@@ -23,11 +23,14 @@ from doorward.bench.cache import ModelCache
 from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade, unscanned
 from doorward.bench.store import Row, Store, StoreError
-from doorward.bench.suite import Data, Group, MethodChoice, ScanSettings, expand
+from doorward.bench.suite import Data, Group, MethodChoice, ScanSettings, Trial, expand
+from doorward.core.errors import InputError
 from doorward.core.records import Observations
 from doorward.scan.verdict import conclude
 
 SOURCES = Sources(None)
+
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
 
 
 @contextmanager
@@ -184,13 +187,17 @@ def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) 
     assert number_of_rows(folder) == before + 3, "earlier results are kept"
 
 
+def by_a_further_detector(trial: Trial) -> Planned:
+    further = MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
+    both = QUICK.model_copy(update={"detectors": (*QUICK.detectors, further)})
+    return plan(trial.model_copy(update={"scan_settings": both}), SOURCES)
+
+
 def test_a_further_detector_is_all_that_runs(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
     shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
     shutil.copytree(ran[0] / "cache", tmp_path / "cache")
-    further = MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
-    both = QUICK.model_copy(update={"detectors": (*QUICK.detectors, further)})
     (trial,) = trials(clean(1))
-    todo = [plan(trial.model_copy(update={"scan_settings": both}), SOURCES)]
+    todo = [by_a_further_detector(trial)]
     go(tmp_path, todo)
     (before,), (after,) = (
         [row.result["seen"]["measurements"] for row in rows(tmp_path, plan_).values() if row.result]
@@ -201,6 +208,18 @@ def test_a_further_detector_is_all_that_runs(ran: tuple[Path, list[Event]], tmp_
     # to the microsecond: it was not run again
     assert margin["seconds"] == before[0]["seconds"]
     assert margin["score"] == before[0]["score"]
+
+
+def test_a_stored_scan_that_this_version_does_not_understand_is_named(
+    ran: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
+    shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
+    with closing(sqlite3.connect(tmp_path / "results.sqlite")) as connection:
+        connection.execute("update trials set result = json_set(result, '$.no_such_field', 1)")
+        connection.commit()
+    (trial,) = trials(clean(1))
+    with pytest.raises(InputError, match="holds a result of clean-00 that this version does not understand"):
+        go(tmp_path, [by_a_further_detector(trial)])
 
 
 def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:

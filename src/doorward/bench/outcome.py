@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ValidationError
+
 from doorward.bench.planting import Planting
+from doorward.core.errors import InputError
 from doorward.core.records import Observations, Rate, Record
 
 
@@ -39,6 +44,21 @@ class Outcome(Record):
     trained: float
     seconds: float
     peak_memory: int | None
+
+
+def stored_outcome(trial: str, result: dict[str, Any]) -> Outcome:
+    """Return the outcome that a results store holds of a trial.
+
+    Raises:
+        InputError: if it cannot be understood.
+    """
+    try:
+        return Outcome.model_validate(result)
+    except ValidationError as error:
+        raise InputError(
+            f"the results store holds a result of {trial} that this version does not understand; "
+            "run it again with another --store"
+        ) from error
 
 
 def without_pictures(seen: Observations) -> Observations:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from doorward.bench.fingerprints import with_current_code
 from doorward.bench.holdout import family, left_out
+from doorward.bench.outcome import stored_outcome
 from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Scale, Suite, content_key, expand
@@ -191,16 +192,10 @@ def observations_of(row: Row) -> Observations | None:
     Raises:
         InputError: if it cannot be understood.
     """
-    if row.status != "done" or row.result is None or row.result["seen"] is None:
+    if row.status != "done" or row.result is None:
         return None
-    try:
-        seen = Observations.model_validate(row.result["seen"])
-    except ValidationError as error:
-        raise InputError(
-            f"the results store holds a scan of {row.trial} that this version does not understand; "
-            "run it again with another --store"
-        ) from error
-    return with_current_code(seen, row.resolved)
+    seen = stored_outcome(row.trial, row.result).seen
+    return None if seen is None else with_current_code(seen, row.resolved)
 
 
 def results_file(folder: Path, suite: str, scale: Scale) -> Path:

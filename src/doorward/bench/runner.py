@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
 from doorward.bench.fingerprints import with_current_code
-from doorward.bench.outcome import Outcome
+from doorward.bench.outcome import Outcome, stored_outcome
 from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.suite import parts_of
@@ -38,6 +38,8 @@ from doorward.scan.verdict import conclude
 
 #: A trial whose process is lost so often has failed.
 ATTEMPTS = 2
+#: How worker processes start: as fresh interpreters, since a fork would inherit torch's threads and locks.
+START_METHOD = "spawn"
 
 
 class RunError(DoorwardError):
@@ -158,7 +160,11 @@ def run(
     def with_seen(one: Planned) -> Planned:
         """Return a trial with what earlier scans of its model hold."""
         rows = {name: store.holding(part) for name, part in parts_of(one.resolved).items()}
-        seen = {name: Outcome.model_validate(row.result) for name, row in rows.items() if row is not None}
+        seen = {
+            name: stored_outcome(row.trial, row.result)
+            for name, row in rows.items()
+            if row is not None and row.result is not None
+        }
         return replace(one, seen=seen)
 
     def scanned(one: Planned) -> bool:
@@ -251,8 +257,7 @@ class _Worker:
     begun: bool = False
 
     def __post_init__(self) -> None:
-        # a fresh interpreter: a fork would inherit torch's threads and locks
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
         self.process.start()

@@ -72,7 +72,7 @@ class Row(Record):
         given: the trial as declared.
         resolved: all settings with their defaults, and hashes of data and code.
         seconds, peak_memory: of the scan; bytes.
-        result: a `bench.trials.Outcome`.
+        result: a `bench.outcome.Outcome`.
         finished: date and time in UTC.
     """
 
