@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +143,20 @@ def test_a_fast_path_that_fails_later_is_dropped_without_a_word(capfd: pytest.Ca
     torch.testing.assert_close(given, expected)
     torch.testing.assert_close(classifier.logits(x), expected)
     assert capfd.readouterr() == ("", "")
+
+
+def test_copies_of_a_classifier_fall_back_by_themselves() -> None:
+    classifier = wrap(seeded(FailsOnMany), size=SIZE)
+    assert isinstance(classifier, TorchClassifier)
+    classifier.lay_out_for_speed()
+    assert not classifier.module.conv.weight.is_contiguous()  # type: ignore[union-attr]
+    other = TorchClassifier(copy.deepcopy(classifier.module), classifier.spec, classifier.classes)
+    for one in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier), other):
+        assert one.logits(noise(50)).shape == (50, 5)
+        assert one.features(noise(50)).shape == (50, 4)
+        assert one.module.conv.weight.is_contiguous()
+    assert not classifier.module.conv.weight.is_contiguous()  # type: ignore[union-attr]
+    assert classifier.features(noise(50)).shape == (50, 4)
 
 
 def test_the_host_is_left_as_it_was_when_a_fast_path_fails() -> None:
