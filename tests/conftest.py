@@ -57,3 +57,9 @@ def preloaded_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "START_METHOD", "forkserver")
         yield
+
+
+@pytest.fixture
+def quick_surrogates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let attacks train their surrogates for a moment, where it does not matter how good those are."""
+    monkeypatch.setattr("doorward.attacks.data._surrogate.SURROGATE_SEEN", 400)

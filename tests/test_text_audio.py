@@ -66,7 +66,7 @@ def sounds(n: int = 60, *, seed: int = 0, rate: int = 8000) -> InMemorySamples:
 
 SAMPLES: dict[str, Callable[..., InMemorySamples]] = {"text-cnn": texts, "audio-cnn": sounds}
 #: Enough for these samples.
-QUICK = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision="float32")
+QUICK = TrainingSettings(epochs=4, batch_size=10, learning_rate=1e-2, precision="float32")
 
 
 def rows(samples: Samples, spec: InputSpec) -> torch.Tensor:
