@@ -44,6 +44,8 @@ from doorward.training import TrainingSettings, evaluate, train_classifier
 from doorward.triggers.base import Trigger
 from seeds import shifted
 
+pytestmark = pytest.mark.usefixtures("quick_surrogates")
+
 METHODS: list[tuple[MethodKind, str]] = [
     (kind, name) for kind in get_args(MethodKind) for name in registry.modules(kind)
 ]
