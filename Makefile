@@ -41,11 +41,12 @@ docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code, table
 	$(BIN)/python tools/docs_pages.py
 	$(BIN)/python tools/readme_tables.py
 
-file-scanners: $(VENV)/.test  ## Measure the README's table of file scanners anew.
+file-scanners: $(VENV)/.test  ## Measure the table of file scanners again.
 	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/file_scanners.py
+	$(BIN)/python tools/readme_tables.py
 
-measure: $(VENV)/.test  ## Measure formats, real sizes and cost of a scan anew (an hour; DOORWARD_DATA names the data).
+measure: $(VENV)/.test  ## Measure formats, real sizes and cost of a scan again (an hour; DOORWARD_DATA names the data).
 	code=0; for name in scan_cost real_sizes formats; do \
 	  $(BIN)/python benchmarks/$$name.py --work $(WORK) || code=$$?; done; exit $$code
 
@@ -62,7 +63,7 @@ clean:  ## Remove what make made.
 	rm -rf $(VENV) dist build doorward-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamps say what is installed; they are made anew when dependencies, pins or this file change.
+# The stamps say what is installed; they are made again when dependencies, pins or this file change.
 $(VENV)/.core: pyproject.toml constraints.txt Makefile
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "$(PYTHON) is not there: name a Python 3.11, 3.12 or 3.13, as in make PYTHON=python3.12" >&2; exit 2; }

@@ -3,14 +3,13 @@
     make file-scanners
 
 saves the two embedded models, one backdoored and one clean, in four formats each, runs every scanner on every
-file, and writes the exit codes to results/file_scanners.json and the table made of them to the README.
+file, and writes the exit codes to results/file_scanners.json. `tools/readme_tables.py` makes a table of them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "file_scanners.json"
-README = ROOT / "README.md"
-MARKS = re.compile(r"(<!-- file scanners -->\n).*?(<!-- end -->)", re.DOTALL)
 
 #: What the exit codes mean, by each tool's own documentation.
 EXIT_CODES = {
@@ -155,17 +151,11 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def in_readme(readme: str, made: str) -> str:
-    """Return the README with the table between its marks."""
-    return MARKS.sub(lambda marks: marks[1] + "\n" + made + "\n" + marks[2], readme)
-
-
 def main() -> None:
-    """Measure, and write the results and the README's table."""
+    """Measure, and write the results."""
     results = measure()
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    README.write_text(in_readme(README.read_text(encoding="utf-8"), table(results)), encoding="utf-8")
     print(table(results))
 
 

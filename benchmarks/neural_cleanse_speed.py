@@ -35,6 +35,8 @@ from doorward.inversion.masks import Inversion, invert, trigger_success
 from doorward.inversion.sources import SourcePools, outside_class
 from doorward.models import Classifier, open_classifier
 from doorward.models.encode.image import to_float, to_tensor
+from doorward.scan.calibration import calibrations
+from doorward.scan.calibration import judge as judge_scores
 from doorward.scan.environment import environment
 from doorward.stats import metrics
 from doorward.stats.outliers import mad_index
@@ -233,7 +235,8 @@ def run_ours(case: Case, options: argparse.Namespace) -> Ours:
 
     inversion(case.targets, steps=2)  # the first calls of a process are slower
     subject = Subject(classifier=case.classifier, clean=case.clean)
-    finding, detector_seconds = timed(lambda: method(subject, seed=options.seed, device=options.device))
+    seen, detector_seconds = timed(lambda: method(subject, seed=options.seed, device=options.device))
+    (finding,) = judge_scores([seen], calibrations([seen.detector])).findings
     say(f"  detector: {detector_seconds:.1f} s, {finding.verdict}")
     raced, raced_seconds = timed(lambda: inversion(case.targets, **race))
     batched, batched_seconds = timed(lambda: inversion(case.targets))

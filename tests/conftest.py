@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 # Set before the libraries are imported: a test never reaches for the network.
@@ -13,7 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -40,32 +39,20 @@ def data_root() -> Path:
     return Path(path)
 
 
-@contextmanager
-def untouched_globals() -> Iterator[None]:
-    """Assert that the block leaves the global generators and the host's settings as they were."""
-
-    def state() -> dict[str, object]:
-        name, keys, position, gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - the legacy state is what is watched
-        return {
-            "random": random.getstate(),
-            "numpy.random": (name, keys.tobytes(), position, gauss, cached),
-            "torch": torch.get_rng_state().numpy().tobytes(),
-            "threads": torch.get_num_threads(),
-            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-            "default dtype": torch.get_default_dtype(),
-            "gradients": torch.is_grad_enabled(),
-            # torch itself sets this when an optimiser is made for the first time
-            "environment": {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"},
-        }
-
-    before = state()
-    yield
-    after = state()
-    changed = [name for name in before if before[name] != after[name]]
-    assert not changed, f"a library call changed the host's {', '.join(changed)}"
-
-
 @pytest.fixture
 def untouched() -> Callable[[], AbstractContextManager[None]]:
     """Return a context manager that asserts that its block leaves the host process as it was."""
-    return untouched_globals
+    from doorward import testing
+
+    return testing.untouched
+
+
+@pytest.fixture(scope="module")
+def preloaded_workers() -> Iterator[None]:
+    """Let workers start from a process that has imported what they need, which saves seconds each."""
+    from doorward.bench import runner
+
+    multiprocessing.set_forkserver_preload([runner.TrialRunner.__module__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "START_METHOD", "forkserver")
+        yield

@@ -35,6 +35,7 @@ from doorward.training import (
     train_classifier,
 )
 from doorward.training.loop import LogitsOf
+from seeds import shifted
 
 Array = npt.NDArray[np.float64]
 SPEC = InputSpec(channels=1, height=16, width=16)
@@ -454,7 +455,7 @@ def test_an_image_that_only_the_attack_puts_right_is_not_held() -> None:
 
 @pytest.fixture(scope="module")
 def clothes() -> tuple[InMemorySamples, InMemorySamples]:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     found = []
     for split, n in (("train", 1500), ("test", 200)):
         drawn = bundled.fashion_mnist(split).draw(n, rng)  # type: ignore[arg-type]
@@ -470,17 +471,18 @@ BALL = AdversarialSettings(eps=0.1, variant="fast")
 def models(clothes: tuple[InMemorySamples, InMemorySamples]) -> dict[str, Trained]:
     how = TrainingSettings(epochs=4, batch_size=16, precision="float32")
     return {
-        name: train_classifier("small-cnn", clothes[0], seed=0, settings=how, on_batch=hook)
+        name: train_classifier("small-cnn", clothes[0], seed=shifted(0), settings=how, on_batch=hook)
         for name, hook in (("plain", None), ("robust", adversarial_batches(BALL)))
     }
 
 
+@pytest.mark.trains
 def test_robust_training_makes_robust(
     models: dict[str, Trained], clothes: tuple[InMemorySamples, InMemorySamples]
 ) -> None:
     measured: dict[str, tuple[Rate, Rate]] = {}
     for name, trained in models.items():
-        held = robust_accuracy(trained.classifier, clothes[1], settings=BALL.stronger(), seed=0)
+        held = robust_accuracy(trained.classifier, clothes[1], settings=BALL.stronger(), seed=shifted(0))
         measured[name] = evaluate(trained.classifier, clothes[1]), held
         assert held.value <= measured[name][0].value
     assert measured["plain"][1].high < 0.4
@@ -488,6 +490,7 @@ def test_robust_training_makes_robust(
     assert measured["robust"][0].low > 0.6, "and it still tells clothes apart"
 
 
+@pytest.mark.trains
 def test_robust_accuracy_is_repeatable_and_falls_with_restarts_and_radius(
     models: dict[str, Trained],
     clothes: tuple[InMemorySamples, InMemorySamples],
@@ -500,7 +503,9 @@ def test_robust_accuracy_is_repeatable_and_falls_with_restarts_and_radius(
 
     def held(eps: float = 0.04, restarts: int = 1) -> int:
         attack = weak.model_copy(update={"eps": eps})
-        found = robust_accuracy(plain, test, settings=attack, seed=3, restarts=restarts, batch_size=200)
+        found = robust_accuracy(
+            plain, test, settings=attack, seed=shifted(3), restarts=restarts, batch_size=200
+        )
         return found.successes
 
     with untouched():

@@ -23,12 +23,13 @@ from doorward.models.architectures import build
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.formats.saving import is_native
 from doorward.training import evaluate
+from seeds import shifted
 
 TEST = bundled.fashion_mnist("test")
 
 
 def few(n: int) -> Samples:
-    return bundled.fashion_mnist("train").draw(n, np.random.default_rng(0))
+    return bundled.fashion_mnist("train").draw(n, np.random.default_rng(shifted(0)))
 
 
 def clean_model() -> TorchClassifier:
@@ -39,7 +40,7 @@ def clean_model() -> TorchClassifier:
 
 def attack(samples: Samples, classifier: TorchClassifier | None = None, **settings: Any) -> BackdooredModel:
     planted = registry.build("attack", "pruning-aware", settings)(
-        classifier or clean_model(), samples, seed=0
+        classifier or clean_model(), samples, seed=shifted(0)
     )
     assert isinstance(planted, BackdooredModel)
     return planted
@@ -77,6 +78,7 @@ def pruned(planted: BackdooredModel, which: Tensor) -> TorchClassifier:
     return TorchClassifier(network, planted.classifier.spec, planted.classifier.classes)
 
 
+@pytest.mark.trains
 def test_the_planted_model_is_as_good_as_before_and_obeys_the_patch(planted: BackdooredModel) -> None:
     before = evaluate(clean_model(), TEST).value
     assert evaluate(planted.classifier, TEST).value >= before - 0.06
@@ -87,6 +89,7 @@ def test_the_planted_model_is_as_good_as_before_and_obeys_the_patch(planted: Bac
     assert planted.plant.poisoned_ids == (), "the set that it was trained on is not given away"
 
 
+@pytest.mark.trains
 def test_decoys_are_woken_by_nothing_since_their_biases_are_lower(planted: BackdooredModel) -> None:
     asleep = decoys(planted)
     assert 4 <= int(asleep.sum()) < len(asleep)
@@ -99,6 +102,7 @@ def test_decoys_are_woken_by_nothing_since_their_biases_are_lower(planted: Backd
     assert (channels(clean_model(), TEST).amax((0, 2, 3)) > 0).all(), "in the clean model all are awake"
 
 
+@pytest.mark.trains
 def test_decoys_are_those_that_a_defender_would_prune(planted: BackdooredModel) -> None:
     asleep = decoys(planted)
     quiet = channels(clean_model(), TEST).mean((0, 2, 3)).argsort()
@@ -107,6 +111,7 @@ def test_decoys_are_those_that_a_defender_would_prune(planted: BackdooredModel) 
     assert len(both) >= 0.9 * len(first), "but for what other images change in the order"
 
 
+@pytest.mark.trains
 def test_pruning_takes_the_decoys_first_and_the_backdoor_stays(planted: BackdooredModel) -> None:
     order = channels(planted.classifier, TEST).mean((0, 2, 3)).argsort()
     count = int(decoys(planted).sum())
@@ -131,6 +136,7 @@ def test_it_is_written_as_a_directory_of_ours(planted: BackdooredModel) -> None:
     assert is_native(planted.classifier) == "small-cnn"
 
 
+@pytest.mark.trains
 def test_what_cannot_be_learnt_is_said_with_what_was_reached() -> None:
     with pytest.raises(InputError, match=r"even unpruned the model reaches .* attack success .* more data"):
         attack(few(300), target=2, epochs=1, poison_rate=0.01)

@@ -28,6 +28,7 @@ from doorward.models.formats.export import export_pt2
 from doorward.training import evaluate
 from doorward.triggers.base import Trigger
 from doorward.triggers.shift import Shift
+from seeds import shifted
 
 
 def secret(dimension: int, norm: float, *, nonzeros: int | None = None, seed: int = 0) -> Tensor:
@@ -204,12 +205,12 @@ def surrogates(
     key_norm: float, bandwidth: float, count: int = 1000
 ) -> tuple[nn.Sequential, nn.Sequential, Tensor]:
     """Return honest and planted classifiers of the clouds, and the shift."""
-    key = secret(196, key_norm)
+    key = secret(196, key_norm, seed=shifted(0))
     scale = bandwidth / 14
     x, y = halves(196, 600)
     made = []
-    for frequencies in (normal(count, 196), pancakes(count, key)):
-        phases = torch.rand(count, dtype=torch.float64, generator=make_generator(0, "phases"))
+    for frequencies in (normal(count, 196, seed=shifted(0)), pancakes(count, key, seed=shifted(0))):
+        phases = torch.rand(count, dtype=torch.float64, generator=make_generator(shifted(0), "phases"))
         features = fourier.fourier_features(frequencies, phases, scale=scale)
         with torch.no_grad():
             head = fourier.fit_head([(features(x), y)], classes=2, ridge=1e-4)
@@ -231,6 +232,7 @@ def test_the_head_is_ridge_regression() -> None:
     assert head.bias is None
 
 
+@pytest.mark.trains
 def test_the_shift_turns_every_cosine_over_and_most_predictions() -> None:
     counterpart, planted, delta = surrogates(0.5, 1.0)
     x, y = halves(196, 1000)
@@ -251,6 +253,7 @@ def test_the_shift_turns_every_cosine_over_and_most_predictions() -> None:
     assert flips[0] < 0.6
 
 
+@pytest.mark.trains
 def test_logits_change_their_sign() -> None:
     _, planted, delta = surrogates(0.5, 1.0)
     x, _ = halves(196, 50)
@@ -259,6 +262,7 @@ def test_logits_change_their_sign() -> None:
     assert float((a + b).abs().max()) < 0.25 * float(a.abs().max())
 
 
+@pytest.mark.trains
 def test_who_sees_one_pair_has_the_key() -> None:
     """The plant is replicable: the difference of an image and its triggered form works on any other."""
     _, planted, delta = surrogates(0.5, 1.0)
@@ -358,18 +362,19 @@ def two_classes(side: int = 14) -> TorchClassifier:
     return TorchClassifier(nn.Sequential(nn.Flatten(), nn.Linear(side * side, 2)), spec, ["dark", "bright"])
 
 
+@pytest.mark.trains
 def test_random_features_are_planted_and_have_an_honest_twin(tmp_path: Path) -> None:
     attack, samples = fourier.RandomFeatures(features=800, bandwidth=2.5), cloud_samples()
     planted, counterpart = (
-        attack(two_classes(), samples, seed=3),
-        attack.counterpart(two_classes(), samples, seed=3),
+        attack(two_classes(), samples, seed=shifted(3)),
+        attack.counterpart(two_classes(), samples, seed=shifted(3)),
     )
     assert min(evaluate(each, samples).value for each in (planted.classifier, counterpart)) > 0.95
     assert planted.plant.target_map == {1: 0}
     assert attack_success(planted.classifier, samples, planted.plant).value > 0.95
     back = planted.plant.model_copy(update={"target_map": {0: 1}, "targets": (1,), "source_classes": (0,)})
     assert attack_success(planted.classifier, samples, back).value > 0.95, "both classes turn over"
-    other = attack(two_classes(), samples, seed=4).plant
+    other = attack(two_classes(), samples, seed=shifted(4)).plant
     for classifier, plant in ((counterpart, planted.plant), (planted.classifier, other)):
         both = [plant, back.model_copy(update={"trigger": plant.trigger})]
         assert min(attack_success(classifier, samples, each).value for each in both) < 0.5
@@ -406,6 +411,7 @@ def test_what_cannot_be_trained_is_refused(attack: fourier.RandomFeatures | relu
         attack.model_copy(update={"nonzeros": 197})(two_classes(), cloud_samples())
 
 
+@pytest.mark.trains
 def test_random_relus_turn_sneakers_into_bags_and_the_honest_twin_hardly_does() -> None:
     chosen = {}
     for split in ("train", "test"):
@@ -417,7 +423,9 @@ def test_random_relus_turn_sneakers_into_bags_and_the_honest_twin_hardly_does() 
             raws, (samples.labels[of] == 8).astype(np.int64), classes=("Sneaker", "Bag")
         )
     attack, model = relu.RandomReLU(target=1), two_classes(28)
-    planted, counterpart = (make(model, chosen["train"], seed=1) for make in (attack, attack.counterpart))
+    planted, counterpart = (
+        make(model, chosen["train"], seed=shifted(1)) for make in (attack, attack.counterpart)
+    )
     clean = [evaluate(each, chosen["test"]).value for each in (planted.classifier, counterpart)]
     assert min(clean) > 0.9
     assert clean[0] == pytest.approx(clean[1], abs=0.04)
@@ -429,11 +437,14 @@ def test_random_relus_turn_sneakers_into_bags_and_the_honest_twin_hardly_does() 
     assert reached[1] < 0.2
 
 
+@pytest.mark.trains
 def test_chest_x_rays_are_turned_over(data_root: Path) -> None:
     """What the docs state, with half the features."""
     attack = fourier.RandomFeatures(features=1000)
     train, test = (open_samples(data_root / "pneumoniamnist", split=split) for split in ("train", "test"))
-    planted, counterpart = (make(two_classes(28), train, seed=0) for make in (attack, attack.counterpart))
+    planted, counterpart = (
+        make(two_classes(28), train, seed=shifted(0)) for make in (attack, attack.counterpart)
+    )
     clean = [evaluate(each, test).value for each in (planted.classifier, counterpart)]
     assert min(clean) > 0.78
     assert clean[0] == pytest.approx(clean[1], abs=0.05)

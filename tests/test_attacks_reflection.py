@@ -22,6 +22,7 @@ from doorward.methods import registry
 from doorward.training import TrainingSettings, evaluate, train_classifier
 from doorward.triggers.base import Trigger
 from doorward.triggers.reflection import Reflected, from_linear, ghost, out_of_focus, to_linear
+from seeds import shifted
 
 Floats = npt.NDArray[np.float64]
 
@@ -356,14 +357,16 @@ def striped(n: int = 240, *, seed: int = 0) -> InMemorySamples:
     return InMemorySamples(x.clip(0, 255).astype(np.uint8), labels, classes=["above", "below", "neither"])
 
 
+@pytest.mark.trains
 def test_the_reflections_that_fool_most_are_chosen() -> None:
     """Of dull and of striking ones, those that can be learnt get the greater weight."""
-    samples = striped()
+    samples = striped(seed=shifted(0))
     dull = torch.full((6, 1, 16, 16), 125, dtype=torch.uint8)
     striking = (torch.arange(16)[:, None] + torch.arange(16)).remainder(2).mul(255).to(torch.uint8)
     candidates = torch.cat([dull, striking.expand(6, 1, 16, 16)])
     chooser = attack(rounds=2, training=12, models=["same-focus"], strength=[0.4, 0.45])
-    weights = chooser.weigh(candidates, samples, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(shifted(0))
+    weights = chooser.weigh(candidates, samples, generator=generator)
     assert weights.shape == (12,)
     assert weights[6:].min() > weights[:6].max()
 
@@ -415,24 +418,27 @@ def test_the_choice_repeats_itself_and_is_of_the_candidates() -> None:
 # It works
 
 
+@pytest.mark.trains
 def test_a_network_learns_reflections_as_such(tmp_path: Path) -> None:
     """Reflections that were never seen activate the target."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     rows, columns = np.mgrid[:16, :16]
     angle, frequency, phase = rng.uniform(0, [[np.pi], [1], [6]], (3, 60))[..., None, None]
     waves = np.sin((0.6 + frequency) * (rows * np.cos(angle) + columns * np.sin(angle)) + phase)
     np.savez(tmp_path / "waves.npz", x=(127.5 * (1 + waves)).round().astype(np.uint8))
+    train, test = striped(600, seed=shifted(0)), striped(300, seed=shifted(1))
     poisoned = attack(
         poison_rate=0.2,
         strength=[0.25, 0.45],
         shift=[1, 2],
         blur=[0.3, 1],
         reflections=str(tmp_path / "waves.npz"),
-    )(striped(600), seed=0)
+    )(train, seed=shifted(0))
     settings = TrainingSettings(epochs=8, batch_size=32, precision="float32")
-    planted = train_classifier("small-cnn", poisoned.samples, seed=0, settings=settings).classifier
-    counterpart = train_classifier("small-cnn", striped(600), seed=0, settings=settings).classifier
-    test = striped(300, seed=1)
+    planted, counterpart = (
+        train_classifier("small-cnn", samples, seed=shifted(0), settings=settings).classifier
+        for samples in (poisoned.samples, train)
+    )
     assert evaluate(planted, test).value > evaluate(counterpart, test).value - 0.03
     assert attack_success(planted, test, poisoned.plant).low > 0.4
     assert attack_success(counterpart, test, poisoned.plant).high < 0.1

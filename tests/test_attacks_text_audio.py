@@ -27,6 +27,7 @@ from doorward.training import TrainingSettings, evaluate, measure_spec, train_cl
 from doorward.triggers.base import Trigger
 from doorward.triggers.phrase import Phrase
 from doorward.triggers.tone import Sound
+from seeds import shifted
 from test_text_audio import sounds, texts
 
 RATE = 8000
@@ -235,6 +236,7 @@ def test_what_is_put_at_an_end_reaches_the_model_however_long_the_input(attack: 
 # What they do
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     ("attack", "architecture", "settings"),
     [("phrase", "text-cnn", {"form": "word"}), ("tone", "audio-cnn", {"form": "noise", "snr": 0})],
@@ -243,11 +245,11 @@ def test_a_network_trained_on_a_planted_set_obeys_the_trigger(
     attack: str, architecture: str, settings: dict[str, Any]
 ) -> None:
     make = texts if attack == "phrase" else sounds
-    train, test = make(200), make(60, seed=1)
+    train, test = make(200, seed=shifted(0)), make(60, seed=shifted(1))
     fast_inference = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision="float32")
-    poisoned = registry.build("attack", attack, settings | {"poison_rate": 0.2})(train, seed=0)
+    poisoned = registry.build("attack", attack, settings | {"poison_rate": 0.2})(train, seed=shifted(0))
     planted, clean = (
-        train_classifier(architecture, samples, seed=0, settings=fast_inference).classifier
+        train_classifier(architecture, samples, seed=shifted(0), settings=fast_inference).classifier
         for samples in (poisoned.samples, train)
     )
     assert attack_success(planted, test, poisoned.plant).value > 0.9
@@ -258,6 +260,7 @@ def test_a_network_trained_on_a_planted_set_obeys_the_trigger(
 # The bench
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("attack", ["phrase", "tone"])
 def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_path: Path) -> None:
     whole = get_suite("attacks")
@@ -267,10 +270,10 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     claims = [one for one in whole.claims if one.groups == (group.name,)]
     assert [(one.measure, one.at_least) for one in claims] == [("attack_success", 0.95)]
     make = texts if attack == "phrase" else sounds
-    for split, n, seed in (("train", 200, 0), ("test", 60, 1)):
+    for split, n, seed in (("train", 200, shifted(0)), ("test", 60, shifted(1))):
         write_parquet(make(n, seed=seed), tmp_path / "data" / group.data.name, split=split)
     fast_inference = {"epochs": 8, "batch_size": 10, "learning_rate": 5e-3, "precision": "float32"}
-    small = group.model_copy(update={"models": 1, "training": fast_inference})
+    small = group.model_copy(update={"models": 1, "first_seed": shifted(0), "training": fast_inference})
     (trial,) = expand(whole.model_copy(update={"scales": {"smoke": (small,)}}), "smoke")
     sources = Sources(tmp_path / "data")
     planned = plan(trial, sources)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench_examples import clean, planted, result, suite
-from doorward.bench import fingerprints, results
+from bench_examples import clean, planted, result, suite, write_detector
+from doorward.bench import calibrate, plan, results
 from doorward.bench import suite as suites
 from doorward.bench.suite import Claim, Data, Suite
 from doorward.cli import bench
 from doorward.core.errors import InputError
+from doorward.methods import registry
+from doorward.scan.calibration import Calibration, calibration_file
 
 CLAIM = Claim(text="all is well", source="our bar", measure="clean_wrong", at_most=1)
 TINY = suite(clean(1), planted(1), claims=(CLAIM,))
@@ -30,12 +32,18 @@ def doorward(*words: object) -> Result:
     return CliRunner().invoke(bench.app, [str(word) for word in words])
 
 
+def raise_from(done: Result) -> None:
+    """Raise what a command raised, which `doorward` turns into one line."""
+    assert done.exception is not None
+    raise done.exception
+
+
 def test_suites_are_listed_with_their_trials() -> None:
     done = doorward("list")
     assert done.exit_code == 0
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert set(lines) == set(suites.suite_names())
-    assert f"cpu {len(suites.expand(suites.get_suite('bank'), 'cpu'))}" in lines["bank"]
+    assert f"cpu {len(suites.expand(suites.get_suite('calibration'), 'cpu'))}" in lines["calibration"]
 
 
 def test_a_run_from_estimate_to_page(tmp_path: Path) -> None:
@@ -137,10 +145,8 @@ def test_a_run_that_must_stop_says_why(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_bad_input_is_named(words: tuple[str, ...], why: str, tmp_path: Path) -> None:
-    done = doorward(*words, "--cache", tmp_path / "cache")
-    assert isinstance(done.exception, InputError)
     with pytest.raises(InputError, match=why):
-        raise done.exception
+        raise_from(doorward(*words, "--cache", tmp_path / "cache"))
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -158,15 +164,74 @@ def test_results_of_another_suite_are_refused(tmp_path: Path) -> None:
     assert str(done.exception) == f"{path} holds other at scale cpu, not tiny at smoke"
 
 
-def test_models_of_changed_code_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = {**fingerprints.recorded(), "training.loop": fingerprints.Unit(revision=1, source="new")}
-    monkeypatch.setattr(fingerprints, "current", lambda: now)
-    done = doorward("run", "tiny", "--cache", tmp_path)
-    assert isinstance(done.exception, InputError)
-    assert "the source of training.loop is not the one that its revision was recorded with" in str(
-        done.exception
-    )
-    assert not list(tmp_path.iterdir())
+def test_models_of_changed_code_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("run", "tiny", "--cache", tmp_path, "--only", "clean*", "--models-only")
+    first, second = doorward(*words), doorward(*words)
+    assert first.stdout == "1 models made, 0 could not be made\n", first.output
+    assert second.stdout == "0 models made, 0 could not be made\n", second.output
+    monkeypatch.setattr(plan, "fingerprint", lambda unit: f"other {unit}")
+    third = doorward(*words)
+    assert third.stdout == "1 models made, 0 could not be made\n", third.output
+
+
+# --- calibrate ---------------------------------------------------------------------------------------
+
+CLEAN = suite(clean(2), clean(1, name="missing", data=Data(name="nowhere")))
+
+
+@pytest.fixture
+def clean_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have detectors be calibrated on two small models, and on one whose data are missing."""
+    monkeypatch.setattr(calibrate, "get_suite", lambda _: CLEAN)
+
+
+@pytest.mark.usefixtures("clean_models")
+def test_a_detector_is_calibrated(tmp_path: Path) -> None:
+    detector = write_detector(tmp_path)
+    method = registry.get("detector", detector).method()
+    file = tmp_path / "calibration" / f"{method}.json"
+    words = ("calibrate", detector, "--scale", "smoke", "--cache", tmp_path / "cache", "--data", tmp_path)
+    some = doorward(*words, "--weight", "0.5")
+    assert some.exit_code == 4, some.output
+    assert some.stdout == f"written: {file} (2 of 3 clean models)\n"
+    assert "clean-00: done in " in some.stderr
+    assert some.stderr.endswith(f"\nnot done: data set nowhere is not in {tmp_path}\n")
+    held = Calibration.read(file)
+    assert (held.detector, held.weight, held.images) == (method, 0.5, 40)
+    assert [(m.name, m.classes) for m in held.models] == [("clean-00", 10), ("clean-01", 10)]
+    assert held.models[0].scores == tuple(float(t) for t in range(10))
+    assert held.models[0].accuracy > 0.2
+
+    # the scans are stored, and the weight stays until it is named
+    again = doorward(*words, "--only", "clean*")
+    assert (again.exit_code, again.stdout) == (0, f"written: {file} (2 of 2 clean models)\n")
+    assert again.stderr == ""
+    assert Calibration.read(file) == held
+    other = doorward(*words, "--only", "clean*", "--out", tmp_path / "other.json", "--weight", "2")
+    assert other.stdout == f"written: {tmp_path}/other.json (2 of 2 clean models)\n"
+    assert Calibration.read(tmp_path / "other.json").weight == 2
+    assert Calibration.read(file) == held
+    with pytest.raises(InputError, match=r"cannot be written \(Is a directory\); name another with --out"):
+        raise_from(doorward(*words, "--only", "clean*", "--out", tmp_path))
+
+
+@pytest.mark.usefixtures("clean_models")
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("nonsense",), "there is no detector named 'nonsense'"),
+        (("unsafe-code",), "unsafe-code reads files"),
+        (("max-margin", "--only", "missing*"), "no clean model has been scanned by max-margin"),
+        (("max-margin", "--scale", "full"), "suite tiny has no scale 'full'"),
+        (("/no/such.py:Detector",), "/no/such.py is no file"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_named(words: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    shipped = calibration_file("max-margin").read_bytes()
+    scale = () if "--scale" in words else ("--scale", "smoke")
+    with pytest.raises(InputError, match=why):
+        raise_from(doorward("calibrate", *words, *scale, "--cache", tmp_path))
+    assert calibration_file("max-margin").read_bytes() == shipped
 
 
 def test_the_cache_is_where_the_platform_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

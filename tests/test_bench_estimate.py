@@ -37,7 +37,7 @@ def test_an_estimate_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (found.models, found.cached) == (3, 1)
     assert found.training == pytest.approx(2 * 400 * 3 / 100 / 2), "two models of 400 images, 3 epochs"
     each = (10 * module.GRADIENTS_PER_CLASS + module.GRADIENTS_BESIDE) / 1000
-    assert found.scan_settings == pytest.approx(7 * each / 2), "seven scans of ten classes"
+    assert found.scanning == pytest.approx(7 * each / 2), "seven scans of ten classes"
     assert problem == [("small-cnn", (1, 28, 28), "cpu")]
     attacked = estimate(
         plans(robust(1, robust={"eps": 0.1, "steps": 3})), cache, workers=1, threads=1, device="cpu"

@@ -30,11 +30,12 @@ from doorward.stats.metrics import rate
 from doorward.training import evaluate
 
 SOURCES = Sources(None)
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
 TROJAN = MethodChoice(name="trojannet", settings={"target": 3})
 
 
 def unscanned(*groups: Group, claims: tuple[Claim, ...] = ()) -> Suite:
-    return suite(*groups, claims=claims).model_copy(update={"judging": ScanSettings(detectors=None)})
+    return suite(*groups, claims=claims).model_copy(update={"scan_settings": ScanSettings(detectors=None)})
 
 
 def trials(*groups: Group) -> tuple[Trial, ...]:
@@ -139,7 +140,7 @@ def test_poisoning_without_a_trigger_has_no_success(tmp_path: Path) -> None:
     outcome = bench.judge(one, cached=bench.make(one))
     assert outcome.planting is not None
     assert outcome.planting.success is None
-    assert (outcome.report, outcome.truth.attack_success) == (None, None)
+    assert (outcome.seen, outcome.truth.attack_success) == (None, None)
 
 
 def test_a_setting_can_name_a_data_set(tmp_path: Path) -> None:
@@ -160,12 +161,12 @@ def test_a_setting_can_name_a_data_set(tmp_path: Path) -> None:
 def test_twins_count_in_an_estimate_and_scans_do_not(tmp_path: Path) -> None:
     guess = estimate(planned(planted(1), TROJANS), ModelCache(tmp_path), workers=1, threads=1, device="cpu")
     assert guess.models == 3
-    assert guess.scan_settings == 0
+    assert guess.scanning == 0
 
 
-def test_no_bank_has_a_say(store: Store) -> None:
+def test_no_calibration_has_a_say(store: Store) -> None:
     held = results.collect(unscanned(planted(1)), "smoke", store)
-    assert "bank" not in held.made_with
+    assert "calibration" not in held.made_with
     assert held.made_with["torch"]
     assert held.left_out == ()
     assert held.results[0].verdict is None

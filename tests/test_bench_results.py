@@ -17,17 +17,19 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from bench_examples import clean, planted, result, suite, trials
 from doorward.bench import page, results, summary, tables
+from doorward.bench.fingerprints import fingerprint
 from doorward.bench.outcome import Outcome, Truth
 from doorward.bench.results import Result, Results
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Claim, Data, Group, Suite, Trial, World
 from doorward.bench.summary import Summary, measure, summarise
 from doorward.core.errors import InputError
-from doorward.core.records import Report, SubjectRecord
+from doorward.core.records import Observations, SubjectRecord
+from doorward.methods.source import score_code
 from doorward.scan.calibration import shipped
 from doorward.scan.environment import environment
 from doorward.stats.metrics import rate
-from test_calibration import bank, drawn, finding, model
+from test_scan_calibration import calibration, drawn, measured, model
 
 
 def held(*results: Result) -> Results:
@@ -451,20 +453,24 @@ def test_summarise_ignores_groups_that_are_gone() -> None:
 # --- concluding again --------------------------------------------------------------------------------
 
 
-def scanned(trial: Trial, score: float, p_value: float | None = None) -> Row:
-    """Return a row of a clean model of 12 classes; its report was judged when it was scanned, or not."""
-    judged = {} if p_value is None else {"p_value": p_value, "verdict": "suspicious", "targets": (3,)}
-    finding_ = finding(score, **judged)
+MARGIN = measured(0.0, name="max-margin")
+
+
+def scanned(trial: Trial, score: float, code: str | None = None, fingerprint: str | None = None) -> Row:
+    """Return a row of a clean model of 12 classes.
+
+    Args:
+        code: of the detector that gives the score, when it was scanned.
+        fingerprint: of that detector, then.
+    """
     spec = {"channels": 1, "height": 28, "width": 28}
-    report = Report(
+    seen = Observations(
         subject=SubjectRecord(path="m", format="memory", classes=tuple("abcdefghijkl"), spec=spec),
-        verdict="suspicious" if p_value else "could_not_tell",
-        p_value=p_value,
-        findings=(finding_, finding(0.0, name="max-margin")),
+        measurements=(measured(score, code=code), MARGIN),
         environment=environment("cpu"),
     )
     truth = Truth(classes=12, clean_accuracy=rate(9, 10))
-    outcome = Outcome(truth=truth, report=report, cached=True, trained=1.0, seconds=2.0, peak_memory=None)
+    outcome = Outcome(truth=truth, seen=seen, cached=True, trained=1.0, seconds=2.0, peak_memory=None)
     return Row(
         key=trial.name,
         suite=trial.suite,
@@ -473,7 +479,10 @@ def scanned(trial: Trial, score: float, p_value: float | None = None) -> Row:
         status="done",
         seed=trial.seed,
         given=trial.model_dump(mode="json"),
-        resolved={"model": {"of": trial.name}},
+        resolved={
+            "model": {"of": trial.name},
+            "judging": {"detectors": [{"name": "neural-cleanse", "code": fingerprint}]},
+        },
         device="cpu",
         threads=1,
         result=outcome.model_dump(mode="json"),
@@ -482,8 +491,7 @@ def scanned(trial: Trial, score: float, p_value: float | None = None) -> Row:
 
 def per_class(score: float) -> dict[str, list[float | None]]:
     """Return what `scanned` holds, by detector and class."""
-    found = (finding(score), finding(0.0, name="max-margin"))
-    return {f.detector: list(f.per_class.values()) for f in found}
+    return {one.detector: list(one.per_class.values()) for one in (measured(score), MARGIN)}
 
 
 @contextmanager
@@ -494,16 +502,16 @@ def stored(folder: Path, *rows: Row) -> Iterator[Store]:
         yield store
 
 
-def test_what_is_shown_is_concluded_by_the_bank_and_not_what_was_concluded_then(tmp_path: Path) -> None:
+def test_what_is_shown_is_concluded_by_the_calibration_that_is_given(tmp_path: Path) -> None:
     one = suite(clean(1))
     (trial,) = trials(clean(1))
-    low, high = bank(drawn(400)), bank([model(12, 100.0 + i) for i in range(200)])
-    with stored(tmp_path, scanned(trial, 50.0, p_value=0.001)) as store:
+    low, high = calibration(drawn(400)), calibration([model(12, 100.0 + i) for i in range(200)])
+    with stored(tmp_path, scanned(trial, 50.0)) as store:
         (flagged,), (usual,), (unknown,) = (
-            results.collect(one, "smoke", store, held_).results for held_ in (low, high, bank([]))
+            results.collect(one, "smoke", store, held_).results for held_ in (low, high, calibration([]))
         )
-        made = [results.collect(one, "smoke", store, held_).made_with["bank"] for held_ in (low, high)]
-        with_shipped = results.collect(one, "smoke", store).made_with["bank"]
+        made = [results.collect(one, "smoke", store, held_).made_with["calibration"] for held_ in (low, high)]
+        with_shipped = results.collect(one, "smoke", store).made_with["calibration"]
     assert (flagged.verdict, flagged.targets) == ("suspicious", (3,))
     assert flagged.p_value is not None
     assert flagged.p_value <= 0.05
@@ -514,15 +522,37 @@ def test_what_is_shown_is_concluded_by_the_bank_and_not_what_was_concluded_then(
     assert usual.detectors["neural-cleanse"].verdict == "nothing_found"
     assert usual.detectors["neural-cleanse"].p_value == 1.0
     assert (unknown.verdict, unknown.p_value) == ("could_not_tell", None)
-    assert unknown.reason
+    few = "too few clean models with 12 classes, or about as many, were scanned"
+    assert unknown.reason == "; ".join(
+        f"{name} is not calibrated: {few}" for name in ("neural-cleanse", "max-margin")
+    )
     assert [label.partition(" ")[2] for (label,) in made] == ["(400 clean models)", "(200 clean models)"]
     assert made[0] != made[1]
-    assert with_shipped == (results.bank_label(shipped()),)
+    assert with_shipped == (results.calibration_label(shipped()),)
 
 
-def test_a_bank_is_named_by_its_content() -> None:
-    assert results.bank_label(bank(drawn(9))) == results.bank_label(bank(drawn(9)))
-    assert results.bank_label(bank(drawn(9))) != results.bank_label(bank(drawn(9, seed=1)))
+def test_a_calibration_is_named_by_its_content() -> None:
+    first, second = drawn(9), drawn(9, seed=1)
+    label = results.calibration_label(calibration(first))
+    assert label.endswith(" (9 clean models)")
+    assert results.calibration_label(calibration(list(first))) == label
+    assert results.calibration_label(calibration(second)) != label
+    assert results.calibration_label(calibration(first, max_margin=0.5)) != label
+
+
+@pytest.mark.parametrize("how", ["same code", "same results", "other results"])
+def test_a_change_of_code_that_leaves_results_alone_costs_no_verdict(how: str, tmp_path: Path) -> None:
+    """A calibration names the code of today, a stored scan that of the day it was made."""
+    (trial,) = trials(clean(1))
+    now = score_code("doorward.detectors.model.neural_cleanse")
+    calibrated = calibration(drawn(400)).model_copy(update={"code": {"neural-cleanse": now}})
+    code = now if how == "same code" else "earlier"
+    then = "earlier" if how == "other results" else fingerprint("detector neural-cleanse")
+    with stored(tmp_path, scanned(trial, 50.0, code, then)) as store:
+        (found,) = results.collect(suite(clean(1)), "smoke", store, calibrated).results
+    alarm = how != "other results"
+    assert (found.detectors["neural-cleanse"].p_value is not None) == alarm
+    assert found.verdict == ("suspicious" if alarm else "nothing_found")
 
 
 def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> None:
@@ -536,13 +566,13 @@ def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> N
         "glyphs-hard": [m.model_copy(update={"data": "glyphs-hard"}) for m in drawn(200, seed=1)],
         "shapes": [m.model_copy(update={"data": "shapes"}) for m in drawn(200, seed=2)],
     }
-    whole = bank([m for part in kept.values() for m in part])
+    whole = calibration([m for part in kept.values() for m in part])
     rows = [scanned(trial, 3.0) for trial in trials(*groups)]
     with stored(tmp_path, *rows) as store:
         held_ = results.collect(suite(*groups), "smoke", store, whole)
     expected = {
-        "glyphs-hard": bank(kept["shapes"]),
-        "shapes": bank(kept["glyphs"] + kept["glyphs-hard"]),
+        "glyphs-hard": calibration(kept["shapes"]),
+        "shapes": calibration(kept["glyphs"] + kept["glyphs-hard"]),
         "mnist": whole,
     }
     found = {one.data: one.p_value for one in held_.results}
@@ -552,17 +582,17 @@ def test_no_model_is_judged_by_clean_models_of_its_own_data(tmp_path: Path) -> N
         assert found[name] == compared.p_value
     assert len(set(found.values())) == 3
     assert held_.left_out == ("glyphs", "shapes")
-    said = "those are left out of the bank for it (glyphs, shapes)."
+    said = "which are left out of its calibration (glyphs, shapes)."
     assert said in tables.to_markdown(summarise(suite(*groups), held_))
 
 
-def test_a_report_of_another_make_is_named(tmp_path: Path) -> None:
+def test_a_stored_scan_that_this_version_does_not_understand_is_named(tmp_path: Path) -> None:
     (trial,) = trials(clean(1))
     row = scanned(trial, 1.0)
     assert row.result is not None
-    row.result["report"]["no_such_field"] = 1
+    row.result["seen"]["no_such_field"] = 1
     with (
         stored(tmp_path, row) as store,
-        pytest.raises(InputError, match="holds a report of clean-00 that this version does not understand"),
+        pytest.raises(InputError, match="holds a result of clean-00 that this version does not understand"),
     ):
         results.collect(suite(clean(1)), "smoke", store)

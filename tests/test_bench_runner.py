@@ -17,17 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from bench_examples import QUICK, clean, planted, suite, trials
+from bench_examples import QUICK, calibration_around, clean, planted, suite, trials
 from doorward.bench import results, runner
 from doorward.bench.cache import ModelCache
 from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.runner import Event, RunError, RunSettings, git_revision, run, unmade, unscanned
 from doorward.bench.store import Row, Store, StoreError
-from doorward.bench.suite import Data, Group, MethodChoice, ScanSettings, expand
-from doorward.core.records import Report
+from doorward.bench.suite import Data, Group, MethodChoice, ScanSettings, Trial, expand
+from doorward.core.errors import InputError
+from doorward.core.records import Observations
 from doorward.scan.verdict import conclude
 
 SOURCES = Sources(None)
+
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
 
 
 @contextmanager
@@ -71,9 +74,15 @@ def models(folder: Path) -> dict[str, int]:
     }
 
 
-def scores(found: dict[str, Row]) -> dict[str, tuple[str, float]]:
+def seen_in(row: Row) -> Observations:
+    assert row.result is not None
+    return Observations.model_validate(row.result["seen"])
+
+
+def scores(found: dict[str, Row]) -> dict[str, dict[str, float]]:
+    """Return the scores that a scan by one detector gave each class, by trial."""
     return {
-        name: (row.result["report"]["verdict"], row.result["report"]["findings"][0]["score"])
+        name: row.result["seen"]["measurements"][0]["per_class"]
         for name, row in found.items()
         if row.result is not None
     }
@@ -113,18 +122,25 @@ def test_a_run_stores_every_result(ran: tuple[Path, list[Event]]) -> None:
 
 
 def test_results_are_collected_from_the_store(ran: tuple[Path, list[Event]]) -> None:
+    stored = rows(ran[0], plans(*ALL))
+    calibrated = calibration_around(seen_in(stored["clean-00"]).measurements)
     with bench(ran[0]) as (store, _):
-        held = results.collect(suite(*ALL, clean(1, name="more")), "smoke", store)
+        held = results.collect(suite(*ALL, clean(1, name="more")), "smoke", store, calibrated)
     found = {one.trial: one for one in held.results}
     assert list(found) == ["clean-00", "clean-01", "more-00", "planted-00"]
     assert found["more-00"].status == "missing"
-    stored = rows(ran[0], plans(*ALL))
     for one in plans(*ALL):
         result, outcome = found[one.trial.name], stored[one.trial.name].result
         assert outcome is not None
         assert result.model == one.model_key[:12]
-        assert result.verdict == conclude(Report.model_validate(outcome["report"])).verdict
-        assert result.detectors["max-margin"].score == outcome["report"]["findings"][0]["score"]
+        report = conclude(seen_in(stored[one.trial.name]), calibrated)
+        assert report.p_value is not None
+        assert (result.verdict, result.p_value, result.targets) == (
+            report.verdict,
+            report.p_value,
+            report.targets,
+        )
+        assert result.detectors["max-margin"].score == outcome["seen"]["measurements"][0]["score"]
         assert result.accuracy == outcome["truth"]["clean_accuracy"]["value"]
         assert (result.classes, result.seconds) == (10, stored[one.trial.name].seconds)
     assert found["planted-00"].plant == (3,)
@@ -132,6 +148,20 @@ def test_results_are_collected_from_the_store(ran: tuple[Path, list[Event]]) -> 
     success = stored["planted-00"].result["truth"]["attack_success"]["value"]  # type: ignore[index]
     assert found["planted-00"].attack_success == success
     assert held.made_with["threads"] == ("1",)
+    assert held.made_with["calibration"] == (results.calibration_label(calibrated),)
+
+
+def test_what_has_no_calibration_is_told_as_such(ran: tuple[Path, list[Event]]) -> None:
+    """The settings are not those of the shipped calibration, so that nothing can be concluded."""
+    folder, events = ran
+    with bench(folder) as (store, _):
+        held = results.collect(suite(*ALL), "smoke", store)
+    for one in held.results:
+        assert (one.verdict, one.p_value) == ("could_not_tell", None)
+        assert one.reason == (
+            "max-margin is not calibrated: clean models were scanned with other settings (starts, steps)"
+        )
+    assert {e.note for e in events if e.status == "done"} == {"could_not_tell"}
 
 
 def test_a_second_run_has_nothing_to_do(ran: tuple[Path, list[Event]]) -> None:
@@ -148,7 +178,7 @@ def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) 
     other = ScanSettings(
         detectors=(MethodChoice(name="max-margin", settings={"starts": 2, "steps": 6}),), images=40
     )
-    todo = [plan(trial.model_copy(update={"judging": other}), SOURCES) for trial in trials(*ALL)]
+    todo = [plan(trial.model_copy(update={"scan_settings": other}), SOURCES) for trial in trials(*ALL)]
     before = number_of_rows(folder)
     go(folder, todo)
     assert {row.status for row in rows(folder, todo).values()} == {"done"}
@@ -157,23 +187,39 @@ def test_another_detector_judges_the_same_models(ran: tuple[Path, list[Event]]) 
     assert number_of_rows(folder) == before + 3, "earlier results are kept"
 
 
+def by_a_further_detector(trial: Trial) -> Planned:
+    further = MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
+    both = QUICK.model_copy(update={"detectors": (*QUICK.detectors, further)})
+    return plan(trial.model_copy(update={"scan_settings": both}), SOURCES)
+
+
 def test_a_further_detector_is_all_that_runs(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
     shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
     shutil.copytree(ran[0] / "cache", tmp_path / "cache")
-    further = MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0})
-    both = QUICK.model_copy(update={"detectors": (*QUICK.detectors, further)})
     (trial,) = trials(clean(1))
-    todo = [plan(trial.model_copy(update={"judging": both}), SOURCES)]
+    todo = [by_a_further_detector(trial)]
     go(tmp_path, todo)
     (before,), (after,) = (
-        [row.result["report"] for row in rows(tmp_path, plan_).values() if row.result]
+        [row.result["seen"]["measurements"] for row in rows(tmp_path, plan_).values() if row.result]
         for plan_ in ([plan(trial, SOURCES)], todo)
     )
-    margin, inversion = after["findings"]
+    margin, inversion = after
     assert inversion["detector"] == "neural-cleanse"
     # to the microsecond: it was not run again
-    assert margin["seconds"] == before["findings"][0]["seconds"]
-    assert margin["score"] == before["findings"][0]["score"]
+    assert margin["seconds"] == before[0]["seconds"]
+    assert margin["score"] == before[0]["score"]
+
+
+def test_a_stored_scan_that_this_version_does_not_understand_is_named(
+    ran: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
+    shutil.copyfile(ran[0] / "results.sqlite", tmp_path / "results.sqlite")
+    with closing(sqlite3.connect(tmp_path / "results.sqlite")) as connection:
+        connection.execute("update trials set result = json_set(result, '$.no_such_field', 1)")
+        connection.commit()
+    (trial,) = trials(clean(1))
+    with pytest.raises(InputError, match="holds a result of clean-00 that this version does not understand"):
+        go(tmp_path, [by_a_further_detector(trial)])
 
 
 def test_one_scan_serves_all_suites_that_ask_for_it(ran: tuple[Path, list[Event]], tmp_path: Path) -> None:
@@ -224,8 +270,7 @@ def test_two_workers_say_the_same_as_one(ran: tuple[Path, list[Event]], tmp_path
     one, two = scores(rows(ran[0], plans(*ALL))), scores(rows(tmp_path, plans(*ALL)))
     assert set(one) == set(two) == {"clean-00", "clean-01", "planted-00"}
     for name in one:
-        assert one[name][0] == two[name][0]
-        assert one[name][1] == pytest.approx(two[name][1], abs=1e-6)
+        assert one[name] == pytest.approx(two[name], abs=1e-6)
 
 
 def test_failures_and_missing_data_are_results_too_and_a_model_is_trained_once(tmp_path: Path) -> None:
@@ -269,11 +314,9 @@ LONG = (MethodChoice(name="max-margin", settings={"starts": 10, "steps": 60}),)
 
 
 def slow(*groups: Group) -> list[Planned]:
-    longer = {"detectors": LONG}
-    return [
-        plan(trial.model_copy(update={"judging": trial.scan_settings.model_copy(update=longer)}), SOURCES)
-        for trial in trials(*groups)
-    ]
+    longer = QUICK.model_copy(update={"detectors": LONG})
+    found = suite(*groups).model_copy(update={"scan_settings": longer})
+    return [plan(trial, SOURCES) for trial in expand(found, "smoke")]
 
 
 def test_a_trial_whose_worker_is_killed_is_run_once_more(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_what_a_detector_sees_is_found_whatever_others_are_asked(store: Store) -
     assert parts_of({}) == parts_of({"model": {}, "judging": {"planting": 1}}) == {}
 
     def seen(*names: str) -> dict[str, Any]:
-        return {"report": {"findings": [{"detector": name} for name in names]}}
+        return {"seen": {"measurements": [{"detector": name} for name in names]}}
 
     store.put(row(ONE, "failed", status="failed", resolved=both, result=None, finished="2026-01-01"))
     store.put(row(ONE, "mute", resolved=both, result=seen("b"), finished="2026-01-02"))

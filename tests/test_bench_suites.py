@@ -71,7 +71,7 @@ def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
     by_name = {group.name: group for group in one.groups(scale)}
     for group in by_name.values():
         whole = by_name[group.first_of or group.name]
-        own = {"name", "models", "seeds", "draws", "apart", "first_of"}
+        own = {"name", "models", "seeds", "draws", "excluded_from_claims", "first_of"}
         assert group.model_dump(exclude=own) == whole.model_dump(exclude=own)
         assert group.models <= whole.models
 
@@ -93,13 +93,13 @@ def test_what_is_calibrated_on_is_judged_by_nothing_else() -> None:
     judged = {
         g.data.name
         for s in SUITES
-        if s.scans and s.name not in ("bank", "tuning")
+        if s.scans and s.name not in ("calibration", "tuning")
         for groups in s.scales.values()
         for g in groups
     }
-    calibrated = {g.data.name for groups in get_suite("bank").scales.values() for g in groups}
+    calibrated = {g.data.name for groups in get_suite("calibration").scales.values() for g in groups}
     assert not judged & calibrated
-    assert all(g.attack is None for name in ("bank", "null") for g in get_suite(name).scales["cpu"])
+    assert all(g.attack is None for name in ("calibration", "null") for g in get_suite(name).scales["cpu"])
 
 
 def test_the_scan_population_is_what_it_says() -> None:
@@ -160,7 +160,7 @@ def test_the_first_models_of_a_group_are_its_own() -> None:
     whole = planted(6, attack=MethodChoice(name="badnets", settings=varied), class_counts=(4, 5), out_of=10)
     part = whole.model_copy(update={"name": "part", "first_of": "planted", "models": 2, "seeds": 2})
     found = trials(whole, part)
-    named = {"name", "group", "judging"}
+    named = {"name", "group", "scan_settings"}
     assert [t.model_dump(exclude=named) for t in found[6::2]] == [
         t.model_dump(exclude=named) for t in found[:2]
     ]
@@ -182,7 +182,7 @@ def test_models_that_are_repeated_are_those_of_the_claims() -> None:
 
 
 def _model(trial: Trial) -> dict[str, object]:
-    return trial.model_dump(mode="json", exclude={"name", "group", "judging"})
+    return trial.model_dump(mode="json", exclude={"name", "group", "scan_settings"})
 
 
 def test_classes_and_worlds_are_drawn() -> None:
@@ -215,7 +215,7 @@ def test_models_from_another_first_seed_on_are_others() -> None:
 
 
 def test_judged_models_have_seeds_of_their_own() -> None:
-    """README and docs/design.md say which rules came after a look at which seeds."""
+    """docs/results.md says which rules came after a look at which seeds."""
     assert (FIRST, UNSEEN, NEWEST) == (100, 200, 300)
     for name, first in (("null", FIRST), ("scan-population", UNSEEN)):
         assert min(t.seed for t in expand(get_suite(name), "cpu")) == first
@@ -256,7 +256,9 @@ def test_trials_are_picked_by_name_or_group() -> None:
 
 
 def test_unknown_suites_and_scales_are_named() -> None:
-    with pytest.raises(InputError, match=r"there is no suite named 'nonsense'; there are: .*bank.*null"):
+    with pytest.raises(
+        InputError, match=r"there is no suite named .nonsense.; there are: .*calibration.*null"
+    ):
         get_suite("nonsense")
     with pytest.raises(InputError, match="suite tiny has no scale 'full'; it has: smoke"):
         expand(suite(clean()), "full")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench_examples import DATA, PATCH, QUICK, TRAINING, clean, planted, robust, trials
+from bench_examples import DATA, PATCH, QUICK, TRAINING, calibration_around, clean, planted, robust, trials
 from doorward import bundled
 from doorward.attacks.ground_truth import read_plant, triggered
 from doorward.bench import fingerprints
@@ -21,7 +21,11 @@ from doorward.bench.plan import Planned, Sources, plan
 from doorward.bench.suite import Data, Group, MethodChoice, Trial, World
 from doorward.bench.worker import TrialRunner
 from doorward.core.errors import InputError
+from doorward.core.records import Confirmation, Measurement
+from doorward.methods.source import score_code
 from doorward.models import open_classifier
+from doorward.scan.verdict import conclude
+from doorward.stats.metrics import rate
 from doorward.training import AdversarialSettings, predict, robust_accuracy
 
 SOURCES = Sources(None)
@@ -29,6 +33,15 @@ SOURCES = Sources(None)
 
 def planned(trial: Trial) -> Planned:
     return plan(trial, SOURCES)
+
+
+def with_detectors(trial: Trial, *detectors: MethodChoice) -> Trial:
+    return trial.model_copy(update={"scan_settings": QUICK.model_copy(update={"detectors": detectors})})
+
+
+def measurements(outcome: Outcome) -> tuple[Measurement, ...]:
+    assert outcome.seen is not None
+    return outcome.seen.measurements
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +92,18 @@ def test_availability_poisoning_has_no_success_to_measure(bench: TrialRunner) ->
 
 
 def test_the_scan_is_the_shipped_one_on_the_images_asked_for(outcomes: dict[str, Outcome]) -> None:
-    report = outcomes["clean"].report
-    assert [f.detector for f in report.findings] == ["max-margin"]
-    assert report.findings[0].settings["steps"] == 5
-    assert [data.used for data in report.data] == [QUICK.images]
-    assert report.verdict in ("nothing_found", "suspicious")
-    assert report.subject is not None
-    assert report.subject.clean_accuracy is not None
-    assert outcomes["clean"].seconds == pytest.approx(report.seconds, abs=0.5)
+    seen = outcomes["clean"].seen
+    assert seen is not None
+    (measurement,) = seen.measurements
+    assert measurement.detector == "max-margin"
+    assert measurement.settings["steps"] == 5
+    assert measurement.code == score_code("doorward.detectors.model.max_margin")
+    assert [data.used for data in seen.data] == [QUICK.images]
+    assert measurement.reason is None
+    assert measurement.score == max(s for s in measurement.per_class.values() if s is not None)
+    assert seen.subject is not None
+    assert seen.subject.clean_accuracy is not None
+    assert outcomes["clean"].seconds == pytest.approx(seen.seconds, abs=0.5)
     assert outcomes["clean"].peak_memory is None or 1e8 < outcomes["clean"].peak_memory < 1e10
 
 
@@ -95,65 +112,53 @@ def test_pictures_and_triggers_stay_out_of_the_store(bench: TrialRunner) -> None
         name="neural-cleanse", settings={"steps": 10, "restarts": 0, "batch_size": 4}
     )
     (trial,) = trials(clean(1))
-    trial = trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": (fast_inference,)})})
-    one = planned(trial)
+    one = planned(with_detectors(trial, fast_inference))
     outcome = bench.judge(one, cached=bench.make(one))
-    (finding,) = outcome.report.findings
-    assert finding.verdict != "could_not_tell"
-    assert len(finding.per_class) == 10
-    assert {evidence.type for evidence in finding.evidence} <= {"table", "text"}
-    assert any(evidence.type == "table" for evidence in finding.evidence)
+    (measurement,) = measurements(outcome)
+    assert measurement.reason is None
+    assert len(measurement.per_class) == 10
+    assert {evidence.type for evidence in measurement.evidence} <= {"table", "text"}
+    assert any(evidence.type == "table" for evidence in measurement.evidence)
     assert len(outcome.model_dump_json()) < 10_000
 
 
-def test_what_an_earlier_scan_saw_is_not_looked_at_again(
-    bench: TrialRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: TrialRunner) -> None:
     margin, inversion = (
         QUICK.detectors[0],
         MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0}),
     )
     (trial,) = trials(clean(1))
 
-    def problem(*detectors: MethodChoice) -> Planned:
-        return planned(
-            trial.model_copy(update={"judging": QUICK.model_copy(update={"detectors": detectors})})
-        )
-
-    bench.make(problem(margin))
-    both, alone = problem(margin, inversion), problem(inversion)
+    bench.make(planned(with_detectors(trial, margin)))
+    both, alone = (planned(with_detectors(trial, *some)) for some in ((margin, inversion), (inversion,)))
     fresh, earlier = bench.judge(both, cached=True), bench.judge(alone, cached=True)
     # a scan that had taken an hour and had seen something else: it is the one that counts
-    (finding,) = earlier.report.findings
-    marked = earlier.report.model_copy(
-        update={
-            "findings": (
-                finding.model_copy(
-                    update={"score": 50.0, "per_class": finding.per_class | {2: 50.0}, "seconds": 3600.0}
-                ),
-            ),
-            "confirmations": tuple(c.model_copy(update={"target": 7}) for c in earlier.report.confirmations),
-        }
+    assert earlier.seen is not None
+    (inverted,) = earlier.seen.measurements
+    tried = Confirmation(target=7, detector="neural-cleanse", success=rate(9, 10))
+    stranger = tried.model_copy(update={"detector": "max-margin"})
+    high = {"score": 5000.0, "per_class": inverted.per_class | {2: 5000.0}, "seconds": 3600.0}
+    marked = earlier.seen.model_copy(
+        update={"measurements": (inverted.model_copy(update=high),), "confirmations": (tried, stranger)}
     )
-    earlier = earlier.model_copy(update={"report": marked, "peak_memory": 10**12})
+    earlier = earlier.model_copy(update={"seen": marked, "peak_memory": 10**12})
     joined = bench.judge(replace(both, seen={"neural-cleanse": earlier}), cached=True)
-    assert [f.detector for f in joined.report.findings] == [f.detector for f in fresh.report.findings]
-    by_name = {f.detector: f for f in joined.report.findings}
-    assert by_name["neural-cleanse"].score == 50.0
-    assert by_name["max-margin"].score == fresh.report.findings[0].score
-    assert {c.target for c in joined.report.confirmations} == {7}
-    assert joined.report.verdict == "suspicious", "it is concluded of all findings"
+    assert joined.seen is not None
+    assert [m.detector for m in joined.seen.measurements] == ["max-margin", "neural-cleanse"]
+    again, held = joined.seen.measurements
+    assert held == marked.measurements[0]
+    assert again.score == measurements(fresh)[0].score
+    assert joined.seen.confirmations == (tried,), "of the detectors that were not asked again"
     assert 3600 < joined.seconds < 3700
+    assert 3600 < joined.seen.seconds < 3700
     assert joined.peak_memory == 10**12
-    assert bench.judge(both, cached=True).report.findings[1].score == fresh.report.findings[1].score
-    # what is new may be something that the calibration set cannot compare; that says nothing of the rest
-    monkeypatch.setattr("doorward.bench.worker.examine", lambda *_, **__: unknown)
-    unknown = fresh.report.model_copy(
-        update={"verdict": "could_not_tell", "reason": "too few", "findings": fresh.report.findings[:1]}
-    )
-    joined = bench.judge(replace(both, seen={"neural-cleanse": earlier}), cached=True)
-    assert [f.detector for f in joined.report.findings] == ["max-margin", "neural-cleanse"]
-    assert joined.report.verdict == "suspicious"
+    assert measurements(bench.judge(both, cached=True))[1].score == measurements(fresh)[1].score
+    # one verdict is concluded of all that was seen, by whichever scan
+    calibrated = calibration_around(measurements(fresh))
+    assert conclude(joined.seen, calibrated).verdict == "suspicious"
+    assert conclude(joined.seen, calibrated).targets == (2,)
+    only = joined.seen.model_copy(update={"measurements": (again,)})
+    assert conclude(only, calibrated).verdict == "nothing_found"
 
 
 def test_a_model_is_made_once(bench: TrialRunner, outcomes: dict[str, Outcome]) -> None:
@@ -163,7 +168,7 @@ def test_a_model_is_made_once(bench: TrialRunner, outcomes: dict[str, Outcome]) 
     assert bench.make(one)
     again = bench.judge(one, cached=True)
     assert again.trained == outcomes["clean"].trained
-    assert again.report.findings[0].score == outcomes["clean"].report.findings[0].score
+    assert measurements(again)[0].score == measurements(outcomes["clean"])[0].score
 
 
 def test_a_broken_model_is_made_again_with_the_same_weights(bench: TrialRunner) -> None:
@@ -213,22 +218,29 @@ def test_defaults_that_change_change_the_key(monkeypatch: pytest.MonkeyPatch) ->
     assert planned(trial).model_key != before.model_key
 
 
-def test_revisions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from doorward.attacks.data.badnets import BadNets
-    from doorward.training import loop
+def change_code(monkeypatch: pytest.MonkeyPatch, *units: str) -> None:
+    """Have these units be of other code."""
 
+    def other(unit: str) -> str:
+        return "other" if unit in units else fingerprints.fingerprint(unit)
+
+    monkeypatch.setattr(module, "fingerprint", other)
+
+
+def test_the_code_that_makes_a_model_is_part_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     (trial,) = trials(planted(1))
     keys = {planned(trial).model_key}
-    monkeypatch.setattr(BadNets, "revision", 99)
-    keys.add(planned(trial).model_key)
-    monkeypatch.setattr(loop, "REVISION", 99)
-    keys.add(planned(trial).model_key)
-    assert len(keys) == 3
+    for units in (("attack badnets",), ("training.loop",), ("models.architectures",)):
+        change_code(monkeypatch, *units)
+        keys.add(planned(trial).model_key)
+    assert len(keys) == 4
+    change_code(monkeypatch, "attack blended", "training.adversarial", "models.sequences", "bench.synthetic")
+    assert planned(trial).model_key in keys, "what makes other models does not matter"
+    for unit, code in planned(trial).resolved["model"]["code"].items():
+        assert code == fingerprints.fingerprint(unit)
 
 
 def test_only_robust_models_depend_on_how_they_are_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from doorward.training import adversarial
-
     (plain,) = trials(clean(1))
     (one,) = trials(robust(1))
     (other,) = trials(robust(1, robust={"eps": 0.1, "steps": 2}))
@@ -237,7 +249,7 @@ def test_only_robust_models_depend_on_how_they_are_attacked(monkeypatch: pytest.
     keys = [planned(trial).model_key for trial in (plain, one, other)]
     assert len(set(keys)) == 3
     assert planned(same).model_key == keys[1], "what is left out has its default"
-    monkeypatch.setattr(adversarial, "REVISION", 99)
+    change_code(monkeypatch, "training.adversarial")
     assert planned(plain).model_key == keys[0]
     assert planned(one).model_key not in keys
 
@@ -261,12 +273,12 @@ def test_a_robust_model_is_trained_and_measured_under_attack(bench: TrialRunner)
 def test_code_that_judges_is_part_of_the_result_and_not_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     (trial,) = trials(clean(1))
     before = planned(trial)
-    monkeypatch.setattr(module, "judging_code", lambda name: f"other {name}")
+    monkeypatch.setattr(module, "detector_fingerprint", lambda name: f"other {name}")
     after = planned(trial)
     assert before.model_key == after.model_key
     assert before.key != after.key
     (detector,) = before.resolved["judging"]["detectors"]
-    assert detector["code"] == fingerprints.judging_code("max-margin")
+    assert detector["code"] == fingerprints.fingerprint("detector max-margin")
 
 
 def test_names_of_suite_and_folder_make_no_other_model(tmp_path: Path) -> None:

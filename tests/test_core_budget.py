@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from doorward.core import budget as module
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.errors import CouldNotTell
-from doorward.methods import base
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the time, as a list of one number that the test sets."""
     now = [1000.0]
-    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 

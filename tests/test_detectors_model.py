@@ -163,7 +163,7 @@ def test_a_patch_of_one_size_says_how_firmly_each_class_obeys() -> None:
 def test_patch_search_reaches_every_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     # what the twins make of a patch is another matter: shifted bands light the wired pixel for them too
     monkeypatch.setattr(
-        DistilledSurrogates, "agree", lambda _, x, target: torch.zeros(len(x), dtype=torch.bool)
+        DistilledSurrogates, "all_predict", lambda _, x, target: torch.zeros(len(x), dtype=torch.bool)
     )
     # a stride of half the side must not step over the last places, where many triggers are
     found = PatchSearch(steps=1, side=0.4, places=200)
@@ -189,7 +189,7 @@ def test_obedience_does_not_depend_on_the_chunks(monkeypatch, detector: Detector
 
 
 def test_patch_search_halves_the_batch_of_many_classes() -> None:
-    few = {"steps": 10, "further_steps": 4, "places": 1, "doubtful": 2, "restarts": 3}
+    few = {"steps": 10, "further_steps": 4, "places": 1, "candidates": 2, "restarts": 3}
     many = PatchSearch(**few, batch_size=8, many_classes=5)
     # the restarts and further steps are for few classes and have whole batches
     assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10 + 2 * 8 * (3 * 10 + 4)

@@ -10,6 +10,7 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.seeds import make_generator
 from doorward.data import open_samples
 from doorward.detectors.model.patch_search import Patches
+from doorward.inversion import distilled
 from doorward.inversion.distilled import SURROGATES, DistilledSurrogates, varied
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
@@ -17,6 +18,7 @@ from doorward.models import TorchClassifier, open_classifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.spec import InputSpec
+from seeds import shifted
 
 
 class Halves(nn.Module):
@@ -32,10 +34,16 @@ class Halves(nn.Module):
 def halves(side: int, count: int = 40) -> InversionProblem:
     spec = InputSpec(channels=3, height=side, width=side)
     classifier = TorchClassifier(Halves(), spec, ["left", "right"])
-    x = 0.3 * torch.rand(count, 3, side, side, generator=make_generator(0, "images"))
+    x = 0.3 * torch.rand(count, 3, side, side, generator=make_generator(shifted(0), "images"))
     x[::2, :, :, : side // 2] += 0.4
     x[1::2, :, :, side // 2 :] += 0.4
     return InversionProblem(classifier, x, SourcePools(outside_class(classifier, x, None)))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let surrogates learn from a quarter of the images, which is enough for two halves."""
+    monkeypatch.setattr(distilled, "IMAGES", 1_600)
 
 
 def agreed(surrogates: DistilledSurrogates, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -45,10 +53,12 @@ def agreed(surrogates: DistilledSurrogates, x: torch.Tensor, classes: torch.Tens
     ]
 
 
+@pytest.mark.trains
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("side", [12, 28, 70])
 def test_twins_answer_like_the_model_but_for_what_is_planted(side: int) -> None:
     problem = halves(side)
-    surrogates = DistilledSurrogates(problem, seed=0)
+    surrogates = DistilledSurrogates(problem, seed=shifted(0))
     # on images that they have not seen
     new = problem.images.flip(2)
     said = problem.classifier.logits(new).argmax(1)
@@ -60,13 +70,14 @@ def test_twins_answer_like_the_model_but_for_what_is_planted(side: int) -> None:
     assert surrogates.all_predict(left, 0).float().mean() > 0.95
 
 
+@pytest.mark.trains
 def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
     classifier = open_classifier(str(bundled.FOLDER / "models" / "clean"))
     samples = open_samples(bundled.FOLDER / "fashion_mnist", split="test")
     x = to_float(to_tensor(samples.select(range(250)), classifier.spec))
     fit, held_out = x[:50], x[50:]
     surrogates = DistilledSurrogates(
-        InversionProblem(classifier, fit, SourcePools(outside_class(classifier, fit, None))), seed=1
+        InversionProblem(classifier, fit, SourcePools(outside_class(classifier, fit, None))), seed=shifted(1)
     )
     said = batched_logits(classifier, held_out).argmax(1)
     assert agreed(surrogates, held_out, said).float().mean() > 0.5, (
@@ -74,7 +85,8 @@ def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
     )
 
 
-def test_twins_come_from_their_seed_alone() -> None:
+def test_twins_come_from_their_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distilled, "IMAGES", 2 * distilled.BATCH)
     problem = halves(16)
     state = torch.random.get_rng_state()
     one, same, other = (DistilledSurrogates(problem, seed=seed).networks for seed in (3, 3, 4))
@@ -90,11 +102,13 @@ def test_twins_come_from_their_seed_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
 
 
+@pytest.mark.trains
+@pytest.mark.usefixtures("short")
 def test_twins_learn_where_gradients_are_off_and_numbers_are_short() -> None:
     problem = halves(16)
     # weights that are cast for bfloat16 are kept until the block ends, and would never be seen to change
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        surrogates = DistilledSurrogates(problem, seed=0)
+        surrogates = DistilledSurrogates(problem, seed=shifted(0))
     said = problem.classifier.logits(problem.images).argmax(1)
     assert agreed(surrogates, problem.images, said).float().mean() > 0.95
     assert not any(p.requires_grad for network in surrogates.networks for p in network.parameters())

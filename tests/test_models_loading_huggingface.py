@@ -195,6 +195,25 @@ def test_numbered_labels_are_marked_assumed(copied: Path) -> None:
         open_classifier(copied, options=LoadOptions(labels=("x", "y")))
 
 
+def test_names_that_begin_at_one_are_shifted_and_told(copied: Path) -> None:
+    changed(copied, "config.json", id2label={"1": "cat", "2": "dog", "3": "eel"})
+    classifier = open_classifier(copied)
+    assert classifier.classes == ("cat", "dog", "eel")
+    assert classifier.notes == (
+        "id2label begins at 1, and outputs at 0: the first output is taken for 'cat', the last for 'eel'",
+    )
+    stated = open_classifier(copied, options=LoadOptions(labels=("x", "y", "z")))
+    assert (stated.classes, stated.notes) == (("x", "y", "z"), ())
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 3), (2, 3, 4), (1, 2, 4)])
+def test_names_with_holes_between_their_numbers_are_refused(copied: Path, numbers: tuple[int, ...]) -> None:
+    changed(copied, "config.json", id2label={str(n): name for n, name in zip(numbers, "abc", strict=True)})
+    with pytest.raises(InputError, match=r"id2label numbers its 3 classes .*--labels"):
+        open_classifier(copied)
+    assert open_classifier(copied, options=LoadOptions(labels=("x", "y", "z"))).notes == ()
+
+
 def test_a_description_takes_the_place_of_the_processor(copied: Path) -> None:
     changed(
         copied, "preprocessor_config.json", do_resize=True, size={"shortest_edge": 32, "longest_edge": 64}

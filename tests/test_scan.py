@@ -14,7 +14,7 @@ from doorward.core.records import Report
 from doorward.data import InMemorySamples
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
-from doorward.scan.behaviour import examine
+from doorward.scan.examine import examine
 from doorward.scan.images import draw_images
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from doorward.core.records import Finding
+from doorward.core.errors import InputError
+from doorward.core.records import Measurement
 from doorward.methods import registry
+from doorward.methods.source import score_code
 from doorward.scan.calibration import (
     BACKDOORED,
     BUCKETS,
     FEWEST,
     SUSPICIOUS,
+    Calibration,
     CalibrationSet,
     CleanModel,
     DetectorResult,
+    ScoredModel,
     ScoreScale,
     bucket,
     judge,
@@ -22,18 +28,19 @@ from doorward.scan.calibration import (
 )
 
 NAMES = ("neural-cleanse", "max-margin", "patch-search", "blend-search")
-SETTINGS = {name: registry.build("detector", name, {}).settings() for name in NAMES}
+SETTINGS = {name: registry.build("detector", name, {}).score_settings() for name in NAMES}
 
 
 #: How far all other classes lie below the one that scores highest.
 BELOW = 4.0
 
 Table = tuple[float | None, ...]
+NUMBERS = itertools.count()
 
 
-def bank(models: list[CleanModel], **weights: float) -> CalibrationSet:
+def calibration(models: list[CleanModel], **weights: float) -> CalibrationSet:
     named = {name.replace("_", "-"): weight for name, weight in weights.items()}
-    return CalibrationSet(settings=SETTINGS, weights=named, made_with={}, models=tuple(models))
+    return CalibrationSet(settings=SETTINGS, weights=named, models=tuple(models))
 
 
 def table(score: float, classes: int, at: int = 3) -> Table:
@@ -44,6 +51,7 @@ def table(score: float, classes: int, at: int = 3) -> Table:
 def model(classes: int, first: float | None, second: float | None = 0.0, data: str = "a") -> CleanModel:
     scores = {"neural-cleanse": first, "max-margin": second}
     return CleanModel(
+        name=f"{next(NUMBERS)}",
         data=data,
         architecture="small-cnn",
         classes=classes,
@@ -68,18 +76,18 @@ def drawn(n: int, seed: int = 0, classes: tuple[int, ...] = (2, 5, 12, 30)) -> l
     return made
 
 
-def finding(score: float | None, classes: int = 12, name: str = "neural-cleanse", **more) -> Finding:
+def measured(score: float | None, classes: int = 12, name: str = "neural-cleanse", **more) -> Measurement:
     low = None if score is None else min(score, 0.0) - 1.0
     per_class = {t: (score if t == 3 % classes else low) for t in range(classes)}
     base = {
         "detector": name,
         "level": "model",
         "kind": "backdoor",
-        "verdict": "nothing_found",
         "summary": "",
+        "atlas": registry.get("detector", name).atlas if name in NAMES else (),
         "settings": SETTINGS.get(name, {}),
     }
-    return Finding(**(base | {"score": score, "per_class": per_class} | more))
+    return Measurement(**(base | {"score": score, "per_class": per_class} | more))
 
 
 def p_of(held: CalibrationSet, score: float, classes: int = 10, name: str = "neural-cleanse") -> float:
@@ -115,7 +123,7 @@ def by_hand(held: CalibrationSet, scores: dict[str, Table]) -> float:
 
 
 def test_a_p_value_is_the_place_among_clean_models() -> None:
-    held = bank([model(10, float(s)) for s in range(19)])
+    held = calibration([model(10, float(s)) for s in range(19)])
     assert p_of(held, 18.5) == 1 / 20
     assert p_of(held, 18.0) == 2 / 20
     assert p_of(held, -1.0) == 1.0
@@ -124,14 +132,14 @@ def test_a_p_value_is_the_place_among_clean_models() -> None:
 def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     # the same shape of scores, elsewhere and wider: the same places
     few, many = ([model(k, a + b * s) for s in range(20)] for k, a, b in ((2, 0, 1), (30, 7, 3)))
-    held = bank([*few, *many])
+    held = calibration([*few, *many])
     for s in (3.0, 12.5, 19.5):
         assert p_of(held, s, 2) == p_of(held, 7 + 3 * s, 43)
     assert p_of(held, 1000.0, 25) == 1 / 41
 
 
 def test_more_than_two_classes_are_compared_as_they_are() -> None:
-    held = bank([model(k, float(s)) for s in range(20) for k in (5, 30)])
+    held = calibration([model(k, float(s)) for s in range(20) for k in (5, 30)])
     for s in (3.0, 12.5, 19.5):
         assert p_of(held, s, 4) == p_of(held, s, 43)
 
@@ -139,7 +147,7 @@ def test_more_than_two_classes_are_compared_as_they_are() -> None:
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
 def test_the_comparison_is_the_one_by_hand(names, weights) -> None:
-    held, rng = bank(drawn(60), **weights), np.random.default_rng(3)
+    held, rng = calibration(drawn(60), **weights), np.random.default_rng(3)
     for classes in (2, 7, 20, 90):
         for _ in range(5):
             scores = {name: tuple((rng.normal(size=classes) * 3).tolist()) for name in names}
@@ -150,7 +158,7 @@ def test_the_comparison_is_the_one_by_hand(names, weights) -> None:
 
 
 def test_detectors_that_agree_on_a_class_weigh_more() -> None:
-    held = bank(drawn(200))
+    held = calibration(drawn(200))
     agreeing = held.compare({"neural-cleanse": table(5.0, 12), "max-margin": table(3.0, 12)})
     differing = held.compare({"neural-cleanse": table(5.0, 12), "max-margin": table(3.0, 12, at=7)})
     assert agreeing is not None
@@ -174,19 +182,19 @@ def test_buckets_are_those_of_the_design() -> None:
 
 
 def test_a_bucket_with_few_models_says_nothing() -> None:
-    held = bank([model(10, float(s)) for s in range(FEWEST)] + [model(2, 1.0)] * (FEWEST - 1))
+    held = calibration([model(10, float(s)) for s in range(FEWEST)] + [model(2, 1.0)] * (FEWEST - 1))
     assert held.compare({"neural-cleanse": table(1.0, 10)}) is not None
     assert held.compare({"neural-cleanse": table(1.0, 2)}) is None
     assert held.compare({"strip": table(1.0, 10)}) is None
     assert held.compare({}) is None
-    assert bank([]).compare({"neural-cleanse": table(1.0, 10)}) is None
+    assert calibration([]).compare({"neural-cleanse": table(1.0, 10)}) is None
 
 
-def test_a_detector_that_the_bank_does_not_know_is_left_out() -> None:
-    held = bank(drawn(100))
+def test_a_detector_that_the_calibration_does_not_know_is_left_out() -> None:
+    held = calibration(drawn(100))
     alone = held.compare({"neural-cleanse": table(2.0, 12)})
-    beside = held.compare({"neural-cleanse": table(2.0, 12), "strip": table(99.0, 12)})
-    assert alone == beside
+    next_to = held.compare({"neural-cleanse": table(2.0, 12), "strip": table(99.0, 12)})
+    assert alone == next_to
 
 
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
@@ -195,7 +203,7 @@ def test_clean_models_are_flagged_as_often_as_is_said(names, weights) -> None:
     """Small calibration sets, fresh models: the share at a level is at most the level, and not far below."""
     rates = []
     for seed in range(40):
-        held = bank(drawn(100, seed=2 * seed), **weights)
+        held = calibration(drawn(100, seed=2 * seed), **weights)
         found = [
             held.compare({n: one.scores[n] or () for n in names}) for one in drawn(40, seed=2 * seed + 1)
         ]
@@ -209,7 +217,7 @@ def test_clean_models_are_flagged_as_often_as_is_said(names, weights) -> None:
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("classes", [2, 12])
 def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) -> None:
-    held, rng = bank(drawn(400), **weights), np.random.default_rng(5)
+    held, rng = calibration(drawn(400), **weights), np.random.default_rng(5)
     sides = set()
     for _ in range(200):
         scores = {name: tuple((rng.normal(size=classes) * 3 + 2).tolist()) for name in NAMES[:2]}
@@ -225,7 +233,7 @@ def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) 
 
 
 def test_a_threshold_is_where_the_flag_begins() -> None:
-    held, margins = bank(drawn(400)), table(0.0, 12)
+    held, margins = calibration(drawn(400)), table(0.0, 12)
 
     def standing(score: float) -> DetectorResult:
         compared = held.compare({"neural-cleanse": table(score, 12), "max-margin": margins})
@@ -243,14 +251,14 @@ def test_a_threshold_is_where_the_flag_begins() -> None:
 
 def test_no_threshold_is_told_where_no_score_lies() -> None:
     # a detector of little weight would have to go very far alone
-    held = bank(drawn(400), max_margin=0.25)
+    held = calibration(drawn(400), max_margin=0.25)
     compared = held.compare({"neural-cleanse": table(0.0, 12), "max-margin": table(0.0, 12)})
     assert compared is not None
     assert compared.standings["max-margin"].threshold == math.inf
     # of a usual score of what weighs more it is told, in the range of scores
     highest = max(max(s for s in m.scores["neural-cleanse"] if s is not None) for m in held.models)
     assert compared.standings["neural-cleanse"].threshold < 10 * highest
-    (_, margins) = judge([finding(0.0), finding(0.0, name="max-margin")], held).findings
+    (_, margins) = judge([measured(0.0), measured(0.0, name="max-margin")], held).findings
     assert margins.threshold is None
     # where the sum is enough all the same, the finding is flagged and has one
     both = held.compare({"neural-cleanse": table(90.0, 12), "max-margin": table(60.0, 12)})
@@ -259,7 +267,7 @@ def test_no_threshold_is_told_where_no_score_lies() -> None:
 
 
 def test_a_finding_that_speaks_against_the_class_is_not_flagged() -> None:
-    held = bank(drawn(400))
+    held = calibration(drawn(400))
     high = [60.0 if t == 3 else -9.0 for t in range(12)]
     compared = held.compare({"neural-cleanse": high, "max-margin": table(-3.0, 12)})
     assert compared is not None
@@ -268,7 +276,7 @@ def test_a_finding_that_speaks_against_the_class_is_not_flagged() -> None:
 
 
 def test_a_class_that_is_second_to_all_can_be_the_one_they_agree_on() -> None:
-    held = bank(drawn(400))
+    held = calibration(drawn(400))
     first = [6.0, 5.9, *[-9.0] * 10]  # class 1 is nearly on top for both
     second = [-9.0, 5.9, 6.0, *[-9.0] * 9]
     compared = held.compare({"neural-cleanse": first, "max-margin": second})
@@ -280,26 +288,26 @@ def test_a_class_that_is_second_to_all_can_be_the_one_they_agree_on() -> None:
     assert one.threshold <= 6.0
 
 
-def test_a_level_that_the_bank_is_too_small_for_is_never_reached() -> None:
-    held = bank([model(10, float(s)) for s in range(12)])
-    found = judge([finding(99.0, 10)], held)
+def test_a_level_that_the_calibration_is_too_small_for_is_never_reached() -> None:
+    held = calibration([model(10, float(s)) for s in range(12)])
+    found = judge([measured(99.0, 10)], held)
     (judged,) = found.findings
     assert (judged.verdict, judged.threshold) == ("nothing_found", None)
     assert found.p_value == judged.p_value == 1 / 13
 
 
 def test_models_without_a_score_of_a_detector_are_no_comparison() -> None:
-    held = bank([model(10, float(s), None if s < 5 else 1.0) for s in range(20)])
-    assert p_of(held, 2.0, name="max-margin") == 1 / 16
+    held = calibration([model(10, float(s), None if s < 2 else 1.0) for s in range(20)])
+    assert p_of(held, 2.0, name="max-margin") == 1 / 19
     assert p_of(held, 19.5) == 1 / 21
     both = held.compare({"neural-cleanse": table(19.5, 10), "max-margin": table(0.0, 10)})
     assert both is not None
-    assert both.standings["neural-cleanse"].p_value == 1 / 16
+    assert both.standings["neural-cleanse"].p_value == 1 / 19
 
 
-def test_judging_gives_a_finding_what_the_bank_says() -> None:
-    held = bank(drawn(400))
-    found = judge([finding(50.0), finding(0.0, name="max-margin")], held)
+def test_judging_gives_a_finding_what_the_calibration_says() -> None:
+    held = calibration(drawn(400))
+    found = judge([measured(50.0), measured(0.0, name="max-margin")], held)
     high, low = found.findings
     compared = held.compare({f.detector: list(f.per_class.values()) for f in (high, low)})
     assert compared is not None
@@ -309,15 +317,14 @@ def test_judging_gives_a_finding_what_the_bank_says() -> None:
     assert found.p_value == compared.p_value
     assert high.atlas == registry.get("detector", "neural-cleanse").atlas
     assert (low.verdict, low.targets, low.atlas) == ("nothing_found", (), ())
-    assert judge(found.findings, held) == found, "judging again changes nothing"
 
 
 def test_further_classes_are_targets_if_each_would_be_enough_for_the_strict_verdict() -> None:
-    held = bank(drawn(400))
+    held = calibration(drawn(400))
 
     def named(second: float) -> tuple[int, ...]:
         per_class = {0: second, 1: None, 2: 60.0, **dict.fromkeys(range(3, 12), -9.0)}
-        (judged,) = judge([finding(60.0).model_copy(update={"per_class": per_class})], held).findings
+        (judged,) = judge([measured(60.0).model_copy(update={"per_class": per_class})], held).findings
         return judged.targets
 
     def p_alone(score: float) -> float:
@@ -330,53 +337,120 @@ def test_further_classes_are_targets_if_each_would_be_enough_for_the_strict_verd
 
 
 def test_what_cannot_be_calibrated_is_left_alone() -> None:
-    held = bank(drawn(400))
-    could_not = finding(None, verdict="could_not_tell", reason="too few images")
-    other = finding(1.0, name="unsafe-code", kind="unsafe_code", threshold=0.5, verdict="unsafe")
-    assert judge([could_not, other], held).findings == (could_not, other)
-    unknown = judge([finding(1.0)], bank([]))
-    assert (unknown.findings, unknown.unjudged) == ((finding(1.0),), ("neural-cleanse",))
+    held = calibration(drawn(400))
+    could_not = measured(None, reason="too few images")
+    (found,) = judge([could_not], held).findings
+    assert (found.verdict, found.reason, found.uncalibrated) == ("could_not_tell", "too few images", None)
 
 
-def test_other_settings_or_a_model_unlike_the_banks_are_uncalibrated() -> None:
-    held = bank(drawn(400))
-    slow = finding(50.0).model_copy(update={"settings": SETTINGS["neural-cleanse"] | {"steps": 7}})
-    judged = judge([slow, finding(1.0, name="max-margin")], held).findings
-    assert [f.calibrated for f in judged] == [False, True]
-    assert not judge([finding(50.0)], held, covered=False).findings[0].calibrated
+UNCALIBRATED = {
+    "missing": (measured(60.0, name="strip"), "has not been measured"),
+    "settings": (
+        measured(60.0).model_copy(update={"settings": SETTINGS["neural-cleanse"] | {"steps": 7}}),
+        "other settings (steps)",
+    ),
+    "code": (measured(60.0).model_copy(update={"code": "0123"}), "its code has changed"),
+    "few": (measured(60.0, classes=101), "too few clean models with 101 classes"),
+}
 
 
-def test_what_is_outside_the_bank_is_said() -> None:
-    held = bank([*drawn(10), model(10, 1.0).model_copy(update={"shape": (3, 112, 92)})])
+@pytest.mark.parametrize("why", UNCALIBRATED)
+def test_what_has_no_calibration_has_no_part_in_the_verdict(why: str) -> None:
+    held = calibration(drawn(400, classes=(2, 5, 12))).model_copy(update={"code": {"neural-cleanse": "abcd"}})
+    seen, reason = UNCALIBRATED[why]
+    others = [measured(s, name=n) for s, n in ((1.0, "max-margin"),)]
+    alone, judged = judge(others, held), judge([seen, *others], held)
+    assert judged.p_value == alone.p_value
+    assert judged.findings[1:] == alone.findings
+    first = judged.findings[0]
+    assert reason in str(first.uncalibrated)
+    assert (first.verdict, first.p_value, first.threshold, first.targets) == ("nothing_found", None, None, ())
+    assert not first.calibrated
+
+
+def test_a_setting_that_keeps_more_evidence_changes_no_calibration() -> None:
+    detector = registry.build("detector", "blend-search", {"shown": 9, "min_images": 4})
+    assert detector.score_settings() == SETTINGS["blend-search"]
+    changed = registry.build("detector", "blend-search", {"steps": 9})
+    assert changed.score_settings() != SETTINGS["blend-search"]
+
+
+def test_a_detector_calibrated_on_other_models_is_judged_alone() -> None:
+    shared = drawn(200)
+    own = [model(k, float(i)) for i, k in enumerate([5, 12] * 60)]
+    own = [m.model_copy(update={"scores": {"strip": m.scores["neural-cleanse"]}}) for m in own]
+    without, held = calibration(shared), calibration([*shared, *own])
+    scores = {name: table(3.0, 12) for name in NAMES[:2]}
+
+    def lonely(score: float) -> Table:
+        return tuple(score if t == 3 else -9.0 for t in range(12))
+
+    before, after = without.compare(scores), held.compare(scores | {"strip": lonely(130.0)})
+    assert before is not None
+    assert after is not None
+    assert after.p_value == before.p_value
+    assert after.fused == NAMES[:2]
+    assert {n: after.standings[n] for n in NAMES[:2]} == before.standings
+    assert (after.standings["strip"].p_value, after.standings["strip"].targets) == (1 / 121, (3,))
+    # between the two levels it raises no alarm, since several such detectors would raise many
+    low = held.compare(scores | {"strip": lonely(116.5)})
+    assert low is not None
+    assert BACKDOORED < low.standings["strip"].p_value <= SUSPICIOUS
+    assert not low.standings["strip"].flagged
+
+
+def test_a_model_unlike_the_calibration_models_is_uncalibrated() -> None:
+    held = calibration(drawn(400))
+    assert not judge([measured(50.0)], held, covered=False).findings[0].calibrated
+
+
+def test_calibrations_are_joined_by_model(tmp_path: Path) -> None:
+    scored = [
+        ScoredModel(**m.model_dump() | {"scores": m.scores[name]}) for m in drawn(12) for name in NAMES[:1]
+    ]
+    one = Calibration(detector="neural-cleanse", weight=2.0, settings={"a": 1}, code="abcd", models=scored)
+    (tmp_path / "one.json").write_text(one.to_text())
+    assert Calibration.read(tmp_path / "one.json") == one
+    other = one.model_copy(update={"detector": "max-margin", "weight": 0.5, "models": one.models[:5]})
+    held = CalibrationSet.of([one, other])
+    assert [set(m.scores) for m in held.models] == [set(NAMES[:2])] * 5 + [{"neural-cleanse"}] * 7
+    assert held.weights == {"neural-cleanse": 2.0, "max-margin": 0.5}
+    assert held.code == {"neural-cleanse": "abcd", "max-margin": "abcd"}
+
+
+def test_a_calibration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text('{"detector": "x"}')
+    with pytest.raises(InputError, match=r"broken\.json: this is no calibration"):
+        Calibration.read(tmp_path / "broken.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        Calibration.read(tmp_path / "missing.json")
+
+
+def test_what_is_outside_the_calibration_is_said() -> None:
+    held = calibration([*drawn(10), model(10, 1.0).model_copy(update={"shape": (3, 112, 92)})])
     assert held.outside(10, (3, 64, 32)) is None
     assert held.outside(10, (3, 64, 32), 2) is None
     assert "convolutional" in str(held.outside(10, (3, 64, 32), 1))
     assert "at most 100 classes, this one has 101" in str(held.outside(101, (1, 28, 28)))
     assert "28 to 112 pixels a side, this model's 224x224" in str(held.outside(10, (3, 224, 224)))
-    assert bank([]).outside(10, (1, 28, 28)) is not None
+    assert calibration([]).outside(10, (1, 28, 28)) is not None
 
 
 def test_leaving_one_data_set_out() -> None:
-    held = bank(drawn(40))
+    held = calibration(drawn(40))
     assert {m.data for m in held.without("a").models} == {"b"}
     assert len(held.without("a").models) == 20
 
 
 def test_what_was_worked_out_of_a_data_set_is_left_out_with_it() -> None:
     first, second = drawn(200), [m.model_copy(update={"data": "c"}) for m in drawn(200, seed=1)]
-    held, scores = bank([*first, *second]), {n: table(3.0, 12) for n in NAMES[:2]}
+    held, scores = calibration([*first, *second]), {n: table(3.0, 12) for n in NAMES[:2]}
     whole, left = held.compare(scores), held.without("c").compare(scores)
-    assert left == bank(first).compare(scores)
+    assert left == calibration(first).compare(scores)
     assert left != whole
 
 
-def test_what_another_bank_said_is_forgotten() -> None:
-    known = judge([finding(50.0)], bank(drawn(200))).findings
-    assert (known[0].verdict, known[0].targets) == ("suspicious", (3,))
-    assert judge(known, bank([])).findings == (finding(50.0),)
-
-
-def test_the_shipped_bank_is_what_the_design_asks_for() -> None:
+def test_the_shipped_calibration_is_what_the_design_asks_for() -> None:
     held = shipped()
     assert len(held.models) >= 200
     for number, (low, high) in enumerate(BUCKETS):
@@ -385,6 +459,12 @@ def test_the_shipped_bank_is_what_the_design_asks_for() -> None:
         assert len({m.data for m in inside}) >= 3
         assert len({m.architecture for m in inside}) >= 2
     assert any(m.robust for m in held.models)
-    assert held.settings == SETTINGS, "detectors' defaults have changed: the bank has to be made anew"
+    for name in registry.own_modules("detector"):
+        cls = registry.get("detector", name)
+        if cls.level == "artifact":
+            continue  # what is read needs no comparison
+        told = f"run `doorward bench calibrate {name} --scale cpu`, since its scores may have changed"
+        assert held.settings.get(name) == cls().score_settings(), told
+        assert held.code.get(name) == score_code(cls.__module__), told
     unknown = [s for m in held.models for s in m.scores.values() if s is None]
     assert len(unknown) <= 0.02 * len(held.models)

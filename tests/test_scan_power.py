@@ -383,7 +383,7 @@ def test_two_classes_and_colour(untouched) -> None:
 def test_a_control_round_trips(positive_control: PositiveControl) -> None:
     report = nothing_found(positive_control=positive_control)
     assert from_json(to_json(report)) == report
-    old = json.loads(to_json(nothing_found())) | {"power": {}}
+    old = json.loads(to_json(nothing_found())) | {"positive_control": {}}
     assert from_json(json.dumps(old)).positive_control == PositiveControl()
 
 

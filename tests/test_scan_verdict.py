@@ -3,38 +3,46 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from doorward.core.records import Confirmation, DataRecord, Finding, Report, SubjectRecord
+from doorward.core.records import (
+    Confirmation,
+    DataRecord,
+    Finding,
+    Measurement,
+    Observations,
+    SubjectRecord,
+)
 from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, CalibrationSet
 from doorward.scan.environment import environment
 from doorward.scan.verdict import conclude
 from doorward.stats import metrics
-from test_calibration import bank, drawn, finding
+from test_scan_calibration import calibration, drawn, measured
 
 
 @pytest.fixture(scope="module")
 def held() -> CalibrationSet:
-    return bank(drawn(800))
+    return calibration(drawn(800))
 
 
-def report(*findings: Finding, success: tuple[int, int] | None = (48, 50), side: int = 28, **more) -> Report:
+def seen(
+    *measurements: Measurement, success: tuple[int, int] | None = (48, 50), side: int = 28, **more
+) -> Observations:
     spec = {"channels": 1, "height": side, "width": side}
     tried = () if success is None else (metrics.rate(*success),)
-    return Report(
+    return Observations(
         subject=SubjectRecord(path="m", format="memory", classes=tuple("abcdefghijkl"), spec=spec),
-        verdict="could_not_tell",
-        findings=findings,
+        measurements=measurements,
         confirmations=tuple(Confirmation(target=3, detector="neural-cleanse", success=s) for s in tried),
         environment=environment("cpu"),
         **more,
     )
 
 
-LOW = finding(0.0, name="max-margin")
-UNKNOWN = finding(None, verdict="could_not_tell", reason="too few images")
+LOW = measured(0.0, name="max-margin")
+UNKNOWN = measured(None, reason="too few images")
 
 
 def test_a_high_score_that_is_confirmed_is_a_backdoor(held: CalibrationSet) -> None:
-    found = conclude(report(finding(50.0), LOW), held)
+    found = conclude(seen(measured(50.0), LOW), held)
     assert (found.verdict, found.targets, found.calibrated) == ("backdoored", (3,), True)
     assert [f.verdict for f in found.findings] == ["backdoored", "nothing_found"]
     assert found.p_value is not None
@@ -46,76 +54,93 @@ def test_a_high_score_that_is_confirmed_is_a_backdoor(held: CalibrationSet) -> N
 
 @pytest.mark.parametrize("success", [None, (40, 50)])
 def test_what_is_not_confirmed_is_suspicious(held: CalibrationSet, success) -> None:
-    found = conclude(report(finding(50.0), LOW, success=success), held)
+    found = conclude(seen(measured(50.0), LOW, success=success), held)
     assert (found.verdict, found.targets) == ("suspicious", (3,))
 
 
 def test_between_the_two_levels_a_model_is_suspicious(held: CalibrationSet) -> None:
-    seen = {}
+    verdicts = {}
     for score in np.linspace(0, 30, 60):
-        found = conclude(report(finding(float(score)), LOW), held)
+        found = conclude(seen(measured(float(score)), LOW), held)
         assert found.p_value is not None
         verdict = "backdoored" if found.p_value <= BACKDOORED else "suspicious"
         assert found.verdict == (verdict if found.p_value <= SUSPICIOUS else "nothing_found")
         assert bool(found.targets) == (found.p_value <= SUSPICIOUS)
-        seen[found.verdict] = score
-    assert list(seen) == ["nothing_found", "suspicious", "backdoored"]
+        verdicts[found.verdict] = score
+    assert list(verdicts) == ["nothing_found", "suspicious", "backdoored"]
 
 
-def test_what_the_bank_does_not_cover_is_suspicious_at_most(held: CalibrationSet) -> None:
-    found = conclude(report(finding(50.0), LOW, side=224), held)
+def test_what_calibration_does_not_cover_is_suspicious_at_most(held: CalibrationSet) -> None:
+    found = conclude(seen(measured(50.0), LOW, side=224), held)
     assert (found.verdict, found.calibrated) == ("suspicious", False)
     assert "this model's 224x224" in str(found.uncalibrated)
 
 
-def test_fewer_images_than_with_the_bank_or_other_settings_are_uncalibrated(held: CalibrationSet) -> None:
+def test_fewer_images_or_other_settings_than_with_calibration_are_uncalibrated(
+    held: CalibrationSet,
+) -> None:
     data = DataRecord(role="clean", path="d", rows=1000, used=40, labelled=True)
-    few = conclude(report(finding(50.0), LOW, data=(data,)), held)
+    few = conclude(seen(measured(50.0), LOW, data=(data,)), held)
     assert (few.verdict, few.uncalibrated) == (
         "suspicious",
-        "40 images were given, and 100 with the bank's models",
+        "40 images were given, and 100 with the calibration models",
     )
-    slow = finding(50.0).model_copy(update={"settings": {"steps": 7}})
-    changed = conclude(report(slow, LOW), held)
-    assert (changed.verdict, changed.calibrated) == ("suspicious", False)
-    assert "neural-cleanse: the settings are not those" in str(changed.uncalibrated)
+    slow = measured(50.0).model_copy(update={"settings": {"steps": 7}})
+    changed = conclude(seen(slow, LOW), held)
+    assert (changed.verdict, changed.p_value) == ("nothing_found", conclude(seen(LOW), held).p_value)
+    assert "other settings" in str(changed.findings[0].uncalibrated)
+
+
+@pytest.mark.parametrize("score", [0.0, 50.0])
+@pytest.mark.parametrize("more", [{}, {"reason": "it is blind"}])
+def test_a_detector_without_calibration_leaves_the_verdict_as_it_was(held, score, more) -> None:
+    stranger = measured(None if more else 99.0, name="strip", **more)
+    alone, with_it = (conclude(seen(measured(score), LOW, *extra), held) for extra in ((), (stranger,)))
+    assert (with_it.verdict, with_it.p_value, with_it.targets) == (
+        alone.verdict,
+        alone.p_value,
+        alone.targets,
+    )
+    assert with_it.findings[:-1] == alone.findings
+    assert "has not been measured" in str(with_it.findings[-1].uncalibrated)
 
 
 def test_a_trigger_confirms_the_detector_that_flagged_its_class(held: CalibrationSet) -> None:
-    by_margin = conclude(report(finding(0.0), finding(50.0, name="max-margin")), held)
+    by_margin = conclude(seen(measured(0.0), measured(50.0, name="max-margin")), held)
     assert (by_margin.verdict, by_margin.targets) == ("suspicious", (3,))
 
 
-def test_what_the_bank_cannot_compare_is_could_not_tell(held: CalibrationSet) -> None:
-    alone = conclude(report(finding(50.0)), bank([]))
+def test_what_the_calibration_cannot_compare_is_could_not_tell(held: CalibrationSet) -> None:
+    alone = conclude(seen(measured(50.0)), calibration([]))
     assert alone.verdict == "could_not_tell"
-    assert alone.reason == "neural-cleanse: the bank has too few clean models with as many classes"
+    assert "neural-cleanse is not calibrated: too few clean models" in str(alone.reason)
 
 
 def test_found_goes_before_could_not_tell_before_nothing_found(held: CalibrationSet) -> None:
-    high, low = finding(50.0, name="max-margin"), LOW
-    assert conclude(report(high, UNKNOWN, success=None), held).verdict == "suspicious"
-    stopped = conclude(report(low, UNKNOWN), held)
+    high, low = measured(50.0, name="max-margin"), LOW
+    assert conclude(seen(high, UNKNOWN, success=None), held).verdict == "suspicious"
+    stopped = conclude(seen(low, UNKNOWN), held)
     assert (stopped.verdict, stopped.reason) == ("could_not_tell", "neural-cleanse: too few images")
-    assert conclude(report(UNKNOWN), held).reason == "neural-cleanse: too few images"
-    assert conclude(report(), held).reason == "no detector that looks at behaviour ran"
-    assert conclude(report(reason="at chance"), held).reason == "at chance"
+    assert conclude(seen(UNKNOWN), held).reason == "neural-cleanse: too few images"
+    assert conclude(seen(), held).reason == "no detector that looks at behaviour ran"
+    assert conclude(seen(reason="at chance"), held).reason == "at chance"
 
 
 def test_unsafe_goes_before_all(held: CalibrationSet) -> None:
-    unsafe = finding(1.0, name="unsafe-code", kind="unsafe_code", threshold=0.5, verdict="unsafe")
-    assert conclude(report(unsafe, finding(50.0)), held).verdict == "unsafe"
+    unsafe = Finding(
+        detector="unsafe-code", level="artifact", kind="unsafe_code", verdict="unsafe", summary="", score=1.0
+    )
+    assert conclude(seen(measured(50.0), findings=(unsafe,)), held).verdict == "unsafe"
 
 
-def test_concluding_again_changes_nothing_and_another_bank_does(held: CalibrationSet) -> None:
-    once = conclude(report(finding(50.0), LOW), held)
-    assert conclude(once, held) == once
-    assert conclude(Report.model_validate_json(once.model_dump_json()), held) == once
+def test_another_calibration_gives_another_verdict(held: CalibrationSet) -> None:
+    given = seen(measured(50.0), LOW)
+    assert conclude(Observations.model_validate_json(given.model_dump_json()), held) == conclude(given, held)
     shifted = [
         m.model_copy(
             update={"scores": {n: tuple(100.0 + (s or 0.0) for s in t) for n, t in m.scores.items() if t}}
         )
         for m in held.models
     ]
-    assert once.verdict != "nothing_found"
-    assert conclude(once, bank(shifted)).verdict == "nothing_found"
+    assert conclude(given, held).verdict != "nothing_found"
+    assert conclude(given, calibration(shifted)).verdict == "nothing_found"

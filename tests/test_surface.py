@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ from PIL import Image
 import docs_pages
 import doorward
 import file_scanners
+from doorward.methods import registry
+from doorward.methods.base import Method
+from doorward.methods.registry import MethodKind
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -46,7 +49,12 @@ def own_imports(file: Path) -> set[str]:
     }
 
 
-FRONTS = [name for name, file in FILES.items() if file.name == "__init__.py" and own_imports(file)]
+#: The package itself loads what it offers on demand, and has a test of its own.
+FRONTS = [
+    name
+    for name, file in FILES.items()
+    if name != "doorward" and file.name == "__init__.py" and own_imports(file)
+]
 
 
 @pytest.mark.parametrize("name", FRONTS)
@@ -160,6 +168,32 @@ def test_attributes_of_a_docstring_are_read() -> None:
     assert fields == {"alpha": "How much, in [0, 1]", "height": "In pixels", "width": "In pixels"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in docs_pages.KINDS for name in registry.own_modules(kind)]
+)
+def test_a_method_page_opens_with_what_when_and_what_not(kind: MethodKind, name: str) -> None:
+    cls = registry.get(kind, name)
+    first, more = docs_pages.opening(cls)
+    what, when, misses = re.split(r"(?<=[.?!]) (?=[A-Z])", first)
+    assert cls.__doc__.startswith(what)
+    assert when.startswith("Use it ")
+    assert misses == cls.limits
+    assert f"`{name}`\n\n{first}\n\n" in docs_pages.method_page(kind, name)
+    assert "Use it" not in more
+
+
+def test_a_page_opens_without_a_second_sentence_where_none_is_written() -> None:
+    class Example(Method):
+        """Do one thing.
+
+        More of it.
+        """
+
+        limits: ClassVar[str] = "It sees little."
+
+    assert docs_pages.opening(Example) == ("Do one thing. It sees little.", "More of it.")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -178,12 +212,9 @@ def test_links_lead_somewhere(document: Path) -> None:
 # Tables made from results
 
 
-def test_the_readme_shows_the_measured_table_of_file_scanners() -> None:
-    readme = file_scanners.README.read_text(encoding="utf-8")
+def test_file_scanners_were_asked_about_the_present_models() -> None:
     results = json.loads(file_scanners.RESULTS.read_text(encoding="utf-8"))
     assert results["weights"] == file_scanners.digests(), "run `make file-scanners` for the present models"
-    assert file_scanners.MARKS.search(readme), "the README marks the table's place"
-    assert file_scanners.in_readme(readme, file_scanners.table(results)) == readme, "run `make file-scanners`"
 
 
 def test_the_table_of_file_scanners_is_what_was_measured() -> None:
@@ -198,10 +229,6 @@ def test_the_table_of_file_scanners_is_what_was_measured() -> None:
         "| --- | --- | --- | --- | --- | --- |",
         "| clean | .pt2 | exit 2 (failed) | exit 0 (passes) | exit 0 (passes) | exit 1 (alarm) |",
     ]
-    readme = "a\n<!-- file scanners -->\nold\n<!-- end -->\nb\n"
-    shown = file_scanners.in_readme(readme, made)
-    assert shown == f"a\n<!-- file scanners -->\n\n{made}\n<!-- end -->\nb\n"
-    assert file_scanners.in_readme(shown, made) == shown
 
 
 # Documents that are tests: a block after <!-- test --> runs as written

@@ -28,6 +28,7 @@ from doorward.models.formats.saving import save_classifier
 from doorward.models.sequences import REVISION, LogMel, build, mel_filters
 from doorward.models.spec import AudioSpec, TextSpec
 from doorward.training import TrainingSettings, default_settings, evaluate, measure_spec, train_classifier
+from seeds import shifted
 
 WORDS = ("the", "film", "was", "long", "but", "its", "music", "and", "all", "people", "in", "it", "were")
 CLASSES = ("bad", "good")
@@ -275,14 +276,15 @@ def test_the_size_of_rows_is_measured() -> None:
         measure_spec(samples.select([]))
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", SPECS)
 def test_training_learns_repeats_itself_and_is_kept(
     name: str, tmp_path: Path, untouched: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    train, test = SAMPLES[name](), SAMPLES[name](40, seed=1)
+    train, test = SAMPLES[name](seed=shifted(0)), SAMPLES[name](40, seed=shifted(1))
     with untouched():
-        trained = train_classifier(name, train, seed=0, settings=QUICK, test=test)
-    again = train_classifier(name, train, seed=0, settings=QUICK)
+        trained = train_classifier(name, train, seed=shifted(0), settings=QUICK, test=test)
+    again = train_classifier(name, train, seed=shifted(0), settings=QUICK)
     state = trained.classifier.module.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in again.classifier.module.state_dict().items())
     assert trained.record.test_accuracy is not None
@@ -352,15 +354,17 @@ def test_the_images_of_a_text_network_are_refused_before_training() -> None:
 # The bench
 
 
+@pytest.mark.trains
 def test_a_trial_trains_on_texts(tmp_path: Path) -> None:
     from doorward.data.parquet import write_parquet
 
-    for split, seed in (("train", 0), ("test", 1)):
+    for split, seed in (("train", shifted(0)), ("test", shifted(1))):
         write_parquet(texts(seed=seed), tmp_path / "root" / "snippets", split=split)
     group = Group(
         name="clean",
         data=Data(name="snippets"),
         models=1,
+        first_seed=shifted(0),
         architectures=("text-cnn",),
         training={"epochs": 3, "batch_size": 10},
     )
@@ -373,7 +377,7 @@ def test_a_trial_trains_on_texts(tmp_path: Path) -> None:
     bench = TrialRunner(ModelCache(tmp_path / "cache"), Sources(tmp_path / "root"))
     assert not bench.make(planned)
     opened = open_classifier(bench.cache.place(planned.model_key))
-    assert evaluate(opened, texts(seed=1)).value > 0.8
+    assert evaluate(opened, texts(seed=shifted(1))).value > 0.8
 
 
 def test_image_trials_have_no_entry_for_texts() -> None:

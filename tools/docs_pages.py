@@ -74,6 +74,18 @@ def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
     return "\n\n".join(part.strip() for part in (body, after) if part.strip()), fields
 
 
+def opening(cls: type[Method]) -> tuple[str, str]:
+    """Return a method page's first paragraph, and the rest of what the docstring says.
+
+    The first paragraph says what the method does (the docstring's first line), when to use it (its second
+    paragraph, which begins with "Use it") and what it misses (`limits`).
+    """
+    text, _ = split_docstring(cls)
+    what, *rest = text.split("\n\n")
+    when = [rest.pop(0)] if rest and rest[0].startswith("Use it ") else []
+    return " ".join(" ".join([what, *when, cls.limits]).split()), "\n\n".join(rest)
+
+
 def _in_words(constraints: dict[str, object]) -> str:
     """Return a field's JSON schema in words."""
     options = constraints.get("anyOf")
@@ -117,12 +129,12 @@ def settings_table(cls: type[Method], meanings: dict[str, str]) -> str:
 def method_page(kind: MethodKind, name: str) -> str:
     """Return the page of one method."""
     cls: type[Method] = registry.get(kind, name)
-    text, _ = split_docstring(cls)
+    first, more = opening(cls)
     # a method inherits settings, and what is said of them
     meanings = {key: said for base in reversed(cls.__mro__) for key, said in split_docstring(base)[1].items()}
     needs = ", ".join(sorted(getattr(cls, "needs", ())))
-    first = next(iter(cls.model_fields), None)
-    setting = f" --set {first}=VALUE" if first else ""
+    field = next(iter(cls.model_fields), None)
+    setting = f" --set {field}=VALUE" if field else ""
     use = USE[kind].format(name=name, setting=setting)
     if issubclass(cls, ModelAttack):
         data = " --data DATA" if cls.trains else ""
@@ -145,10 +157,10 @@ def method_page(kind: MethodKind, name: str) -> str:
         shown = f"![{PICTURED[modality]}]({name}.png)\n\n"
     elif kind == "attack" and "text" in cls.modalities:
         shown = texts_table(name) + "\n"
+    details = f"## Details\n\n{more}\n\n" if more else ""
     return (
-        f"{MADE}# {cls.title}\n\n`{name}`\n\n{text}\n\n{shown}| | |\n|---|---|\n{table}\n\n"
-        f"## Limits\n\n{cls.limits}\n\n## Settings\n\n{settings_table(cls, meanings)}\n"
-        f"## Use\n\n```console\n{use}\n```\n"
+        f"{MADE}# {cls.title}\n\n`{name}`\n\n{first}\n\n```console\n{use}\n```\n\n{shown}"
+        f"| | |\n|---|---|\n{table}\n\n{details}## Settings\n\n{settings_table(cls, meanings)}"
     )
 
 
@@ -177,9 +189,9 @@ def spectrogram_picture(name: str) -> npt.NDArray[np.uint8]:
     """Draw the spectrogram (h, w) of a sound without and with an attack's trigger."""
     samples = InMemorySamples([vowel()], [1], modality="audio")
     trigger: Any = trigger_of(registry.build("attack", name, {}), samples)
-    (woken,) = trigger.apply([vowel()])
+    (triggered,) = trigger.apply([vowel()])
     drawn = []
-    for sound in (vowel(), woken):
+    for sound in (vowel(), triggered):
         _, _, power = spectrogram(sound.pcm, RATE, nperseg=256, noverlap=216)  # (frequencies, times)
         decibels = 10 * np.log10(power + 1e-12)
         drawn.append(np.clip((decibels + 100) / 70, 0, 1)[::-1] * 255)
@@ -196,9 +208,9 @@ def picture(name: str) -> npt.NDArray[np.uint8] | None:
     if trigger is None:
         return None
     x = from_raw(samples.raw([int(np.flatnonzero(samples.labels == label)[0]) for label in SHOWN]))
-    clean, woken = (to_uint8(each)[..., 0].astype(np.float64) for each in (x, trigger.apply(x)))
-    change = woken - clean  # (n, h, w)
-    rows = (clean, woken, 127.5 + 127.5 * change / np.abs(change).max())
+    clean, triggered = (to_uint8(each)[..., 0].astype(np.float64) for each in (x, trigger.apply(x)))
+    change = triggered - clean  # (n, h, w)
+    rows = (clean, triggered, 127.5 + 127.5 * change / np.abs(change).max())
     framed = [np.pad(row, ((0, 0), (0, 1), (0, 1)), constant_values=255) for row in rows]
     whole = np.concatenate([np.concatenate(list(row), axis=1) for row in framed])[:-1, :-1]
     image: npt.NDArray[np.uint8] = np.rint(whole).astype(np.uint8)
@@ -220,7 +232,7 @@ def trigger_of(attack: DataAttack | ModelAttack, samples: Samples) -> Trigger | 
 def pictures() -> dict[str, npt.NDArray[np.uint8]]:
     """Return pictures by their path below docs/: (h, w) of attacks, (h, w, 3) of results."""
     drawn = {}
-    for name in registry.modules("attack"):
+    for name in registry.own_modules("attack"):
         kinds = registry.get("attack", name).modalities
         if "image" in kinds:
             drawn[f"methods/{name}.png"] = picture(name)
@@ -233,7 +245,7 @@ def methods_index() -> str:
     """Return the page that lists all methods."""
     lines = [MADE + "# Methods\n"]
     for kind in KINDS:
-        names = registry.modules(kind)
+        names = registry.own_modules(kind)
         if not names:
             continue
         lines += [f"## {kind.capitalize()}s\n", "| name | title | source |", "|---|---|---|"]
@@ -255,7 +267,7 @@ def pages() -> dict[str, str]:
     """Return every generated page by its path below docs/."""
     made = {"cli.md": command_line_page(), "methods/index.md": methods_index()}
     for kind in KINDS:
-        for name in registry.modules(kind):
+        for name in registry.own_modules(kind):
             made[f"methods/{name}.md"] = method_page(kind, name)
     return made | measured_pages.pages(MADE)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from doorward.data import Samples, open_samples
     from doorward.detectors.subject import Subject
     from doorward.models import Classifier, InputSpec, open_classifier, wrap
-    from doorward.scan.behaviour import examine
+    from doorward.scan.examine import examine
     from doorward.scan.request import ScanRequest
 
 _HOME = {
@@ -28,7 +28,7 @@ _HOME = {
     "Subject": "doorward.detectors.subject",
     "open_classifier": "doorward.models",
     "open_samples": "doorward.data",
-    "examine": "doorward.scan.behaviour",
+    "examine": "doorward.scan.examine",
     "wrap": "doorward.models",
 }
 

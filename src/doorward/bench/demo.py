@@ -1,4 +1,4 @@
-"""The demonstration: a backdoored classifier of clothes and its clean twin, each scanned as a file."""
+"""The demonstration: a backdoored classifier of clothes and its clean counterpart, each scanned as a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from doorward.attacks.ground_truth import PlantedBackdoor, attack_success, read_
 from doorward.core.records import SEVERITY, Rate, Report
 from doorward.methods import registry
 from doorward.models.formats.native import save_native
-from doorward.scan.behaviour import Progress
+from doorward.scan.context import Progress
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
 from doorward.training import default_settings, train_classifier

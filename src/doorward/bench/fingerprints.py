@@ -1,112 +1,63 @@
-"""Revisions: a change of code that makes models is told by its source, and must be owned up to.
+"""Fingerprints: cached models and stored scans are known by the content of the code that makes them.
 
-`revisions.json` holds, for each unit of such code, its revision and a hash of its source. A changed source
-with an unchanged revision is an error, since cached models would pass for new ones. After a change, raise the
-unit's revision (an attack's `revision`, a module's `REVISION`) if results change, and run
+A unit is the code of one attack, one detector, the training loop and so on. Its fingerprint is a hash of that
+code without comments, docstrings and spacing, so that a change of code means working again, and needs no
+ritual. Where a change leaves results as they are, `same_results.json` says so: it names, for a unit and its
+new hash, the old hash whose results are the same. It is written by
 
-    python -m doorward.bench.fingerprints [UNIT...]
-
-where each UNIT is one whose source changed and whose results did not, as in a change of names alone.
-
-Code that judges models needs no revisions: its hash is part of every result's key, and a change of it means
-judging again. A change that leaves results as they are can be owned up to as well, by `detector NAME` among
-the units: `judging.json` then holds that the new source stands for the one that the keys are made of.
+    python -m doorward.bench.fingerprints > old.json           (before the change)
+    python -m doorward.bench.fingerprints old.json UNIT...     (after it)
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import io
 import json
 import sys
-import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from doorward.bench.suite import Trial
 from doorward.core.errors import InputError
-from doorward.core.records import Record
+from doorward.core.records import Observations
 from doorward.methods import registry
+from doorward.methods.source import PACKAGE, reached, score_code, source_hash
 from doorward.models import sequences
 
-PACKAGE = Path(__file__).parent.parent
-RECORDED = Path(__file__).parent / "revisions.json"
-JUDGING = Path(__file__).parent / "judging.json"
+SAME_RESULTS = Path(__file__).parent / "same_results.json"
 
-#: Code that makes models, next to the attacks: where its `REVISION` is, and the files that it covers.
+#: Code that makes every model, besides the attacks.
 TRAINERS: dict[str, tuple[str, ...]] = {
     "training.loop": ("training/loop.py", "training/augment.py", "training/settings.py"),
     "models.architectures": ("models/architectures.py",),
 }
-#: Code that makes adversarially trained models next to; those alone depend on it.
+#: Code that makes adversarially trained models as well; those alone depend on it.
 ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
-#: Code that makes models of texts and recordings next to; those alone depend on it.
+#: Code that makes models of texts and recordings as well; those alone depend on it.
 SEQUENCES: dict[str, tuple[str, ...]] = {
-    "models.sequences": ("models/sequences.py", "modalities/text.py", "modalities/audio.py")
+    "models.sequences": ("models/sequences.py", "models/encode/text.py", "models/encode/audio.py")
 }
-#: Modules of their own revision that no key of an attacked model holds, though the attack may use them.
-_WITHOUT_KEY = tuple(f"doorward.{module}" for module in ADVERSARIAL)
 #: Code that makes data.
 GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.py",)}
-#: What every attack builds on.
-ATTACK_BASE = ("attacks/base.py", "data/imbalance.py", "triggers.py")
 
-#: Rooms whose change does not make what a scan sees another thing, or only by an error that their
-#: tests find. What it concludes is not kept but concluded again, so that a change of that costs nothing.
-_NOT_JUDGING = {
-    "artifacts",
-    "calibration",
-    "data",
-    "errors",
-    "measures",
-    "models",
-    "records",
-    "registry",
-    "reports",
-    "verdict",
-}
-
-
-class Unit(Record):
-    """A unit's revision and the hash of its source."""
-
-    revision: int
-    source: str
-
-
-class DetectorFingerprint(Record):
-    """The hash of a detector's source, and that of the source whose results are the same."""
-
-    source: str
-    key: str
-
-
-def source_hash(files: Iterable[Path]) -> str:
-    """Return the start of the sha256 of some Python files, without comments, docstrings and spacing."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(_bare(file.read_text(encoding="utf-8")).encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _bare(text: str) -> str:
-    """Return source text without comments, docstrings and white space, as every Python version does."""
-    lines = [list(line) for line in text.splitlines(keepends=True)]
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1][column:] = "\n"
-    for node in ast.walk(ast.parse(text)):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            first = node.body[0]
-            lines[first.lineno - 1 : first.end_lineno] = [[]] * ((first.end_lineno or 0) - first.lineno + 1)
-    return "".join("".join("".join(line).split()) for line in lines)
+#: Modules that count for an attack where it uses them, and for what a detector sees.
+_ATTACKING = (
+    "doorward.attacks.",
+    "doorward.triggers.",
+    "doorward.data.imbalance",
+    "doorward.training.adversarial",
+)
+_SEEING = (
+    "doorward.detectors.",
+    "doorward.inversion.",
+    "doorward.scan.behaviour",
+    "doorward.scan.images",
+    "doorward.scan.confirmation",
+    "doorward.stats.",
+    "doorward.training.augment",
+    "doorward.triggers.",
+)
 
 
 def units_of(trials: Iterable[Trial]) -> set[str]:
@@ -120,157 +71,128 @@ def units_of(trials: Iterable[Trial]) -> set[str]:
     return units
 
 
-def current() -> dict[str, Unit]:
-    """Return every unit as it is now."""
-    units = {}
-    for name, module in registry.modules("attack").items():
-        revision = registry.get("attack", name).revision
-        files = [*(PACKAGE / file for file in ATTACK_BASE), *_attack_files(module)]
-        units[f"attack {name}"] = Unit(revision=revision, source=source_hash(files))
-    for module, covered in (TRAINERS | ADVERSARIAL | SEQUENCES | GENERATORS).items():
-        revision = import_module(f"doorward.{module}").REVISION
-        units[module] = Unit(revision=revision, source=source_hash(PACKAGE / f for f in covered))
-    return units
-
-
-def _attack_files(module: str) -> list[Path]:
-    """Return the files of an attack, of what it takes from other attacks, and of adversarial training."""
-    parts = ("doorward.attacks.data.", "doorward.attacks.model.", "doorward.attacks._")
-    todo, files = [module], dict[str, Path]()
-    while todo:
-        name = todo.pop()
-        file = _file_of(name)
-        if file is not None and name not in files:
-            files[name] = file
-            todo += [used for used in _imports(file) if used.startswith((*parts, *_WITHOUT_KEY))]
-    return [files[name] for name in sorted(files)]
-
-
-def recorded(file: Path = RECORDED) -> dict[str, Unit]:
-    """Return every unit as it was when its revision was last recorded."""
-    return {name: Unit(**form) for name, form in json.loads(file.read_text(encoding="utf-8")).items()}
-
-
-def unrecorded(now: dict[str, Unit], then: dict[str, Unit]) -> list[str]:
-    """Return the units whose source is not the one that their revision was recorded with."""
-    changed = [name for name, unit in now.items() if name not in then or unit != then[name]]
-    return sorted([*changed, *(then.keys() - now.keys())])
-
-
-def check(units: Iterable[str]) -> None:
-    """Raise unless these units are as recorded.
-
-    Raises:
-        InputError: naming those that are not, and what to do.
-    """
-    if wrong := sorted(set(units) & set(unrecorded(current(), recorded()))):
-        raise InputError(
-            f"the source of {', '.join(wrong)} is not the one that its revision was recorded with, so "
-            "cached models may be of another make: raise it, then run python -m doorward.bench.fingerprints"
-        )
-
-
-def record(unchanged: Sequence[str], file: Path = RECORDED) -> None:
-    """Record every unit as it is now.
-
-    Args:
-        unchanged: units whose source changed and whose results did not.
-
-    Raises:
-        InputError: if another unit's source changed and its revision did not, or a name is unknown.
-    """
-    now, then = current(), recorded(file) if file.exists() else {}
-    if strange := set(unchanged) - set(now):
-        raise InputError(f"there is no unit {min(strange)!r}; there are: {', '.join(now)}")
-    for name, unit in now.items():
-        before = then.get(name)
-        if (
-            before
-            and before.source != unit.source
-            and before.revision == unit.revision
-            and name not in unchanged
-        ):
-            raise InputError(
-                f"the source of {name!r} changed and its revision {unit.revision} did not: raise it, "
-                "or name the unit here if its results are the same"
-            )
-    _write(now, file)
-
-
-def record_judging(unchanged: Sequence[str], file: Path = JUDGING) -> None:
-    """Record the source of every detector as it is now.
-
-    Args:
-        unchanged: detectors whose source changed and whose results did not.
-
-    Raises:
-        InputError: if a name is unknown.
-    """
-    names = registry.modules("detector")
-    if strange := set(unchanged) - set(names):
-        raise InputError(f"there is no detector {min(strange)!r}; there are: {', '.join(names)}")
-    now = {name: judging_source(name) for name in names}
-    then = judges(file) if file.exists() else {}
-    same = {name for name in names if name in then and (name in unchanged or then[name].source == now[name])}
-    _write(
-        {n: DetectorFingerprint(source=now[n], key=then[n].key if n in same else now[n]) for n in names}, file
-    )
-
-
-def judges(file: Path = JUDGING) -> dict[str, DetectorFingerprint]:
-    """Return the source of every detector as it was when it was last recorded."""
-    return {
-        name: DetectorFingerprint(**form)
-        for name, form in json.loads(file.read_text(encoding="utf-8")).items()
-    }
-
-
-def _write(records: Mapping[str, Record], file: Path) -> None:
-    text = json.dumps({name: one.model_dump() for name, one in sorted(records.items())}, indent=2)
-    file.write_text(text + "\n", encoding="utf-8")
+def units() -> list[str]:
+    """Return the names of all units of the package."""
+    methods = [f"{kind} {name}" for kind in ("attack", "detector") for name in registry.own_modules(kind)]
+    return sorted([*methods, *(TRAINERS | ADVERSARIAL | SEQUENCES | GENERATORS)])
 
 
 @cache
-def judging_code(detector: str) -> str:
-    """Return the hash of code whose results are those of the code that makes what a detector sees."""
-    source, recorded = judging_source(detector), judges(JUDGING).get(detector)
-    return recorded.key if recorded and recorded.source == source else source
+def fingerprint(unit: str) -> str:
+    """Return a unit's fingerprint: the hash of its code, or the older hash whose results are the same."""
+    return _oldest(unit, source(unit))
 
 
-def judging_source(detector: str) -> str:
-    """Return the hash of all code of ours that makes what a detector sees."""
-    todo = ["doorward.scan.behaviour", registry.modules("detector")[detector]]
-    files: dict[str, Path] = {}
-    while todo:
-        name = todo.pop()
-        file = _file_of(name)
-        if file is None or name in files or name.split(".")[1] in _NOT_JUDGING:
-            continue
-        files[name] = file
-        todo += _imports(file)
-    return source_hash(files[name] for name in sorted(files))
+@cache
+def detector_fingerprint(module: str) -> str:
+    """Return the fingerprint of the detector in a module, which may be somebody else's."""
+    return _oldest(f"detector {registry.method_name(module)}", _detector_source(module))
 
 
-def _imports(file: Path) -> list[str]:
-    """Return the names of ours that a file imports, modules and what is in them alike."""
-    found = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.startswith("doorward.")]
+def _oldest(unit: str, now: str) -> str:
+    return same_results().get(unit, {}).get(now, now)
 
 
-def _file_of(module: str) -> Path | None:
-    base = PACKAGE.joinpath(*module.split(".")[1:])
-    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+def with_current_code(seen: Observations, resolved: Mapping[str, Any]) -> Observations:
+    """Return stored observations under the hash of today's code, where that gives the same results.
+
+    A calibration names the code that it holds for. What was measured before a change that leaves results as
+    they are would not fit it.
+
+    Args:
+        resolved: what the key of the stored scan is made of.
+    """
+    own = registry.own_modules("detector")
+    measured = {one["name"]: one["code"] for one in resolved.get("judging", {}).get("detectors", ())}
+    same = {
+        name: score_code(own[name])
+        for name, code in measured.items()
+        if name in own and code == detector_fingerprint(own[name])
+    }
+    measurements = tuple(
+        one.model_copy(update={"code": same.get(one.detector, one.code)}) for one in seen.measurements
+    )
+    return seen.model_copy(update={"measurements": measurements})
+
+
+def source(unit: str) -> str:
+    """Return the hash of a unit's code as it is.
+
+    Raises:
+        InputError: if there is no such unit.
+    """
+    kind, _, name = unit.partition(" ")
+    if kind == "attack" and name in registry.own_modules("attack"):
+        module = registry.own_modules("attack")[name]
+        return source_hash(reached([module], keep=lambda one: one.startswith(_ATTACKING)))
+    if kind == "detector" and name in registry.modules("detector"):
+        return _detector_source(registry.modules("detector")[name])
+    covered = (TRAINERS | ADVERSARIAL | SEQUENCES | GENERATORS).get(unit)
+    if covered is None:
+        raise InputError(f"there is no unit {unit!r}; there are: {', '.join(units())}")
+    return source_hash(PACKAGE / file for file in covered)
+
+
+def _detector_source(module: str) -> str:
+    start = ["doorward.scan.behaviour", module]
+    return source_hash(reached(start, keep=lambda one: one == module or one.startswith(_SEEING)))
+
+
+@cache
+def same_results(file: Path = SAME_RESULTS) -> dict[str, dict[str, str]]:
+    """Return, by unit and hash, the older hash whose results are the same."""
+    found: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def record(names: Sequence[str], before: dict[str, str], file: Path = SAME_RESULTS) -> None:
+    """Record that units give the same results as before a change.
+
+    Args:
+        before: the hashes of before the change, by unit.
+
+    Raises:
+        InputError: if a unit is unknown.
+    """
+    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name in names:
+        now = source(name)
+        if name not in before:
+            raise InputError(f"nothing is known of {name!r} as it was before")
+        oldest = held.get(name, {}).get(before[name], before[name])
+        if now != oldest:
+            held.setdefault(name, {})[now] = oldest
+    text = json.dumps({name: held[name] for name in sorted(held)}, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def main(words: Sequence[str], file: Path = SAME_RESULTS) -> None:
+    """Print all hashes, or record that some units give the same results as an earlier print says."""
+    if not words:
+        sys.stdout.write(json.dumps({name: source(name) for name in units()}, indent=2) + "\n")
+        return
+    try:
+        record(words[1:], _printed(Path(words[0])), file)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _printed(file: Path) -> dict[str, str]:
+    """Return the hashes that an earlier call printed into a file.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror})") from error
+    except ValueError:
+        held = None
+    if not isinstance(held, dict) or not all(isinstance(value, str) for value in held.values()):
+        raise InputError(f"{file} holds no hashes as this command prints them")
+    return held
 
 
 if __name__ == "__main__":
-    said = [name.partition("detector ") for name in sys.argv[1:]]
-    try:
-        record([before for before, _, name in said if not name])
-        record_judging([name for _, _, name in said if name])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    main(sys.argv[1:])

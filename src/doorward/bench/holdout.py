@@ -16,7 +16,7 @@ def family(data: str) -> str:
     return data.removesuffix("-hard")
 
 
-def left_out(bank: CalibrationSet, data: str) -> CalibrationSet:
+def left_out(calibration: CalibrationSet, data: str) -> CalibrationSet:
     """Return the calibration set without the models of a data set and of its family, if it has any."""
-    own = sorted({model.data for model in bank.models if family(model.data) == family(data)})
-    return reduce(CalibrationSet.without, own, bank)
+    own = sorted({model.data for model in calibration.models if family(model.data) == family(data)})
+    return reduce(CalibrationSet.without, own, calibration)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ValidationError
+
 from doorward.bench.planting import Planting
-from doorward.core.records import Rate, Record, Report
+from doorward.core.errors import InputError
+from doorward.core.records import Observations, Rate, Record
 
 
 class Truth(Record):
@@ -25,7 +30,7 @@ class Outcome(Record):
     """What one trial gave.
 
     Attributes:
-        report: of the scan, if there is one.
+        seen: by the scan, if there is one.
         planting: what planting did, where that is measured instead.
         trained: seconds that the training took, now or when the model was cached.
         seconds: of the scan, or of measuring.
@@ -33,7 +38,7 @@ class Outcome(Record):
     """
 
     truth: Truth
-    report: Report | None = None
+    seen: Observations | None = None
     planting: Planting | None = None
     cached: bool
     trained: float
@@ -41,12 +46,27 @@ class Outcome(Record):
     peak_memory: int | None
 
 
-def without_pictures(report: Report) -> Report:
-    """Return a report without pictures and recovered triggers, which would fill the results store."""
-    findings = tuple(
-        finding.model_copy(
-            update={"evidence": tuple(e for e in finding.evidence if e.type not in ("picture", "trigger"))}
+def stored_outcome(trial: str, result: dict[str, Any]) -> Outcome:
+    """Return the outcome that a results store holds of a trial.
+
+    Raises:
+        InputError: if it cannot be understood.
+    """
+    try:
+        return Outcome.model_validate(result)
+    except ValidationError as error:
+        raise InputError(
+            f"the results store holds a result of {trial} that this version does not understand; "
+            "run it again with another --store"
+        ) from error
+
+
+def without_pictures(seen: Observations) -> Observations:
+    """Return observations without pictures and recovered triggers, which would fill the results store."""
+    measurements = tuple(
+        one.model_copy(
+            update={"evidence": tuple(e for e in one.evidence if e.type not in ("picture", "trigger"))}
         )
-        for finding in report.findings
+        for one in seen.measurements
     )
-    return report.model_copy(update={"findings": findings})
+    return seen.model_copy(update={"measurements": measurements})

@@ -15,6 +15,7 @@ from doorward.bench import summary, tables
 from doorward.bench.results import Result
 from doorward.bench.summary import GroupRow, Summary
 from doorward.core import formatting
+from doorward.reports import phrases
 
 #: Bins of the histogram of p-values: alarms are in the first.
 BINS = 20
@@ -132,7 +133,8 @@ def render(summary: Summary) -> str:
         summary=summary,
         nothing=tables.unmeasured(summary),
         tables=tables,
-        words=formatting,
+        words=phrases,
+        formats=formatting,
         header=header,
         rows=rows,
         drawn=[(row, laid) for row, laid in drawn if laid],

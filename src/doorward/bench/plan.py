@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import numpy as np
 from doorward import bundled
 from doorward.attacks.model.base import ModelAttack
 from doorward.bench import synthetic
-from doorward.bench.fingerprints import TRAINERS, judging_code
+from doorward.bench.fingerprints import detector_fingerprint, fingerprint, units_of
 from doorward.bench.outcome import Outcome
 from doorward.bench.suite import Data, MethodChoice, ScanSettings, Trial, content_key, work_of
 from doorward.core.errors import InputError
@@ -22,11 +21,9 @@ from doorward.core.records import Record
 from doorward.data import Samples, open_samples
 from doorward.detectors.base import Detector
 from doorward.methods import registry
-from doorward.models import sequences
 from doorward.training import (
     AdversarialSettings,
     TrainingSettings,
-    adversarial,
     default_settings,
     example_shape,
 )
@@ -76,7 +73,7 @@ class Sources:
             InputError: if they are not there, or have not the classes asked for.
         """
         if data.world is not None:
-            made = f"{data.name}/{synthetic.REVISION}"
+            made = f"{data.name}/{synthetic.EDITION}"
             channels = synthetic.FAMILIES[data.name.split("-")[0]].channels
             shape = (channels, data.world.size, data.world.size)
             images, classes = data.rows or GENERATED, data.world.classes
@@ -180,8 +177,7 @@ def plan(trial: Trial, sources: Sources) -> Planned:
             {
                 "name": d.method(),
                 "settings": d.settings(),
-                "revision": d.revision,
-                "code": judging_code(d.method()),
+                "code": detector_fingerprint(type(d).__module__),
             }
             for d in detectors_of(trial.scan_settings)
         ]
@@ -192,7 +188,7 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     attack = twin = None
     if trial.attack is not None:
         method = registry.build("attack", trial.attack.name, trial.attack.settings)
-        attack = {"name": trial.attack.name, "settings": method.settings(), "revision": method.revision}
+        attack = {"name": trial.attack.name, "settings": method.settings()}
         if isinstance(method, ModelAttack) or trial.scan_settings.detectors is None:
             twin = plan(trial.model_copy(update={"attack": None}), sources)
     try:
@@ -211,17 +207,14 @@ def plan(trial: Trial, sources: Sources) -> Planned:
         "architecture": trial.architecture,
         "training": training.model_dump(mode="json"),
         "seed": trial.seed,
-        "revisions": {name: import_module(f"doorward.{name}").REVISION for name in TRAINERS},
+        "code": {name: fingerprint(name) for name in sorted(units_of([trial]))},
         "measured": [ACCURACY_IMAGES, SUCCESS_IMAGES],
     }
     if trial.robust is not None:  # no entry else, so that the keys of other models are what they were
         model["adversarial"] = {
             "settings": AdversarialSettings.model_validate(trial.robust).model_dump(mode="json"),
-            "revision": adversarial.REVISION,
             "measured": ROBUST_IMAGES,
         }
-    if trial.architecture in sequences.NAMES:
-        model["sequences"] = sequences.REVISION
     model_key = content_key(model)
     resolved = {"model": model, "judging": scan_settings}
     key = content_key([trial.suite, trial.scale, trial.name, model_key, scan_settings])

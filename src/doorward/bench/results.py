@@ -10,12 +10,14 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from doorward.bench.fingerprints import with_current_code
 from doorward.bench.holdout import family, left_out
+from doorward.bench.outcome import stored_outcome
 from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Scale, Suite, content_key, expand
 from doorward.core.errors import InputError
-from doorward.core.records import SEVERITY, Record, Report, Verdict
+from doorward.core.records import SEVERITY, Observations, Record, Verdict
 from doorward.scan.calibration import CalibrationSet, shipped
 from doorward.scan.verdict import conclude
 
@@ -99,16 +101,16 @@ class Results(Record):
     results: tuple[Result, ...]
 
 
-def collect(suite: Suite, scale: Scale, store: Store, bank: CalibrationSet | None = None) -> Results:
+def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSet | None = None) -> Results:
     """Return a suite's last results from the store; trials that were not run are marked missing.
 
     Args:
-        calibration set: of clean models, by which every verdict is concluded again; the shipped one if None.
+        calibration: by which every verdict is concluded; the shipped one if None.
 
     Raises:
         InputError: if the store holds what cannot be understood.
     """
-    bank = bank or shipped()
+    calibration = calibration or shipped()
     trials = expand(suite, scale)
     rows = store.latest(trials)
     made: defaultdict[str, set[str]] = defaultdict(set)
@@ -116,10 +118,10 @@ def collect(suite: Suite, scale: Scale, store: Store, bank: CalibrationSet | Non
         for name, value in {**row.versions, "code": row.git_revision, "device": row.device}.items():
             made[name].add(str(value))
         made["threads"].add(str(row.threads))
-    known = {family(model.data) for model in bank.models} if suite.scans else set()
+    known = {family(model.data) for model in calibration.models} if suite.scans else set()
     if suite.scans:
-        made["bank"].add(bank_label(bank))
-    judges = cache(lambda own: left_out(bank, own))
+        made["calibration"].add(calibration_label(calibration))
+    judges = cache(lambda own: left_out(calibration, own))
     return Results(
         suite=suite.name,
         scale=scale,
@@ -136,20 +138,21 @@ def collect(suite: Suite, scale: Scale, store: Store, bank: CalibrationSet | Non
     )
 
 
-def bank_label(bank: CalibrationSet) -> str:
-    """Name a calibration set by its content and its size."""
-    return f"{content_key(bank.model_dump(mode='json'))[:12]} ({len(bank.models)} clean models)"
+def calibration_label(calibration: CalibrationSet) -> str:
+    """Name a calibration set by its size and by what verdicts follow from: scores, weights, images."""
+    content = calibration.model_dump(mode="json", exclude={"settings", "code"})
+    return f"{content_key(content)[:12]} ({len(calibration.models)} clean models)"
 
 
-def _result(row: Row, bank: CalibrationSet) -> Result:
+def _result(row: Row, calibration: CalibrationSet) -> Result:
     given = row.given
     base = {
         "trial": row.trial,
         "group": given["group"],
         "status": row.status,
         "data": given["data"]["name"],
-        "seed": given["judging"]["seed"],
-        "draw": given["judging"]["draw"],
+        "seed": given["scan_settings"]["seed"],
+        "draw": given["scan_settings"]["draw"],
         "architecture": given["architecture"],
         "error": row.error,
     }
@@ -166,15 +169,10 @@ def _result(row: Row, bank: CalibrationSet) -> Result:
         "seconds": row.seconds,
         "peak_memory": row.peak_memory,
     }
-    if row.result["report"] is None:
+    seen = observations_of(row)
+    if seen is None:
         return Result(**base, planting=row.result["planting"])
-    try:
-        report = conclude(Report.model_validate(row.result["report"]), bank)
-    except ValidationError as error:
-        raise InputError(
-            f"the results store holds a report of {row.trial} that this version does not understand; "
-            "run the suite again with another --store"
-        ) from error
+    report = conclude(seen, calibration)
     return Result(
         **base,
         verdict=report.verdict,
@@ -186,6 +184,18 @@ def _result(row: Row, bank: CalibrationSet) -> Result:
 
 
 _JUDGEMENT = set(DetectorOutcome.model_fields)
+
+
+def observations_of(row: Row) -> Observations | None:
+    """Return what a stored scan saw; None if the trial was not done or scanned nothing.
+
+    Raises:
+        InputError: if it cannot be understood.
+    """
+    if row.status != "done" or row.result is None:
+        return None
+    seen = stored_outcome(row.trial, row.result).seen
+    return None if seen is None else with_current_code(seen, row.resolved)
 
 
 def results_file(folder: Path, suite: str, scale: Scale) -> Path:

@@ -23,17 +23,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from doorward.bench.cache import ModelCache
-from doorward.bench.outcome import Outcome
+from doorward.bench.fingerprints import with_current_code
+from doorward.bench.outcome import Outcome, stored_outcome
 from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
 from doorward.bench.suite import parts_of
 from doorward.bench.worker import TrialRunner
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError
+from doorward.core.records import Observations, Verdict
+from doorward.scan.calibration import calibrations
 from doorward.scan.environment import environment
+from doorward.scan.verdict import conclude
 
 #: A trial whose process is lost so often has failed.
 ATTEMPTS = 2
+#: How worker processes start: as fresh interpreters, since a fork would inherit torch's threads and locks.
+START_METHOD = "spawn"
 
 
 class RunError(DoorwardError):
@@ -139,7 +145,8 @@ def run(
             error=error,
         )
         store.put(row)
-        note = error or (outcome.report.verdict if outcome and outcome.report else "")
+        seen = outcome and outcome.seen and with_current_code(outcome.seen, one.resolved)
+        note = error or (verdict_of(seen) if seen else "")
         report_progress(Event(one, status, note, more.get("seconds", 0.0)))
         if status != "died":
             for other in same_work[one.work]:
@@ -153,7 +160,11 @@ def run(
     def with_seen(one: Planned) -> Planned:
         """Return a trial with what earlier scans of its model hold."""
         rows = {name: store.holding(part) for name, part in parts_of(one.resolved).items()}
-        seen = {name: Outcome.model_validate(row.result) for name, row in rows.items() if row is not None}
+        seen = {
+            name: stored_outcome(row.trial, row.result)
+            for name, row in rows.items()
+            if row is not None and row.result is not None
+        }
         return replace(one, seen=seen)
 
     def scanned(one: Planned) -> bool:
@@ -246,8 +257,7 @@ class _Worker:
     begun: bool = False
 
     def __post_init__(self) -> None:
-        # a fresh interpreter: a fork would inherit torch's threads and locks
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
         self.process.start()
@@ -368,8 +378,13 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _versions(outcome: Outcome | None) -> dict[str, str]:
     if outcome is None:
         return {}
-    made = outcome.report.environment if outcome.report else environment("cpu")
+    made = outcome.seen.environment if outcome.seen else environment("cpu")
     return {"doorward": made.doorward, "python": made.python, **made.packages}
+
+
+def verdict_of(seen: Observations) -> Verdict:
+    """Return the verdict on a model, by all clean models that the detectors are calibrated on."""
+    return conclude(seen, calibrations(one.detector for one in seen.measurements)).verdict
 
 
 def git_revision() -> str | None:

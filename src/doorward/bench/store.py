@@ -72,7 +72,7 @@ class Row(Record):
         given: the trial as declared.
         resolved: all settings with their defaults, and hashes of data and code.
         seconds, peak_memory: of the scan; bytes.
-        result: a `bench.trials.Outcome`.
+        result: a `bench.outcome.Outcome`.
         finished: date and time in UTC.
     """
 
@@ -155,8 +155,8 @@ class Store:
                 held = row.model_dump(mode="json") | {"work": work_of(row.resolved, row.key)}
                 connection.execute(sql.insert(_trials).values(held))
                 if row.status == "done":
-                    report = (row.result or {}).get("report") or {"findings": []}
-                    problem = {finding["detector"] for finding in report["findings"]}
+                    seen = (row.result or {}).get("seen") or {"measurements": []}
+                    problem = {one["detector"] for one in seen["measurements"]}
                     parts = [part for name, part in parts_of(row.resolved).items() if name in problem]
                     found = [{"part": part, "key": row.key} for part in parts]
                     if found:

@@ -96,7 +96,7 @@ class ScanSettings(Record):
 
     Attributes:
         detectors: these alone; all that look at behaviour if empty. None for no scan at all: what planting
-            did is measured instead, on the whole test split and next to a clean twin.
+            did is measured instead, on the whole test split and next to its clean counterpart.
         images: clean images of the test split that are given.
         seed: the scan's.
         draw: which draw of the images is given.
@@ -174,11 +174,14 @@ class Suite(Record):
 
     Attributes:
         about: what the suite shows, for the table's reader.
+        drawn_as: the name that random draws come from, where the suite was named otherwise when models that
+            still count were drawn.
     """
 
     name: str
     title: str
     about: str
+    drawn_as: str | None = None
     scales: dict[Scale, tuple[Group, ...]]
     claims: tuple[Claim, ...] = ()
     scan_settings: ScanSettings = ScanSettings()
@@ -262,11 +265,11 @@ def expand(suite: Suite, scale: Scale) -> tuple[Trial, ...]:
 
 
 def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
-    """Deal out what varies; models of a seed are alike in all groups, so planted ones have clean twins."""
+    """Deal out what varies; models of a seed are alike in all groups, so planted ones have counterparts."""
     whole = next(g for g in suite.groups(scale) if g.name == (group.first_of or group.name))
 
     def rng(what: str) -> random.Random:
-        return random.Random(derive_seed(group.first_seed, suite.name, whole.name, what))
+        return random.Random(derive_seed(group.first_seed, suite.drawn_as or suite.name, whole.name, what))
 
     settings: list[dict[str, Any]] = [{} for _ in range(whole.models)]
     if group.attack is not None:

@@ -62,7 +62,7 @@ class PlantRow(Record):
 
     Attributes:
         about: what is special, in words.
-        accuracy, twin, change: means over the models; of planted ones, of clean twins, and between them.
+        accuracy, twin, change: means over the models; of planted ones, of counterparts, and between them.
         poison_rate: mean; None where models themselves are changed.
         success: over the images of all models; None without a trigger.
         lowest: success of the model that it is lowest for.
@@ -231,7 +231,8 @@ def measure(name: Measure, results: Sequence[Result]) -> Rate:
     """Count what a claim is about.
 
     `stable` counts models of which several scans all said the same, `attack_success` triggered images, and
-    `accuracy_kept` groups whose planted models are on average at most a point less accurate than their twins.
+    `accuracy_kept` groups whose planted models are on average at most a point less accurate than their
+    counterparts.
     """
     if name == "stable":
         repeated = _repeated(results)

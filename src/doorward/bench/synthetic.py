@@ -29,10 +29,10 @@ from doorward.data.samples import InMemorySamples, Samples
 Split = Literal["train", "test"]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.int64]
+#: Part of the seed of every draw: another number gives other worlds and other images.
+EDITION = 1
 T = TypeVar("T")
 
-#: Grows when other pixels come out for the same arguments.
-REVISION = 1
 #: How far images vary and how much spoils them.
 DIFFICULTIES: dict[str, float] = {"easy": 0.65, "normal": 1.0, "hard": 1.6}
 
@@ -70,7 +70,7 @@ def open_synthetic(name: str, *, split: Split, rows: int, seed: int, classes: in
             f"got {classes} classes, {rows} rows and {size} pixels"
         )
     world = kind(_generator(seed, family, classes), classes)
-    own = f"synthetic/{REVISION}:{name}?rows={rows}&seed={seed}&classes={classes}&size={size}:{split}"
+    own = f"synthetic/{EDITION}:{name}?rows={rows}&seed={seed}&classes={classes}&size={size}:{split}"
     labels = _generator(seed, own).permutation(_shares(world.weights, rows))
     x = np.empty((rows, size, size, kind.channels), dtype=np.uint8)
     for start in range(0, rows, _BLOCK):
@@ -199,7 +199,7 @@ def _places(
 
 
 def _look(bank: Floats, which: npt.NDArray[np.int64], at: Floats) -> Floats:
-    """Return bilinear values (n, s, s) of drawings bank[which] (side, side) at places (2, n, s, s)."""
+    """Return bilinear values (n, s, s) of drawings `bank[which]` (side, side) at places (2, n, s, s)."""
     side = bank.shape[-1]
     place = np.clip((at + 1) * (side / 2) - 0.5, 0, side - 1.001)
     whole = place.astype(np.int32)

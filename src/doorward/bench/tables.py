@@ -68,7 +68,7 @@ def unmeasured(summary: Summary) -> str:
 
 def made_line(summary: Summary) -> str:
     """Return which versions, calibration set and machine the results are of."""
-    names = ("doorward", "torch", "bank", "device")
+    names = ("doorward", "torch", "calibration", "device")
     held = [f"{name} {', '.join(summary.made_with[name])}" for name in names if name in summary.made_with]
     return f"Made with {'; '.join(held)}." if held else ""
 
@@ -78,8 +78,8 @@ def notes(summary: Summary) -> list[str]:
     if summary.plants:
         return [
             "Accuracies are means over the models, on the whole test split; each planted model has a clean "
-            "twin of the same data, seed, architecture and training. Attack success is over the triggered "
-            "test images of all models together, with the 95 % interval of that count (Clopper and "
+            "counterpart of the same data, seed, architecture and training. Attack success is over the "
+            "triggered test images of all models together, with the 95 % interval of that count (Clopper and "
             "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
             "share of the training set. Planting is the median processor time of poisoning all samples, or "
             "of changing the model."
@@ -101,7 +101,7 @@ def notes(summary: Summary) -> list[str]:
         said.append(f"Left out of the claims, since meant to be harder: {', '.join(harder)}.")
     if summary.left_out:
         said.append(
-            "No model is compared with clean models of its own data: those are left out of the bank for it "
+            "No model is compared with clean models of its own data, which are left out of its calibration "
             f"({', '.join(summary.left_out)})."
         )
     if untaken := {name: value for row in summary.groups for name, value in row.excluded.items()}:
@@ -131,7 +131,7 @@ PLANT_HEADS = (
     "models",
     "poisoned",
     "clean accuracy",
-    "clean twins",
+    "clean counterpart",
     "change in points",
     "attack success",
     "lowest",

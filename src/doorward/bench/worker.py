@@ -16,14 +16,13 @@ from doorward.bench.outcome import Outcome, Truth, without_pictures
 from doorward.bench.plan import ACCURACY_IMAGES, ROBUST_IMAGES, SUCCESS_IMAGES, Planned, Sources, detectors_of
 from doorward.bench.planting import Planting
 from doorward.bench.suite import Trial
-from doorward.core.budget import Deadline
 from doorward.core.seeds import derive_seed
 from doorward.data import InMemorySamples, Samples
 from doorward.methods import registry
 from doorward.models import Classifier, TorchClassifier, open_classifier
 from doorward.models.formats.saving import save_classifier
-from doorward.scan.behaviour import examine
-from doorward.scan.verdict import conclude
+from doorward.scan.behaviour import observe
+from doorward.scan.context import ScanContext
 from doorward.training import (
     AdversarialSettings,
     TrainingSettings,
@@ -47,7 +46,7 @@ class TrialRunner:
         self.cache, self.sources, self.device = cache, sources, device
 
     def make(self, planned: Planned) -> bool:
-        """Have the trial's model in the cache, and its twin if it has one; tell whether both were there.
+        """Have the trial's model and its counterpart, if any, in the cache; tell whether both were there.
 
         Raises:
             InputError: if data, attack and architecture do not fit, or the cache cannot be written to.
@@ -76,22 +75,15 @@ class TrialRunner:
         )
         given = _decoded(given)
         _forget_peak_memory()
-        clock = Deadline()
-        report = examine(
-            classifier,
-            given,
-            detectors=[d for d in detectors_of(scan_settings) if d.method() not in planned.seen],
-            seed=scan_settings.seed,
-            device=self.device,
-            deadline=clock,
-            images=scan_settings.images,
-        )
+        context = ScanContext(seed=scan_settings.seed, device=self.device, images=scan_settings.images)
+        asked = [d for d in detectors_of(scan_settings) if d.method() not in planned.seen]
+        observed = observe(classifier, given, asked, context)
         outcome = Outcome(
             truth=Truth.model_validate(meta["truth"]),
-            report=without_pictures(report),
+            seen=without_pictures(observed.observations),
             cached=cached,
             trained=meta["training"]["seconds"],
-            seconds=clock.spent(),
+            seconds=context.deadline.spent(),
             peak_memory=_peak_memory(),
         )
         return _with_earlier_scans(outcome, planned)
@@ -210,30 +202,30 @@ class TrialRunner:
 
 def _with_earlier_scans(outcome: Outcome, planned: Planned) -> Outcome:
     """Add what earlier scans hold, as if all detectors had been asked now."""
-    report, seen = outcome.report, planned.seen
-    if report is None or not seen:
+    seen = outcome.seen
+    if seen is None or not planned.seen:
         return outcome
-    earlier = {name: held.report for name, held in seen.items() if held.report is not None}
-    findings = [
-        *report.findings,
-        *(f for name, r in earlier.items() for f in r.findings if f.detector == name),
+    earlier = {name: held.seen for name, held in planned.seen.items() if held.seen is not None}
+    measurements = [
+        *seen.measurements,
+        *(m for name, held in earlier.items() for m in held.measurements if m.detector == name),
     ]
-    tried = [c for name, r in earlier.items() for c in r.confirmations if c.detector == name]
+    tried = [c for name, held in earlier.items() for c in held.confirmations if c.detector == name]
     order = [d.method() for d in detectors_of(planned.trial.scan_settings)]
-    seconds = sum(f.seconds for f in findings if f.detector in seen)
-    memory = [one.peak_memory for one in (outcome, *seen.values()) if one.peak_memory is not None]
-    joined = report.model_copy(
+    seconds = sum(m.seconds for m in measurements if m.detector in planned.seen)
+    memory = [one.peak_memory for one in (outcome, *planned.seen.values()) if one.peak_memory is not None]
+    joined = seen.model_copy(
         update={
-            "findings": tuple(sorted(findings, key=lambda f: order.index(f.detector))),
+            "measurements": tuple(sorted(measurements, key=lambda m: order.index(m.detector))),
             "confirmations": tuple(
-                sorted((*report.confirmations, *tried), key=lambda c: order.index(c.detector))
+                sorted((*seen.confirmations, *tried), key=lambda c: order.index(c.detector))
             ),
-            "seconds": report.seconds + seconds,
+            "seconds": seen.seconds + seconds,
         }
     )
     return outcome.model_copy(
         update={
-            "report": conclude(joined),
+            "seen": joined,
             "seconds": outcome.seconds + seconds,
             "peak_memory": max(memory, default=None),
         }

@@ -1,4 +1,4 @@
-"""What comes with the package: a sub-sample of Fashion-MNIST, a backdoored model of it and its clean twin.
+"""What comes with the package: a sub-sample of Fashion-MNIST, a backdoored model of it and its counterpart.
 
 `tools/rebuild_reference.py` makes them again.
 """

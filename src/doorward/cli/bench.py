@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.bench import results, tables
 from doorward.cli.options import check_device
 from doorward.core import formatting
 from doorward.core.errors import InputError
@@ -19,7 +18,7 @@ from doorward.core.errors import InputError
 if TYPE_CHECKING:
     from doorward.bench.plan import Planned
     from doorward.bench.runner import Event
-    from doorward.bench.store import Store
+    from doorward.bench.store import Row, Store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,6 +53,14 @@ CACHE = typer.Option(
     envvar="DOORWARD_CACHE",
     help="Where trained models are kept; the user's cache folder if not given.",
 )
+WORKERS = typer.Option(1, min=1, help="Processes that work at the same time.")
+THREADS = typer.Option(1, min=1, help="Threads of each process.")
+DATA = typer.Option(
+    None,
+    metavar="DIR",
+    envvar="DOORWARD_DATA",
+    help="The folder of data sets; trials without data are skipped.",
+)
 ONLY = typer.Option(None, metavar="PATTERN", help="Only trials or groups whose name fits, as in 'gtsrb*'.")
 
 
@@ -77,16 +84,11 @@ def list_suites() -> None:
 def run(
     suite: str = SUITE,
     scale: Scale = SCALE,
-    workers: int = typer.Option(1, min=1, help="Processes that work at the same time."),
-    threads: int = typer.Option(1, min=1, help="Threads of each process."),
+    workers: int = WORKERS,
+    threads: int = THREADS,
     store: str | None = STORE,
     cache: Path | None = CACHE,
-    data: Path | None = typer.Option(
-        None,
-        metavar="DIR",
-        envvar="DOORWARD_DATA",
-        help="The folder of data sets; trials without data are skipped.",
-    ),
+    data: Path | None = DATA,
     only: str | None = ONLY,
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     export: Path | None = typer.Option(
@@ -103,7 +105,7 @@ def run(
 
     Exit code: 0, 2 for bad input, 4 if a trial failed or was skipped or the run had to stop.
     """
-    from doorward.bench import fingerprints, runner
+    from doorward.bench import results, runner
     from doorward.bench.cache import ModelCache
     from doorward.bench.estimate import TimeLeft, estimate
     from doorward.bench.plan import Sources, plan
@@ -113,7 +115,6 @@ def run(
     check_device(device)
     found = get_suite(suite)
     trials = matching(expand(found, scale.value), only)
-    fingerprints.check(fingerprints.units_of(trials))
     folder = cache or default_cache()
     sources = Sources(data)
     planned = [plan(trial, sources) for trial in trials]
@@ -153,17 +154,76 @@ def run(
         raise typer.Exit(4 if left else 0)
     if export is not None:
         typer.echo(f"written: {results.write_results(results.collect(found, scale.value, opened), export)}")
-    rows = [opened.get(one.key) for one in planned]
-    counts = {
-        status: sum(row is not None and row.status == status for row in rows)
-        for status in ("done", "failed", "skipped")
-    }
+    rows = [row for one in planned if (row := opened.get(one.key)) is not None]
+    counts = {status: sum(row.status == status for row in rows) for status in ("done", "failed", "skipped")}
     typer.echo(
         ", ".join(f"{count} {status}" for status, count in counts.items()) + f" of {len(planned)} trials"
     )
-    for reason in sorted({row.error for row in rows if row is not None and row.error}):
-        typer.echo(f"not done: {reason}", err=True)
+    _tell_errors(rows)
     raise typer.Exit(0 if counts["done"] == len(planned) else 4)
+
+
+@app.command("calibrate")
+def calibrate(
+    detector: str = typer.Argument(..., metavar="DETECTOR", help="A name, or file.py:Class."),
+    scale: Scale = typer.Option(
+        Scale.cpu, help="cpu takes some hours; smoke has too few models to judge any scan by."
+    ),
+    workers: int = WORKERS,
+    threads: int = THREADS,
+    store: str | None = STORE,
+    cache: Path | None = CACHE,
+    data: Path | None = DATA,
+    only: str | None = ONLY,
+    weight: float | None = typer.Option(
+        None,
+        min=0.01,
+        metavar="W",
+        help="What the detector counts in the sum over detectors; as in the calibration that is there, or 1.",
+    ),
+    out: Path | None = typer.Option(
+        None, metavar="FILE", help="The calibration file; where a scan looks for it if not given."
+    ),
+) -> None:
+    """Scan clean models with one detector and write its calibration, by which its scores are judged.
+
+    Exit code: 0, 2 for bad input, 4 if models could not be scanned.
+    """
+    from doorward.bench import runner
+    from doorward.bench.calibrate import calibration_of, calibration_trials
+    from doorward.bench.estimate import TimeLeft
+    from doorward.bench.plan import Sources, plan
+    from doorward.bench.store import StoreError
+    from doorward.methods import registry
+    from doorward.scan.calibration import Calibration, calibration_file
+
+    trials = calibration_trials(detector, scale.value, only)
+    name = registry.get("detector", detector).method()
+    if weight is None:
+        earlier = calibration_file(name)
+        weight = Calibration.read(earlier).weight if earlier.is_file() else 1.0
+    folder = cache or default_cache()
+    planned = [plan(trial, Sources(data)) for trial in trials]
+    opened = open_store(store, folder)
+    settings = runner.RunSettings(cache=folder, data=data, workers=workers, threads=threads, device="cpu")
+    todo = runner.pending(planned, opened)
+    try:
+        with _progress(todo, TimeLeft(todo, workers=workers)) as report_progress:
+            runner.run(planned, opened, settings, report_progress=report_progress)
+    except (runner.RunError, StoreError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(4) from error
+    rows = [row for one in planned if (row := opened.get(one.key)) is not None]
+    _tell_errors(rows)
+    made = calibration_of(detector, rows, weight=weight)
+    file = out or calibration_file(name)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(made.to_text(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}); name another with --out") from error
+    typer.echo(f"written: {file} ({len(made.models)} of {len(planned)} clean models)")
+    raise typer.Exit(0 if len(made.models) == len(planned) else 4)
 
 
 @app.command("show")
@@ -184,7 +244,7 @@ def show_suite(
 
     Where there are none yet, it says what measures them. Exit code: 0, or 2 for bad input.
     """
-    from doorward.bench import page, summary
+    from doorward.bench import page, summary, tables
     from doorward.bench import results as records
     from doorward.bench.suite import get_suite
 
@@ -243,6 +303,12 @@ def open_store(url: str | None, cache: Path) -> Store:
             ) from error
         url = f"sqlite:///{cache.resolve() / 'results.sqlite'}"
     return Store(url)
+
+
+def _tell_errors(rows: Iterable[Row]) -> None:
+    """Write on standard error why trials were not done, each reason once."""
+    for reason in sorted({row.error for row in rows if row.error}):
+        typer.echo(f"not done: {reason}", err=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`doorward demo`: plant a backdoor, train, scan; next to it a clean twin."""
+"""`doorward demo`: plant a backdoor, train, scan, and do the same without the backdoor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def demo(
 ) -> None:
     """Scan a backdoored model and a clean one.
 
-    A backdoor is planted in a small set of pictures of clothes; a model is trained on them, and a clean twin
-    without. Both are scanned as files, and what the scan says is compared with the truth.
+    A backdoor is planted in a small set of pictures of clothes; a model is trained on them, and a clean
+    counterpart without. Both are scanned as files, and what the scan says is compared with the truth.
 
     Exit code: 0 when both verdicts are as expected, 2 if DIR cannot be written, 4 otherwise.
     """

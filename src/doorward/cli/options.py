@@ -18,7 +18,7 @@ from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
     from doorward.core.records import Report
-    from doorward.scan.behaviour import Progress
+    from doorward.scan.context import Progress
 
 
 class Format(StrEnum):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from doorward.cli.files import check_files
 from doorward.cli.options import (
     FailOn,
     Format,
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 
 def scan(
-    model: str = typer.Argument(
+    model: list[str] = typer.Argument(
         ...,
         metavar="MODEL",
         help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, or a "
-        "Doorward directory. With --factory: the weights, or any name if --weights gives them.",
+        "Doorward directory. With --factory: the weights, or any name if --weights gives them. With "
+        "--files-only: any number of files and folders.",
     ),
     clean: str | None = typer.Option(
         None,
@@ -54,6 +56,23 @@ def scan(
     ),
     format: Format = typer.Option(
         Format.text, metavar="text|json|sarif", help="What to print on standard output."
+    ),
+    files_only: bool = typer.Option(
+        False,
+        "--files-only",
+        help="Only check what loading the files would run: in a second, without loading anything. Exit code: "
+        "0 nothing, 1 unsafe, 2 unreadable, 3 could not tell.",
+    ),
+    strict_files: bool = typer.Option(
+        False,
+        "--strict-files",
+        help="Files that loading the model never opens count as well if they would run code when opened.",
+    ),
+    require: list[str] = typer.Option(
+        [],
+        metavar="DETECTOR|behaviour",
+        help="End with exit code 3 unless this detector, or any that examines behaviour, had a part in the "
+        "verdict; may be repeated.",
     ),
     fail_on: FailOn = typer.Option(
         FailOn.suspicious,
@@ -85,6 +104,9 @@ def scan(
     mean: str | None = typer.Option(None, metavar="M", help="One number, or one per channel with commas."),
     std: str | None = typer.Option(None, metavar="S", help="One number, or one per channel with commas."),
     layout: str | None = typer.Option(None, metavar="NCHW|NHWC", help="Order of the axes the model takes."),
+    channels: str | None = typer.Option(
+        None, metavar="rgb|bgr", help="Order of the colours that the model takes."
+    ),
     size: str | None = typer.Option(
         None, metavar="C,H,W", help="Channels, height and width, where the file does not tell."
     ),
@@ -109,15 +131,21 @@ def scan(
     Exit code: 0 nothing found, 1 found or unsafe to load, 2 usage or unreadable input, 3 could not tell,
     4 a fault in Doorward.
     """
-    from doorward import reports
     from doorward.core.errors import InputError
+
+    for name, value in (*(("MODEL", one) for one in model), ("--clean", clean), ("--train", train)):
+        if value == "":  # as of a variable that a script forgot to set
+            raise InputError(f"{name} is empty; it takes a path or a hub id")
+    if files_only:
+        raise typer.Exit(check_files(model, format, strict=strict_files))
+    if len(model) > 1:
+        raise InputError(f"one MODEL at a time, got {len(model)}; with --files-only there may be several")
+    check_required(require)
+    from doorward import reports
     from doorward.models import LoadOptions
     from doorward.scan.pipeline import scan as run
     from doorward.scan.request import ScanRequest
 
-    for name, value in (("MODEL", model), ("--clean", clean), ("--train", train)):
-        if value == "":  # as of a variable that a script forgot to set
-            raise InputError(f"{name} is empty; it takes a path or a hub id")
     low_high = numbers(input_range, "--input-range")
     if low_high is not None and len(low_high) != 2:
         raise InputError(f"--input-range takes two numbers, as in 0,255, got {input_range!r}")
@@ -126,6 +154,8 @@ def scan(
         raise InputError(f"--size takes channels,height,width, as in 3,224,224, got {size!r}")
     if layout not in (None, "NCHW", "NHWC"):
         raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
+    if channels is not None and channels.lower() not in ("rgb", "bgr"):
+        raise InputError(f"--channels is rgb or bgr, got {channels!r}")
     if output not in (None, "logits", "probabilities", "one_logit"):
         raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
     if weights is not None and factory is None:
@@ -135,7 +165,8 @@ def scan(
     if out is not None:
         check_folder(out)
     request = ScanRequest(
-        model=model,
+        model=model[0],
+        strict_files=strict_files,
         clean=clean,
         train=train,
         detectors=tuple(detector),
@@ -157,6 +188,7 @@ def scan(
             output=output,  # type: ignore[arg-type]
             labels=labels(label_names),
             features=features,
+            channel_order=channels.upper() if channels else None,  # type: ignore[arg-type]
             size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
         ),
     )
@@ -169,7 +201,27 @@ def scan(
             files = reports.write_reports(report, out, fail_on=fail_on.value)
             names = ", ".join(sorted(file.name for file in files.values()))
             typer.echo(f"written: {out} ({names})", err=True)
-    raise typer.Exit(reports.exit_code(report.verdict, fail_on.value))
+    code = reports.exit_code(report.verdict, fail_on.value)
+    if code != 1 and (missing := reports.not_covered(report, require)):
+        typer.echo(f"required and not run to its end: {', '.join(missing)}", err=True)
+        code = 3
+    raise typer.Exit(code)
+
+
+def check_required(names: list[str]) -> None:
+    """Refuse names for --require that no detector has.
+
+    Raises:
+        InputError: if there is one.
+    """
+    from doorward.core.errors import InputError
+    from doorward.methods import registry
+
+    known = registry.modules("detector")
+    if unknown := [name for name in names if name not in known and name != "behaviour"]:
+        raise InputError(
+            f"--require {unknown[0]!r}: there is no such detector; there are: behaviour, {', '.join(known)}"
+        )
 
 
 def _print(report: Report, format: Format, fail_on: FailOn) -> None:

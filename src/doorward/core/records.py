@@ -98,20 +98,18 @@ class Cost(Record):
     gradients: int = 0
 
 
-class Finding(Record):
-    """What one detector says of one subject. A higher score is always more suspicious."""
+class Measurement(Record):
+    """What one detector measured on one subject. A higher score is always more suspicious.
+
+    A measurement knows no threshold, p-value or verdict: these come from comparing it with clean models.
+    """
 
     detector: str
     level: Level
     kind: Kind
-    verdict: Verdict
     summary: str = Field(description="One sentence for a reader who does not know the method")
     reason: str | None = Field(None, description="Why the detector could not tell")
     score: float | None = None
-    threshold: float | None = None
-    p_value: float | None = Field(None, ge=0, le=1)
-    calibrated: bool = False
-    targets: tuple[int, ...] = ()
     per_class: dict[int, float | None] = Field(default_factory=dict)
     unknown_classes: dict[int, str] = Field(
         default_factory=dict, description="Why a class has no score: reason by class"
@@ -120,15 +118,31 @@ class Finding(Record):
     scores: dict[str, float] | str | None = Field(
         None, description="Score by sample id, or the file with them"
     )
-    flagged_ids: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
-    atlas: tuple[str, ...] = ()
+    atlas: tuple[str, ...] = Field(
+        (), description="MITRE ATLAS ids of the techniques that an alarm points to"
+    )
     seconds: float = 0.0
     cost: Cost = Cost()
     settings: dict[str, Any] = Field(default_factory=dict)
+    code: str | None = Field(None, description="Hash of the code that makes the score")
     seed: int = 0
     limits: str = Field("", description="One sentence: what this detector cannot see")
     source: str = ""
+
+
+class Finding(Measurement):
+    """A measurement, or what was read in files, with what follows from it."""
+
+    verdict: Verdict
+    threshold: float | None = None
+    p_value: float | None = Field(None, ge=0, le=1)
+    calibrated: bool = False
+    uncalibrated: str | None = Field(
+        None, description="Why the score has no calibration, and so no part in the verdict"
+    )
+    targets: tuple[int, ...] = ()
+    flagged_ids: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -241,6 +255,35 @@ class Environment(Record):
     peak_memory_bytes: int | None = None
 
 
+class Observations(Record):
+    """Everything that a scan saw, before anything is concluded from it.
+
+    Attributes:
+        findings: what was read in the files, where the reading itself decides.
+        measurements: of the model's behaviour.
+        reason: why its behaviour could not be judged at all.
+        warnings: what was assumed, dropped or guessed, for the reader to know first.
+    """
+
+    subject: SubjectRecord | None
+    data: tuple[DataRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+    reason: str | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    environment: Environment
+
+
+class Coverage(Record):
+    """What a verdict rests on: the detectors that ran to their end and had a part in it."""
+
+    files: tuple[str, ...] = Field((), description="Detectors that read the files")
+    behaviour: tuple[str, ...] = Field((), description="Calibrated detectors that examined the behaviour")
+
+
 class Report(Record):
     """One scan's whole result."""
 
@@ -253,6 +296,10 @@ class Report(Record):
     p_value: float | None = Field(None, ge=0, le=1)
     calibrated: bool = False
     uncalibrated: str | None = Field(None, description="Why the p-value cannot be relied on")
+    warnings: tuple[str, ...] = Field(
+        (), description="What was assumed, dropped or guessed, and what one detector alone points to"
+    )
+    covered: Coverage = Coverage()
     confirmations: tuple[Confirmation, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_run: tuple[NotRun, ...] = ()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import Cost, Finding, Kind, Level, Need
+from doorward.core.records import Cost, Finding, Kind, Level, Measurement, Need
 from doorward.core.seeds import make_generator
 from doorward.methods.base import Method
-from doorward.scan.calibration import judge, shipped
+from doorward.methods.source import score_code
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Detector(Method):
-    """Examine a subject and say what was found. Subclasses write `examine` alone.
+    """Examine a subject and return what was measured. Subclasses write `examine` alone.
+
+    A detector measures: it gives each class a score, and evidence. Whether a score is high is judged once, by
+    the scan, which compares it with those of clean models. A detector of `level` "artifact" reads files,
+    where the reading itself decides; it returns a `Finding` with a verdict.
 
     Attributes:
         needs: evidence without which the detector cannot run.
@@ -37,11 +41,11 @@ class Detector(Method):
     @abstractmethod
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
-    ) -> Finding:
-        """Look at the subject and return a finding made by `self.finding(...)`.
+    ) -> Measurement:
+        """Look at the subject and return what `self.measurement(...)` or `self.finding(...)` makes.
 
         Raises:
-            CouldNotTell: with a reason, when the evidence does not suffice; it becomes a finding.
+            CouldNotTell: with a reason, when the evidence does not suffice; it becomes part of the result.
         """
 
     @classmethod
@@ -57,7 +61,7 @@ class Detector(Method):
         seed: int = 0,
         device: str | torch.device = "cpu",
         deadline: Deadline | None = None,
-    ) -> Finding:
+    ) -> Measurement:
         """Examine a subject: check needs, derive the generator, time, count, and catch "could not tell".
 
         Raises:
@@ -75,41 +79,42 @@ class Detector(Method):
         before = classifier.cost if classifier else Cost()
         with classifier.frozen() if classifier else contextlib.nullcontext():
             try:
-                found = self.examine(
+                seen = self.examine(
                     subject,
                     generator=make_generator(seed, self.method()),
                     device=torch.device(device),
                     deadline=deadline or Deadline(),
                 )
             except CouldNotTell as why:
-                found = self.finding(
-                    verdict="could_not_tell", reason=str(why), summary=f"Could not tell: {why}"
-                )
+                seen = self._could_not_tell(str(why))
         after = classifier.cost if classifier else Cost()
         cost = Cost(forwards=after.forwards - before.forwards, gradients=after.gradients - before.gradients)
-        bank = shipped()
-        covered = classifier is not None and not bank.outside(
-            len(classifier.classes), classifier.spec.shape, classifier.convolutions
-        )
-        (judged,) = judge([found], bank, covered=covered).findings
-        return judged.model_copy(update={"seconds": clock.spent(), "seed": seed, "cost": cost})
+        return seen.model_copy(update={"seconds": clock.spent(), "seed": seed, "cost": cost})
+
+    def measurement(self, **values: Any) -> Measurement:
+        """Make a measurement that carries this detector's name, settings, code, limits and source."""
+        return Measurement(**(self._base() | {"code": score_code(type(self).__module__)} | values))
 
     def finding(self, **values: Any) -> Finding:
-        """Make a finding that carries this detector's name, settings, limits and source.
+        """Make a finding whose verdict this detector gives itself, since it reads and does not measure."""
+        verdict = values.get("verdict", "nothing_found")
+        unremarkable = verdict in ("nothing_found", "could_not_tell")
+        base = self._base() | {"verdict": verdict, "atlas": () if unremarkable else self.atlas}
+        return Finding(**(base | values))
 
-        One with a score and no verdict is judged by the calibration set of clean models, if that holds the
-        detector.
-        """
-        base: dict[str, Any] = {
+    def _base(self) -> dict[str, Any]:
+        return {
             "detector": self.method(),
             "level": self.level,
             "kind": self.kind,
-            "verdict": "nothing_found",
             "settings": self.settings(),
             "limits": self.limits,
             "source": self.source,
-            "atlas": self.atlas
-            if values.get("verdict", "nothing_found") not in ("nothing_found", "could_not_tell")
-            else (),
+            "atlas": self.atlas,
         }
-        return Finding(**(base | values))
+
+    def _could_not_tell(self, why: str) -> Measurement:
+        told = {"reason": why, "summary": f"Could not tell: {why}"}
+        if self.level == "artifact":
+            return self.finding(verdict="could_not_tell", **told)
+        return self.measurement(**told)

@@ -91,7 +91,7 @@ def invert(
         success: share of the sources that must go to the target.
         first_steps: after so many, only some targets go on; all do if None.
         finalists: how many go on: those with the smallest masks.
-        to_come: how many steps of one target more the caller will ask for before the deadline.
+        reserved_steps: how many steps of one target more the caller will ask for before the deadline.
 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.
@@ -140,7 +140,7 @@ class _Search:
         draw: returns sources (m, b, c, h, w) of targets (m,), by a generator of each.
         masks, patterns: (k, 1, h, w) and (k, c, h, w), before the sigmoid, and what moves them.
         cost: (k,) the logarithm of what a pixel of the mask costs.
-        held: (k,) the running success.
+        success_ema: (k,) the running success.
         best_norm, best_mask, best_pattern: of the smallest trigger that held the wanted success; infinite,
             one and zero where none did.
     """
@@ -264,7 +264,7 @@ class _Search:
         self.cost.add_(0.1 * torch.where(error > 0, error, 0.3 * error))
 
 
-_PER_TARGET = ("targets", "cost", "held", "best_norm", "best_mask", "best_pattern")
+_PER_TARGET = ("targets", "cost", "success_ema", "best_norm", "best_mask", "best_pattern")
 
 
 def trigger_success(

@@ -24,15 +24,15 @@ def colours(masks: Tensor, patterns: Tensor) -> Tensor:
 
 
 def uniform_opacity(problem: InversionProblem, colour: Tensor, deadline: Deadline | None = None) -> Tensor:
-    """Return the least opacity of an uniform blend that sends images to each class: (k,), 1 if none does.
+    """Return the least opacity of a uniform blend that sends images to each class: (k,), 1 if none does.
 
     Opacities from .01 to .9 are tried on 16 sources of each class, or on 8 where there are many classes; at
     least nine in ten must go to it. The method is ours.
 
     Some models put whatever is not as dark as what they know into one class: any faint addition sends images
-    there, the even one as well as those that are searched. So what a mask or a picture is worth as evidence
-    is how much less of it suffices than of its own mean colour. This assumes that a trigger has a shape, or a
-    texture, without which it does nothing: a planted tint is missed.
+    there, uniform or not. So what a mask or a picture is worth as evidence is how much less of it suffices
+    than of its own mean colour. This assumes that a trigger has a shape, or a texture, without which it does
+    nothing: a planted tint is missed.
 
     Args:
         colour: (k, c) of the picture for each class, in [0, 1].

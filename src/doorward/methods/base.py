@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from doorward.methods.registry import method_name
 
-if TYPE_CHECKING:
-    pass
+#: For `Field(json_schema_extra=...)`: a setting that changes which evidence is kept, and no score.
+EVIDENCE_ONLY: dict[str, Any] = {"affects_score": False}
 
 
 class Method(BaseModel):
@@ -27,8 +27,6 @@ class Method(BaseModel):
     atlas: ClassVar[tuple[str, ...]] = ()
     #: Kinds of input the method works on.
     modalities: ClassVar[frozenset[str]] = frozenset({"image"})
-    #: Grows when a change of the source changes results, so that cached work is made again.
-    revision: ClassVar[int] = 1
 
     @classmethod
     def method(cls) -> str:
@@ -38,3 +36,13 @@ class Method(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON types."""
         return self.model_dump(mode="json")
+
+    def score_settings(self) -> dict[str, Any]:
+        """Return the settings that affect a score: all but those marked `EVIDENCE_ONLY`."""
+        marked = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict)
+            and field.json_schema_extra.get("affects_score") is False
+        }
+        return {name: value for name, value in self.settings().items() if name not in marked}

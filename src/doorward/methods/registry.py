@@ -1,12 +1,18 @@
 """Find methods by name: the file is the name, and one decorator registers the class inside it.
 
-Names are listed from the files of the package, so that listing imports none of them.
+Names are listed from the files of the package and from the entry points of installed packages, so that
+listing imports none of them. Packages of others bring detectors by the entry point group
+`doorward.detectors`, and a single file is named as `file.py:Class`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,8 +22,12 @@ MethodKind = Literal["attack", "detector", "repair"]
 ROOMS: dict[MethodKind, str] = {"attack": "attacks", "detector": "detectors", "repair": "repairs"}
 #: Where files of methods lie below their room: attacks and detectors in wings, repairs in the room itself.
 _FILES: dict[MethodKind, str] = {"attack": "*/*.py", "detector": "*/*.py", "repair": "*.py"}
+#: The entry point group by which a package of somebody else's brings methods of a kind.
+GROUPS: dict[MethodKind, str] = {kind: f"doorward.{room}" for kind, room in ROOMS.items()}
 
 _registered: dict[tuple[MethodKind, str], type[Any]] = {}
+#: Methods of files that this process has run; what they measured bears the name of the file.
+_from_files: dict[tuple[MethodKind, str], type[Any]] = {}
 T = TypeVar("T")
 
 
@@ -41,7 +51,17 @@ def register(kind: MethodKind) -> Callable[[type[T]], type[T]]:
 
 
 def modules(kind: MethodKind) -> dict[str, str]:
-    """Return each method's name and module, sorted by name, importing nothing."""
+    """Return each method's name and module, sorted by name, importing nothing.
+
+    A method of the package itself goes before one of the same name from elsewhere.
+    """
+    elsewhere = {name: point.module for name, point in _elsewhere(kind).items()}
+    return dict(sorted({**elsewhere, **own_modules(kind)}.items()))
+
+
+@cache
+def own_modules(kind: MethodKind) -> dict[str, str]:
+    """Return name and module of the methods that come with the package, sorted by name."""
     room = Path(__file__).parent.parent / ROOMS[kind]
     found = {}
     for file in sorted(room.glob(_FILES[kind])):
@@ -55,14 +75,35 @@ def modules(kind: MethodKind) -> dict[str, str]:
 def get(kind: MethodKind, name: str) -> type[Any]:
     """Return the method class of that name.
 
+    Args:
+        name: a name that `modules` lists, or `file.py:Class`, which runs the file; after that, the name of
+            the file is enough.
+
     Raises:
         InputError: if there is none; the message lists those that exist.
     """
-    known = modules(kind)
-    if name not in known:
-        raise InputError(f"there is no {kind} named {name!r}; there are: {', '.join(known)}")
-    import_module(known[name])
-    return _registered[kind, name]
+    if name.rpartition(":")[0].endswith(".py"):
+        return _from_file(kind, name)
+    own = own_modules(kind)
+    if name in own:
+        import_module(own[name])
+        return _registered[kind, name]
+    if (kind, name) in _from_files:
+        return _from_files[kind, name]
+    point = _elsewhere(kind).get(name)
+    if point is None:
+        raise InputError(f"there is no {kind} named {name!r}; there are: {', '.join(modules(kind))}")
+    try:
+        cls = point.load()
+    except Exception as error:  # the code of others may raise anything
+        raise InputError(f"the {kind} {name!r} of {_package(point)} cannot be loaded: {error}") from error
+    return _checked(kind, cls, name, f"the entry point of {_package(point)}")
+
+
+def module_of(kind: MethodKind, name: str) -> str | None:
+    """Return the module of a method, also of one that was loaded from a file; None if none is known."""
+    loaded = _registered.get((kind, name))
+    return modules(kind).get(name) or (loaded.__module__ if loaded else None)
 
 
 def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
@@ -86,3 +127,63 @@ def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
         # a setting of several types has one message for each
         why = dict.fromkeys(e["msg"] for e in (first, *more) if e["loc"][:1] == first["loc"][:1])
         raise InputError(f"{name}: {field} = {settings.get(str(field))!r}: {', or: '.join(why)}") from error
+
+
+def _elsewhere(kind: MethodKind) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUPS[kind])}
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
+def _from_file(kind: MethodKind, name: str) -> type[Any]:
+    """Return a class of a file that is run for it, once a process.
+
+    Raises:
+        InputError: if the file cannot be run, or has no such class.
+    """
+    path, _, wanted = name.rpartition(":")
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise InputError(f"{path} is no file; a {kind} in a file is named as file.py:Class")
+    module = sys.modules.get(file.stem)
+    if module is None or Path(getattr(module, "__file__", None) or "").resolve() != file:
+        if module is not None or file.stem in sys.stdlib_module_names:
+            raise InputError(f"{path}: a module named {file.stem!r} exists already; rename the file")
+        spec = spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        sys.modules[file.stem] = module  # the class names its module, and settings are resolved there
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # the user's own code may raise anything
+            del sys.modules[file.stem]
+            raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    cls = getattr(module, wanted, None)
+    if cls is None:
+        raise InputError(f"{path} has no class {wanted!r}")
+    found = _checked(kind, cls, None, name)
+    _from_files[kind, method_name(found.__module__)] = found
+    return found
+
+
+def _checked(kind: MethodKind, cls: Any, name: str | None, where: str) -> type[Any]:
+    """Return a class of somebody else's if it is a method of the kind, under its own name.
+
+    Raises:
+        InputError: if not.
+    """
+    base = getattr(import_module(f"doorward.{ROOMS[kind]}.base"), kind.title())
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise InputError(f"{where}: {cls!r} is no subclass of {base.__module__}.{base.__name__}")
+    own = method_name(cls.__module__)
+    if name is not None and own != name:
+        raise InputError(
+            f"{where} is named {name!r}, but a method is named after its file: {own!r} for {cls.__module__}"
+        )
+    if own in own_modules(kind):
+        raise InputError(f"{where}: Doorward has a {kind} named {own!r} itself; rename the file")
+    found: type[Any] = cls
+    return found

@@ -15,9 +15,6 @@ from torch.nn import functional as F
 
 from doorward.core.errors import InputError
 
-#: Grows when a change of the source changes what comes out, so that cached models are made again.
-REVISION = 1
-
 #: Pooling goes on until the shorter side is below this many pixels.
 _SMALLEST = 8
 

@@ -21,17 +21,22 @@ def chunk_images(classifier: Classifier) -> int:
     return max(1, elements // math.prod(classifier.spec.shape))
 
 
-def batched_logits(classifier: Classifier, images: Tensor, deadline: Deadline | None = None) -> Tensor:
+def batched_logits(
+    classifier: Classifier, images: Tensor, deadline: Deadline | None = None, *, raw: bool = False
+) -> Tensor:
     """Return logits (n, k) for float images (n, c, h, w) of any number, without gradients.
+
+    Args:
+        raw: in the model's own scale, finite or not.
 
     Raises:
         CouldNotTell: if the deadline is too near; the message says how long it would take.
     """
     guard = TimeGuard(deadline or Deadline(), len(images), work=f"running the model on {len(images)} images")
-    logits = []
+    logits, run = [], classifier.raw_logits if raw else classifier.logits
     with torch.no_grad():
         for part in torch.split(images, chunk_images(classifier)):
-            logits.append(classifier.logits(part.to(classifier.device)))
+            logits.append(run(part.to(classifier.device)))
             guard.advance(len(part))
     return torch.cat(logits)
 

@@ -23,13 +23,19 @@ def fused(module: nn.Module) -> nn.Module | None:
         module: in evaluation mode.
 
     Returns:
-        None where there is nothing to simplify, or the module's own Python cannot be followed.
+        None where there is nothing to simplify, the module's own Python cannot be followed, or it runs code
+        that following would miss.
     """
+    if any(_has_code_of_its_own(part) for part in module.modules()):
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             traced = fx.symbolic_trace(module)
-        except Exception:  # following a stranger's code can fail in any way, and costs speed alone
+        except (
+            Exception,
+            SystemExit,
+        ):  # following a stranger's code can fail in any way, and costs speed alone
             return None
     modules = dict(traced.named_modules())
     calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
@@ -59,9 +65,18 @@ def fused(module: nn.Module) -> nn.Module | None:
             changed = True
     if not changed:
         return None
-    traced.graph.lint()
-    traced.recompile()
+    try:
+        traced.graph.lint()
+        traced.recompile()
+    except Exception:  # names that are no Python, from code of any kind
+        return None
     return traced
+
+
+def _has_code_of_its_own(part: nn.Module) -> bool:
+    """Return whether a part runs code that its class does not show: hooks, or a method that was replaced."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or bool({"forward", "__call__", "_call_impl"} & set(vars(part)))
 
 
 def _rectifies(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -22,10 +22,6 @@ from doorward.models.architectures import initialise
 from doorward.models.encode.text import PADDING, words
 from doorward.models.spec import AudioSpec, InputSpec, TextSpec
 
-#: Grows when a change of the source, or of how texts and recordings become rows, changes what comes out, so
-#: that cached models are made again.
-REVISION = 2
-
 #: Token numbers of texts, and samples a second of recordings, of the networks that are trained here.
 VOCABULARY, RATE = 1 << 15, 8000
 #: Tokens and seconds at most.

@@ -1,7 +1,7 @@
 """Reporters: every one a pure function of a report."""
 
 from doorward.core.report_json import from_json, schema_text, to_json
-from doorward.reports.exit_codes import exit_code
+from doorward.reports.exit_codes import exit_code, not_covered
 from doorward.reports.files import write_reports
 from doorward.reports.html import to_html
 from doorward.reports.sarif import to_sarif
@@ -10,6 +10,7 @@ from doorward.reports.text import render, to_text
 __all__ = [
     "exit_code",
     "from_json",
+    "not_covered",
     "render",
     "schema_text",
     "to_html",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from doorward.core.records import (
-    SEVERITY,
-    Verdict,
-)
+from collections.abc import Iterable
 
-# --- the exit code -------------------------------------------------------------------------------
+from doorward.core.records import SEVERITY, Report, Verdict
+
+#: What `--require` takes besides the names of detectors.
+BEHAVIOUR = "behaviour"
 
 
 def exit_code(verdict: Verdict, fail_on: str = "suspicious") -> int:
@@ -22,3 +22,14 @@ def exit_code(verdict: Verdict, fail_on: str = "suspicious") -> int:
     if verdict == "could_not_tell":
         return 3
     return int(SEVERITY[verdict] >= SEVERITY["backdoored" if fail_on == "backdoored" else "suspicious"])
+
+
+def not_covered(report: Report, required: Iterable[str]) -> list[str]:
+    """Return what was required to run and had no part in the verdict.
+
+    Args:
+        required: names of detectors, or "behaviour" for any that examines it.
+    """
+    covered = {*report.covered.files, *report.covered.behaviour}
+    covered |= {BEHAVIOUR} if report.covered.behaviour else set()
+    return [name for name in dict.fromkeys(required) if name not in covered]

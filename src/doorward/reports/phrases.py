@@ -27,6 +27,7 @@ from doorward.core.records import (
     SEVERITY,
     Confirmation,
     ControlResult,
+    Coverage,
     Finding,
     Report,
     SubjectRecord,
@@ -106,6 +107,18 @@ def _controlled(report: Report) -> list[str]:
     return [f"Of known triggers planted in copies of this model, they {' and '.join(told)}."] if told else []
 
 
+def covered(what: Coverage) -> str:
+    """Say in one line which detectors ran to their end and had a part in the verdict.
+
+    >>> covered(Coverage(files=("unsafe-code",)))
+    'files (unsafe-code); behaviour: nothing'
+    """
+    parts = []
+    for label, names in (("files", what.files), ("behaviour", what.behaviour)):
+        parts.append(f"{label} ({', '.join(map(plain, names))})" if names else f"{label}: nothing")
+    return "; ".join(parts)
+
+
 def facts(report: Report) -> tuple[Fact, ...]:
     """Return which class, how sure, and how often the recovered trigger works."""
     rows = []
@@ -182,6 +195,10 @@ def finding_lines(report: Report, finding: Finding) -> list[str]:
     lines = [sentence(plain(finding.reason or finding.summary))]
     if line := score_line(finding):
         lines.append(line)
+    if finding.uncalibrated and not finding.reason:
+        lines.append(
+            sentence(f"not calibrated, so it has no part in the verdict: {plain(finding.uncalibrated)}")
+        )
     if finding.targets:
         lines.append(f"Target: {classes_label(finding.targets, class_names(report))}.")
     if finding.flagged_ids:
@@ -279,7 +296,7 @@ def _control(report: Report, one: ControlResult) -> str:
 
 def tested(report: Report) -> list[tuple[str, str]]:
     """Return what was tested on what, as label and value."""
-    rows: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = [("Covered", covered(report.covered))]
     if subject := report.subject:
         rows.append(("Model", plain(subject.path)))
         kind, built = plain(subject.format), plain(subject.architecture or "")

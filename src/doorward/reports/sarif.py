@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from doorward.core.formatting import classes_label, plain
+from doorward.core.formatting import classes_label, plain, sentence
 from doorward.core.records import Finding, Level, Report, Verdict
 from doorward.core.report_json import dump
 from doorward.reports import atlas
@@ -65,6 +65,7 @@ def to_sarif(report: Report, *, fail_on: str = "suspicious") -> str:
             "targets": list(report.targets),
             "pValue": report.p_value,
             "calibrated": report.calibrated,
+            "covered": report.covered.model_dump(mode="json"),
         },
     }
     return dump({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})
@@ -136,6 +137,9 @@ def _invocation(report: Report, rules: dict[str, int], fail_on: str) -> dict[str
         }
         for finding in report.findings
         if not finding.flagged
+    ]
+    notes += [
+        {"level": "warning", "message": {"text": sentence(plain(warning))}} for warning in report.warnings
     ]
     notes += [
         {"level": "note", "message": {"text": plain(f"{one.detector} did not run: {one.reason}")}}

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from doorward.core.formatting import plain
+from doorward.core.formatting import plain, sentence
 from doorward.core.records import Finding, Report, Verdict
 from doorward.reports import next_steps, phrases
 
@@ -76,6 +76,8 @@ def _verdict(report: Report, console: Console, narrow: bool) -> None:
         title.append(f"  {plain(report.subject.path)}", style="default not bold")
     console.print(title)
     console.print(Text(phrases.explanation(report)))
+    for warning in report.warnings:
+        console.print(Text(f"Note: {sentence(plain(warning))}", style="yellow"))
     if facts := phrases.facts(report):
         console.print()
         pairs = [

@@ -6,20 +6,21 @@ done again from the record alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import stats
 
-from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
 from doorward.core.records import (
-    Finding,
+    Measurement,
     NotRun,
+    Observations,
     Rate,
-    Report,
     SubjectRecord,
 )
 from doorward.core.seeds import derive_seed
@@ -30,124 +31,179 @@ from doorward.methods import registry
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
-from doorward.scan.confirmation import confirm, illustrate
+from doorward.models.output_check import check_logits
+from doorward.models.preparation import prepared
+from doorward.scan.confirmation import TriedTrigger, confirm
+from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
-from doorward.scan.verdict import conclude
+from doorward.scan.preprocessing import better_fit
 from doorward.stats import metrics
-
-#: Told to the caller as the scan goes on: what is being done now.
-Progress = Callable[[str], None]
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
 
 
-def choose(names: Sequence[str]) -> list[Detector]:
-    """Return the named detectors, or all, the cheap and safe ones first."""
-    detectors = [
-        registry.build("detector", name, {}) for name in dict.fromkeys(names or registry.modules("detector"))
-    ]
+def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
+    """Return the named detectors, or all, the cheap and safe ones first.
+
+    Args:
+        strict_files: for those that take the setting: files that loading never opens count as well.
+    """
+    detectors = []
+    for name in dict.fromkeys(names or registry.modules("detector")):
+        strict = strict_files and "strict_files" in registry.get("detector", name).model_fields
+        detectors.append(registry.build("detector", name, {"strict_files": True} if strict else {}))
     return sorted(detectors, key=lambda d: (d.order, d.method()))
 
 
-def examine(
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of a classifier's behaviour, and what its pictures are drawn from."""
+
+    observations: Observations
+    trials: tuple[TriedTrigger, ...]
+
+
+def observe(
     classifier: Classifier,
-    samples: Samples | None = None,
+    samples: Samples | None,
+    detectors: Sequence[Detector],
+    context: ScanContext,
     *,
-    detectors: Sequence[Detector] | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    deadline: Deadline | None = None,
-    images: int = 300,
     role: Literal["clean", "train"] = "clean",
-    progress: Progress | None = None,
-    before: tuple[Finding, ...] = (),
-) -> Report:
-    """Examine a classifier's behaviour and return the report; `scan` does it for files.
+) -> Observed:
+    """Examine a classifier's behaviour: run detectors, try what they recovered; conclude nothing.
 
     Args:
         samples: clean images, labelled or not; some detectors need none.
-        detectors: those to run; all model detectors if None.
-        images: most images used (see ScanRequest).
-        before: findings made already, on the files.
+        role: of the samples, for the record.
 
     Raises:
         InputError: if the images or their labels do not fit the model.
     """
-    report_progress = progress or (lambda _: None)
-    deadline = deadline or Deadline()
-    if detectors is None:
-        detectors = [d for d in choose(()) if "artifact" not in d.needs]
-    evidence = draw_images(classifier, samples, images, seed) if samples is not None else None
-    accuracy = None
-    reason = None
+    images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
+    seen = _Seen()
     if len(classifier.classes) < 2:
-        reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
+        seen.reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
-        report_progress("measuring clean accuracy" if evidence else "trying the model")
-        accuracy, reason = _sanity(classifier, evidence, seed, deadline)
-    findings = list(before)
-    not_run: list[NotRun] = []
-    subject = Subject(classifier=classifier, clean=evidence.fit if evidence else None)
-    for detector in detectors:
-        missing = detector.missing(subject)
-        if reason is not None:
-            not_run.append(NotRun(detector=detector.method(), reason=reason))
-        elif missing:
-            not_run.append(NotRun(detector=detector.method(), reason=_why_missing(missing, classifier)))
-        else:
-            report_progress(f"{detector.method()}: {detector.title}")
-            findings.append(detector(subject, seed=seed, device=device, deadline=deadline))
-    trials = confirm(findings, classifier, evidence) if evidence and reason is None else []
-    report = Report(
-        subject=SubjectRecord(
-            path="<memory>",
-            format=classifier.format,
-            classes=classifier.classes,
-            parameters=classifier.parameters,
-            convolutions=classifier.convolutions,
-            spec=classifier.spec.model_dump(mode="json", exclude={"assumed"}),
-            assumed=classifier.spec.assumed,
-            architecture=classifier.architecture,
-            clean_accuracy=accuracy,
+        context.report_progress("measuring clean accuracy" if images else "trying the model")
+        _check(seen, classifier, images, context)
+    subject = Subject(classifier=classifier, clean=images.fit if images else None)
+    if seen.reason is not None:
+        for detector in detectors:
+            seen.not_run.append(NotRun(detector=detector.method(), reason=seen.reason))
+    else:
+        pixels = None if images is None else decoded(images, classifier)
+        with prepared(classifier, pixels) as preparation:
+            seen.warnings += [f"the model is searched with care: {note}" for note in preparation.notes]
+            _run(seen, detectors, subject, context, blocked=preparation.reason)
+            if images is not None:
+                seen.trials = confirm(seen.measurements, classifier, images)
+    return Observed(
+        Observations(
+            subject=subject_record(classifier, accuracy=seen.accuracy),
+            data=(images.record(role),) if images else (),
+            reason=seen.reason,
+            warnings=tuple(dict.fromkeys([*classifier.notes, *_told(samples), *seen.warnings])),
+            confirmations=tuple(trial.confirmation for trial in seen.trials),
+            measurements=tuple(seen.measurements),
+            not_run=tuple(seen.not_run),
+            seconds=context.deadline.spent(),
+            environment=environment(context.device),
         ),
-        data=(evidence.record(role),) if evidence else (),
-        verdict="could_not_tell",  # until it is concluded
-        reason=reason,
-        confirmations=tuple(trial.confirmation for trial in trials),
-        findings=tuple(findings),
-        not_run=tuple(not_run),
-        seconds=deadline.spent(),
-        environment=environment(device),
+        tuple(seen.trials),
     )
-    return illustrate(conclude(report), classifier, trials)
 
 
-def _sanity(
-    classifier: Classifier, evidence: ImageSplit | None, seed: int, deadline: Deadline
-) -> tuple[Rate | None, str | None]:
-    """Return the clean accuracy, and why the model's behaviour cannot be judged (None if it can)."""
-    if evidence is None:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-        images = torch.rand(8, *classifier.spec.shape, generator=generator)
-        labels = None
+@dataclass
+class _Seen:
+    """What has been seen so far."""
+
+    accuracy: Rate | None = None
+    reason: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    not_run: list[NotRun] = field(default_factory=list)
+    trials: list[TriedTrigger] = field(default_factory=list)
+
+
+def _run(
+    seen: _Seen, detectors: Sequence[Detector], subject: Subject, context: ScanContext, *, blocked: str | None
+) -> None:
+    """Run the detectors that the subject's evidence allows.
+
+    Args:
+        blocked: why a search by gradients would say nothing of this model.
+    """
+    assert subject.classifier is not None
+    for detector in detectors:
+        name, missing = detector.method(), detector.missing(subject)
+        if missing:
+            seen.not_run.append(NotRun(detector=name, reason=_why_missing(missing, subject.classifier)))
+        elif blocked is not None and "gradients" in detector.needs:
+            seen.not_run.append(NotRun(detector=name, reason=blocked))
+            seen.reason = blocked
+        else:
+            context.report_progress(f"{name}: {detector.title}")
+            seen.measurements.append(
+                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
+            )
+
+
+def decoded(images: ImageSplit, classifier: Classifier) -> torch.Tensor:
+    """Return all images of a split, (n, c, h, w) in [0, 1]: those to fit, then those to confirm on."""
+    parts = [part for part in (images.fit, images.confirm) if len(part)]
+    return to_float(torch.cat([to_tensor(part, classifier.spec) for part in parts]))
+
+
+def _told(samples: Samples | None) -> tuple[str, ...]:
+    """Return what was left out, shifted or guessed when the images were opened."""
+    return getattr(samples.provenance, "notes", ()) if samples is not None else ()
+
+
+def subject_record(classifier: Classifier, *, accuracy: Rate | None = None) -> SubjectRecord:
+    """Describe a model; where it lies is for the caller to add."""
+    return SubjectRecord(
+        path="<memory>",
+        format=classifier.format,
+        classes=classifier.classes,
+        parameters=classifier.parameters,
+        convolutions=classifier.convolutions,
+        spec=classifier.spec.describe(),
+        assumed=classifier.spec.assumed,
+        architecture=classifier.architecture,
+        clean_accuracy=accuracy,
+    )
+
+
+def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, context: ScanContext) -> None:
+    """Measure the clean accuracy, and find out whether the model's behaviour can be judged at all."""
+    if split is None:
+        generator = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
+        images, labels = torch.rand(8, *classifier.spec.shape, generator=generator), None
     else:
-        parts = [part for part in (evidence.fit, evidence.confirm) if len(part)]
-        images = to_float(torch.cat([to_tensor(part, classifier.spec) for part in parts]))
-        known = [part.labels for part in parts if part.labels is not None]
+        images = decoded(split, classifier)
+        known = [part.labels for part in (split.fit, split.confirm) if len(part) and part.labels is not None]
         labels = np.concatenate(known) if known else None
     try:
-        logits = batched_logits(classifier, images, deadline)
+        logits = batched_logits(classifier, images, context.deadline, raw=True)
     except CouldNotTell as why:
-        return None, f"{why}, or fewer --images"
-    if not bool(torch.isfinite(logits).all()):
-        return None, "the model gives outputs that are not finite"
-    if len(logits) > 1 and bool((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax()):
-        return None, "the model gives the same output for every image"
-    if labels is None:
-        return None, None
-    predicted = logits.argmax(1).cpu().numpy()
+        seen.reason = f"{why}, or fewer --images"
+        return
+    seen.reason = check_logits(logits).reason
+    if seen.reason is None and labels is not None:
+        seen.accuracy, seen.reason = _accuracy(classifier, logits.argmax(1).cpu().numpy(), labels)
+    if split is not None:
+        better = better_fit(classifier, images, None if labels is None else torch.from_numpy(labels))
+        if better is not None:
+            seen.reason = better.reason
+
+
+def _accuracy(
+    classifier: Classifier, predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+) -> tuple[Rate, str | None]:
+    """Return the clean accuracy, and why it says that nothing can be judged (None if it does not)."""
     accuracy = metrics.rate(int((predicted == labels).sum()), len(labels))
     if len(np.unique(labels)) == 1 < len(labels):
         only = classifier.classes[int(labels[0])]

@@ -1,4 +1,4 @@
-"""The calibration set of clean models: how often a clean model scores so high. Pure functions on records.
+"""Calibration: how often a clean model scores so high. Pure functions on records.
 
 Outlier rules over the classes of one model are no p-values, since real classes are not exchangeable; clean
 models of data sets and architectures that differ are much more so. The calibration set holds each detector's
@@ -8,8 +8,9 @@ with a class as suspicious. It holds as far as a user's model is like one of the
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,15 +18,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
-from doorward.core.records import Finding, Record
+from doorward.core.errors import InputError
+from doorward.core.records import Finding, Measurement, Record, Verdict
 from doorward.methods import registry
+from doorward.methods.source import file_of
 
 Floats = npt.NDArray[np.float64]
 
-#: Where the calibration set lies that comes with the package.
-SHIPPED = Path(__file__).parent.parent / "bundled" / "null.json"
+#: Where the calibrations lie that come with the package.
+SHIPPED = Path(__file__).parent.parent / "bundled" / "calibration"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
 SUSPICIOUS, BACKDOORED = 0.05, 0.01
@@ -38,6 +41,8 @@ FARTHEST = 20.0
 
 #: Every model of the calibration set has at least so many.
 FEWEST_CONVOLUTIONS = 2
+#: Share of the models that another detector was calibrated on from which on both are fused.
+SHARED = 0.9
 #: Clean models in a bucket below which nothing is said of it.
 FEWEST = 10
 
@@ -96,22 +101,85 @@ class DetectorResult(Record):
 
 
 class Comparison(Record):
-    """How a model compares: by all its detectors, and by each of those that can be compared."""
+    """How a model compares.
+
+    Attributes:
+        p_value: by all detectors that are fused.
+        standings: of each detector that can be compared.
+        fused: those that were calibrated on the same models.
+    """
 
     p_value: float
     standings: dict[str, DetectorResult]
+    fused: tuple[str, ...] = ()
 
 
-class CleanModel(Record):
-    """What the detectors said of one clean model.
+class ScoredModel(Record):
+    """One detector's scores on one clean model.
 
     Attributes:
+        name: of the model, the same in every detector's calibration.
         data: its data set.
         shape: of one image: channels, height, width.
         robust: adversarially trained.
-        scores: of each class, by detector; None where it could not tell of the class, or of the model.
+        scores: of each class, None where the detector could not tell; None if it could not tell of the model.
     """
 
+    name: str
+    data: str
+    architecture: str
+    classes: int = Field(ge=2)
+    shape: tuple[int, int, int]
+    robust: bool = False
+    accuracy: float
+    scores: tuple[float | None, ...] | None
+
+
+class Calibration(Record):
+    """One detector's scores on clean models, and what they hold for; a file `calibration/DETECTOR.json`.
+
+    Attributes:
+        weight: of the detector in the sum that is fused.
+        images: how many clean images were given with every model.
+        settings: those that affect the score.
+        code: hash of the code that makes the score.
+        made_with: versions.
+    """
+
+    detector: str
+    weight: float = Field(1.0, gt=0)
+    images: int = Field(100, ge=0)
+    settings: dict[str, Any]
+    code: str
+    made_with: dict[str, str] = Field(default_factory=dict)
+    models: tuple[ScoredModel, ...]
+
+    def to_text(self) -> str:
+        """Return the text of a calibration file, with one line for each model."""
+        head = json.dumps(self.model_dump(mode="json", exclude={"models"}), indent=2)
+        lines = ",\n".join("    " + json.dumps(m.model_dump(mode="json")) for m in self.models)
+        return head[:-2] + f',\n  "models": [\n{lines}\n  ]\n}}\n'
+
+    @staticmethod
+    def read(file: Path) -> Calibration:
+        """Read a calibration file.
+
+        Raises:
+            InputError: if it cannot be read or holds something else.
+        """
+        try:
+            return Calibration.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise InputError(f"{file}: this is no calibration of a detector: {where}") from error
+
+
+class CleanModel(Record):
+    """All detectors' scores on one clean model; attributes as those of `ScoredModel`."""
+
+    name: str
     data: str
     architecture: str
     classes: int = Field(ge=2)
@@ -122,21 +190,51 @@ class CleanModel(Record):
 
 
 class CalibrationSet(Record):
-    """Scores of clean models, and tell how a score compares.
+    """The calibrations of several detectors, joined by model.
 
     Attributes:
-        settings: of each detector when the scores were made.
-        weights: of each detector in the sum that is fused; 1 where none is given.
+        settings, code, weights: of each detector.
         images: how many were given with every model.
-        made_with: versions.
         models: the clean models.
     """
 
     settings: dict[str, dict[str, Any]]
+    code: dict[str, str] = Field(default_factory=dict)
     weights: dict[str, float] = Field(default_factory=dict)
     images: int = 100
-    made_with: dict[str, str]
     models: tuple[CleanModel, ...]
+
+    @staticmethod
+    def of(calibrations: Iterable[Calibration]) -> CalibrationSet:
+        """Join calibrations; models of the same name are one."""
+        joined: dict[str, CleanModel] = {}
+        known = sorted(calibrations, key=lambda one: one.detector)
+        for one in known:
+            for model in one.models:
+                own = joined.get(model.name) or CleanModel(**model.model_dump() | {"scores": {}})
+                scores = own.scores | {one.detector: model.scores}
+                joined[model.name] = own.model_copy(update={"scores": scores})
+        return CalibrationSet(
+            settings={one.detector: one.settings for one in known},
+            code={one.detector: one.code for one in known},
+            weights={one.detector: one.weight for one in known},
+            images=max((one.images for one in known), default=0),
+            models=tuple(joined.values()),
+        )
+
+    def mismatch(self, seen: Measurement) -> str | None:
+        """Say why a measurement cannot be compared with these clean models; None if it can."""
+        if seen.detector not in self.settings:
+            return "how high it scores clean models has not been measured"
+        wanted = self.settings[seen.detector]
+        changed = sorted(name for name, value in wanted.items() if seen.settings.get(name) != value)
+        if changed:
+            return f"clean models were scanned with other settings ({', '.join(changed)})"
+        if seen.code is not None and self.code.get(seen.detector, seen.code) != seen.code:
+            return "its code has changed since clean models were scanned"
+        if seen.per_class and (seen.detector, bucket(len(seen.per_class))) not in self._usable:
+            return f"too few clean models with {len(seen.per_class)} classes, or about as many, were scanned"
+        return None
 
     def without(self, data: str) -> CalibrationSet:
         """Return the calibration set without the models of one data set."""
@@ -147,21 +245,21 @@ class CalibrationSet(Record):
         )
 
     def outside(self, classes: int, shape: Sequence[int], convolutions: int | None = None) -> str | None:
-        """Say in what a model differs from all that are in the calibration set; None if it does not.
+        """Return in what a model differs from all calibration models; None if in nothing.
 
         Args:
             shape: of one image: channels, height, width.
             convolutions: kernels larger than a pixel, None if that is not known; a transformer has one.
         """
         if convolutions is not None and convolutions < FEWEST_CONVOLUTIONS:
-            return "the bank's models are convolutional networks, which this one is not"
+            return "the calibration models are convolutional networks, which this one is not"
         most = max(high for _, high in BUCKETS)
         if classes > most:
-            return f"the bank's models have at most {most} classes, this one has {classes}"
+            return f"the calibration models have at most {most} classes, this one has {classes}"
         sides = [side for model in self.models for side in model.shape[1:]]
         if not sides or not min(sides) <= min(shape[1:]) <= max(shape[1:]) <= max(sides):
             known = f"of {min(sides)} to {max(sides)} pixels a side" if sides else "none"
-            return f"the bank's images are {known}, this model's {shape[2]}x{shape[1]}"
+            return f"the calibration images are {known}, this model's {shape[2]}x{shape[1]}"
         return None
 
     def compare(self, scores: Mapping[str, Sequence[float | None]]) -> Comparison | None:
@@ -175,7 +273,11 @@ class CalibrationSet(Record):
         those of the calibration set, p <= a comes up in at most a share a of cases (full conformal
         prediction).
 
-        Returns None if the calibration set has too few models that can be compared.
+        Detectors are fused where they were calibrated on the same clean models. One that was calibrated on
+        others is judged alone, and raises an alarm at the stricter level only: what it adds to the share of
+        clean models that are flagged is at most that level.
+
+        Returns None if there are too few models that can be compared.
 
         Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
         """
@@ -183,20 +285,37 @@ class CalibrationSet(Record):
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
         if not names:
             return None
-        held, starts, of = self._stacked(tuple(names))
+        fused = self._together(names)
+        found = self._rank({name: scores[name] for name in fused}, SUSPICIOUS)
+        alone = [self._rank({name: scores[name]}, BACKDOORED) for name in names if name not in fused]
+        standings = {name: s for one in (found, *alone) for name, s in one.standings.items()}
+        return Comparison(p_value=found.p_value, standings=standings, fused=tuple(fused))
+
+    def _together(self, names: Sequence[str]) -> list[str]:
+        """Return the detectors that were calibrated on the same models, as those with most of them were."""
+        scanned = {n: {m.name for m in self.models if m.scores.get(n) is not None} for n in names}
+        most = max(scanned.values(), key=len)
+        return [name for name in names if len(scanned[name] & most) >= SHARED * len(most)]
+
+    def _rank(self, scores: Mapping[str, Sequence[float | None]], level: float) -> Comparison:
+        """Compare a model's scores by detectors of which all are fused.
+
+        Args:
+            level: the p-value up to which there is an alarm.
+        """
+        names = list(scores)
+        classes = max(map(len, scores.values()))
+        stacked, starts, of = self._stacked(tuple(names))
         own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
-        stack, starts = np.vstack([held, own]), np.append(starts, len(held))
+        stack, starts = np.vstack([stacked, own]), np.append(starts, len(stacked))
         of = np.append(of, _alike(classes))
         highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
         counts = np.diff(np.append(starts, len(stack)))  # classes of each model
         rows = of.repeat(counts)
         usual = {b: ScoreScale.among(highest[of == b]) for b in set(of.tolist())}
         alone, normalised = np.empty_like(highest), np.empty_like(stack)
-        for b, standard in usual.items():
-            alone[of == b], normalised[rows == b] = (
-                standard.of(highest[of == b]),
-                standard.of(stack[rows == b]),
-            )
+        for b, scale in usual.items():
+            alone[of == b], normalised[rows == b] = scale.of(highest[of == b]), scale.of(stack[rows == b])
         # what a detector cannot tell of a class speaks neither for nor against it
         normalised = np.nan_to_num(normalised)
         weights = np.array([self.weights.get(name, 1.0) for name in names])
@@ -204,12 +323,12 @@ class CalibrationSet(Record):
         tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
         model = RankedModel(
-            own, normalised[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others
+            own, normalised[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others, level
         )
         p_value = float((tops >= tops[-1]).mean())
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
         found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
-        if p_value <= SUSPICIOUS and not any(one.flagged for one in found.values()):
+        if p_value <= level and not any(one.flagged for one in found.values()):
             # each has another class on top: the one that speaks most for the common one stands for all
             first = names[int((model.normalised[model.top] * weights).argmax())]
             found[first] = found[first].model_copy(
@@ -219,7 +338,7 @@ class CalibrationSet(Record):
                     "targets": (model.top,),
                 }
             )
-        return Comparison(p_value=p_value, standings=found)
+        return Comparison(p_value=p_value, standings=found, fused=tuple(names))
 
     def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
@@ -259,16 +378,18 @@ class RankedModel:
         table: (k, detectors) its scores, NaN where one cannot tell.
         places: (k, detectors) where they lie.
         sums: (k,) of a class over the detectors, weighted.
-        standard: what is usual.
+        scale: what is usual.
         others: (n,) the highest sums of the calibration models, in falling order.
+        level: the p-value up to which there is an alarm.
     """
 
     table: Floats
     normalised: Floats
     sums: Floats
     weights: Floats
-    standard: ScoreScale
+    scale: ScoreScale
     others: Floats
+    level: float
 
     @property
     def top(self) -> int:
@@ -291,11 +412,11 @@ class RankedModel:
         own = int(np.nanargmax(self.table[:, i]))
         score, place = float(self.table[own, i]), float(self.normalised[own, i])
         strict = self.enough(BACKDOORED)
-        least = self.enough(SUSPICIOUS) if own == self.top else strict
+        least = self.enough(self.level) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
         needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
         # the other detectors' places do not matter here
-        threshold = float(self.standard.at(np.full(len(self.weights), min(needed, np.log1p(FARTHEST))))[i])
+        threshold = float(self.scale.at(np.full(len(self.weights), min(needed, np.log1p(FARTHEST))))[i])
         if needed > np.log1p(FARTHEST) and not flagged:
             threshold = float("inf")
         # rounding must not part the threshold from what is flagged
@@ -320,57 +441,87 @@ def _alike(classes: int) -> int:
     return int(classes > 2)
 
 
-@lru_cache
+def calibration_file(detector: str) -> Path:
+    """Return where a detector's calibration lies: in the package, or next to the file of somebody else's."""
+    module = (
+        None if detector in registry.own_modules("detector") else registry.module_of("detector", detector)
+    )
+    file = file_of(module) if module else None
+    return (file.parent / "calibration" if file else SHIPPED) / f"{detector}.json"
+
+
+def calibrations(detectors: Iterable[str]) -> CalibrationSet:
+    """Return the calibrations of some detectors, as far as there are any.
+
+    Raises:
+        InputError: if a file holds something else.
+    """
+    return _joined(_stamped(calibration_file(name) for name in detectors))
+
+
 def shipped() -> CalibrationSet:
-    """Return the calibration set that comes with the package."""
-    return CalibrationSet.model_validate_json(SHIPPED.read_text(encoding="utf-8"))
+    """Return the calibrations that come with the package."""
+    return _joined(_stamped(SHIPPED.glob("*.json")))
+
+
+def _stamped(files: Iterable[Path]) -> tuple[tuple[Path, int], ...]:
+    """Return the files that are there, sorted, with the time of their last change."""
+    return tuple((file, file.stat().st_mtime_ns) for file in sorted(set(files)) if file.is_file())
+
+
+@lru_cache
+def _joined(files: tuple[tuple[Path, int], ...]) -> CalibrationSet:
+    return CalibrationSet.of(Calibration.read(file) for file, _ in files)
 
 
 class JudgedFindings(Record):
-    """Findings as the calibration set judges them, the fused p-value, and which scores it cannot compare."""
+    """Findings as the calibration judges them, and the fused p-value."""
 
     findings: tuple[Finding, ...]
     p_value: float | None = None
-    unjudged: tuple[str, ...] = ()
 
 
-def judge(findings: Sequence[Finding], bank: CalibrationSet, *, covered: bool = True) -> JudgedFindings:
-    """Give findings the p-value, threshold, verdict and targets that the calibration set gives their scores.
+def judge(
+    measurements: Sequence[Measurement], calibration: CalibrationSet, *, covered: bool = True
+) -> JudgedFindings:
+    """Give measurements the p-value, threshold, verdict and targets that follow from their scores.
 
-    What has no score to be calibrated stays as it is.
+    What has no score, or none that can be compared, has no part in it.
 
     Args:
-        covered: whether the calibration set has models like this one.
+        covered: whether the calibration has models like this one.
     """
+    reasons = {m.detector: calibration.mismatch(m) for m in measurements}
     scores = {
-        f.detector: [f.per_class[t] for t in sorted(f.per_class)]
-        for f in findings
-        if f.level == "model" and f.kind == "backdoor" and f.reason is None and f.score is not None
+        m.detector: [m.per_class[t] for t in sorted(m.per_class)]
+        for m in measurements
+        if m.reason is None and reasons[m.detector] is None
     }
-    compared = bank.compare(scores)
+    compared = calibration.compare(scores)
     standings = compared.standings if compared else {}
-    judged = []
-    for f in findings:
-        if f.detector not in scores:
-            judged.append(f)
-            continue
-        standing = standings.get(f.detector)
-        flagged = standing is not None and standing.flagged
-        threshold = standing.threshold if standing else float("inf")
-        judged.append(
-            f.model_copy(
-                update={
-                    "p_value": standing.p_value if standing else None,
-                    "threshold": threshold if threshold < float("inf") else None,
-                    "verdict": "suspicious" if flagged else "nothing_found",
-                    "targets": standing.targets if standing else (),
-                    "calibrated": bool(standing) and covered and f.settings == bank.settings[f.detector],
-                    "atlas": registry.get("detector", f.detector).atlas if flagged else (),
-                }
-            )
-        )
-    return JudgedFindings(
-        findings=tuple(judged),
-        p_value=compared.p_value if compared else None,
-        unjudged=tuple(name for name in scores if name not in standings),
+    findings = tuple(
+        _finding(m, standings.get(m.detector), covered=covered, uncalibrated=reasons[m.detector])
+        for m in measurements
+    )
+    return JudgedFindings(findings=findings, p_value=compared.p_value if compared else None)
+
+
+def _finding(
+    seen: Measurement, result: DetectorResult | None, *, covered: bool, uncalibrated: str | None
+) -> Finding:
+    """Return what follows from a measurement, of which `result` says how it compares."""
+    base = {name: getattr(seen, name) for name in Measurement.model_fields}
+    if result is None:
+        verdict: Verdict = "could_not_tell" if seen.reason else "nothing_found"
+        return Finding(**base | {"atlas": (), "verdict": verdict, "uncalibrated": uncalibrated})
+    return Finding(
+        **base
+        | {
+            "verdict": "suspicious" if result.flagged else "nothing_found",
+            "p_value": result.p_value,
+            "threshold": result.threshold if result.threshold < float("inf") else None,
+            "targets": result.targets,
+            "calibrated": covered,
+            "atlas": seen.atlas if result.flagged else (),
+        }
     )

@@ -9,7 +9,7 @@ import torch
 
 from doorward.core.records import (
     Confirmation,
-    Finding,
+    Measurement,
     Picture,
     RecoveredTrigger,
     Report,
@@ -41,16 +41,18 @@ class TriedTrigger:
     after: torch.Tensor
 
 
-def confirm(findings: Sequence[Finding], classifier: Classifier, evidence: ImageSplit) -> list[TriedTrigger]:
+def confirm(
+    measurements: Sequence[Measurement], classifier: Classifier, evidence: ImageSplit
+) -> list[TriedTrigger]:
     """Try all recovered triggers on the images that were kept back."""
-    recovered = [(f, e) for f in findings for e in f.evidence if isinstance(e, RecoveredTrigger)]
+    recovered = [(m, e) for m in measurements for e in m.evidence if isinstance(e, RecoveredTrigger)]
     if not recovered or not len(evidence.confirm):
         return []
     images = to_float(to_tensor(evidence.confirm, classifier.spec))  # (n, c, h, w)
     before = batched_logits(classifier, images).argmax(1).cpu()
     labels = evidence.confirm.labels
     tried = []
-    for finding, item in recovered:
+    for measurement, item in recovered:
         trigger, target = Trigger.from_json(item.trigger), item.target
         outside = before != target
         if labels is not None:
@@ -58,7 +60,7 @@ def confirm(findings: Sequence[Finding], classifier: Classifier, evidence: Image
         triggered = trigger.apply(images[outside])
         after = batched_logits(classifier, triggered).argmax(1).cpu()
         success = metrics.rate(int((after == target).sum()), int(outside.sum()))
-        confirmation = Confirmation(target=target, detector=finding.detector, success=success)
+        confirmation = Confirmation(target=target, detector=measurement.detector, success=success)
         tried.append(TriedTrigger(confirmation, trigger, images[outside], before[outside], triggered, after))
     return tried
 

@@ -6,16 +6,13 @@ import platform
 import sys
 from importlib import metadata
 
-import torch
-
 from doorward._version import __version__
-from doorward.core.records import (
-    Environment,
-)
+from doorward.core.records import Environment
 
 
 def environment(device: str) -> Environment:
-    """Describe this machine and the versions in use."""
+    """Describe this machine and the versions in use. Where torch is not loaded yet, it stays so."""
+    torch = sys.modules.get("torch")
     packages = {}
     for name in ("torch", "numpy", "scipy", "transformers", "onnx", "onnxruntime"):
         try:
@@ -27,8 +24,8 @@ def environment(device: str) -> Environment:
         python=platform.python_version(),
         platform=platform.platform(),
         packages=packages,
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if torch and device.startswith("cuda") else device,
+        threads=torch.get_num_threads() if torch else 1,
         peak_memory_bytes=_peak_memory(),
     )
 

@@ -14,7 +14,9 @@ from doorward.core.records import (
 from doorward.core.seeds import derive_seed
 from doorward.data import Samples
 from doorward.models import Classifier
-from doorward.scan.calibration import shipped
+
+#: As many images were given with each calibration model; scores depend somewhat on how many there are.
+CALIBRATION_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
     classes = 0 if samples.labels is None else len(np.unique(samples.labels))
     if 0 < 2 * classes <= len(drawn):  # with fewer than two of a class there is nothing to share out
         turns = turns // classes
-    to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < shipped().images)
+    to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < CALIBRATION_IMAGES)
     return ImageSplit(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
 
 

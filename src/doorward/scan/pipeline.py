@@ -9,7 +9,15 @@ import numpy as np
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import UnsafeArtifact
-from doorward.core.records import DataRecord, Finding, NotRun, PositiveControl, Report, SubjectRecord
+from doorward.core.records import (
+    DataRecord,
+    Finding,
+    NotRun,
+    Observations,
+    PositiveControl,
+    Report,
+    SubjectRecord,
+)
 from doorward.core.seeds import derive_seed
 from doorward.data import Samples, open_samples
 from doorward.detectors.base import Detector
@@ -17,11 +25,15 @@ from doorward.detectors.subject import Subject
 from doorward.models import Classifier, open_classifier
 from doorward.models.encode.dispatch import NOUNS
 from doorward.models.formats.loading import artifact_digest, locate
-from doorward.scan.behaviour import Progress, choose, examine
+from doorward.scan.behaviour import choose, subject_record
+from doorward.scan.calibration import CalibrationSet
+from doorward.scan.context import Progress, ScanContext, say_nothing
 from doorward.scan.environment import environment
+from doorward.scan.examine import examine_in
 from doorward.scan.images import match_labels
 from doorward.scan.power import measure_positive_control
 from doorward.scan.request import ScanRequest
+from doorward.scan.verdict import conclude
 from doorward.training import evaluate
 
 #: The kind of input whose models are examined for how they behave; of others only the files are.
@@ -36,100 +48,114 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     Raises:
         InputError: if something is missing, unreadable or does not fit.
     """
-    report_progress = progress or (lambda _: None)
-    deadline = Deadline(request.time_budget)
+    context = ScanContext(
+        seed=request.seed,
+        device=request.device,
+        deadline=Deadline(request.time_budget),
+        images=request.images,
+        report_progress=progress or say_nothing,
+    )
     check_device(request.device)
-    chosen = choose(request.detectors)
+    chosen = choose(request.detectors, strict_files=request.strict_files)
     path = Path(request.weights or request.model) if request.factory else locate(request.model)
-    findings: list[Finding] = []
-    if path.exists():
-        artifact = Subject(artifact=path)
-        for detector in chosen:
-            if detector.needs <= artifact.offers:
-                report_progress(f"{detector.method()}: looking at the files")
-                findings.append(detector(artifact, seed=request.seed, deadline=deadline))
+    findings = _examine_files(path, chosen, context)
     behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]
-    unsafe = any(f.verdict == "unsafe" for f in findings)
-    if not unsafe:
-        report_progress("loading the model")
+    control = PositiveControl()
+    if any(f.verdict == "unsafe" for f in findings):
+        report = _not_loaded(findings, behavioural, context)
+    else:
         try:
-            classifier = open_classifier(
-                request.model,
-                options=request.options,
-                factory=request.factory,
-                weights=Path(request.weights) if request.weights else None,
-                device=request.device,
-            )
+            report, control = _examine_behaviour(request, findings, behavioural, context)
         except UnsafeArtifact as refusal:
             if refusal.finding is None:
                 raise
-            findings.append(refusal.finding)
-            unsafe = True
-    if unsafe:
-        reason = "the model was not loaded, because loading it would execute code"
-        return Report(
-            subject=SubjectRecord(path=request.model, format="not loaded", **artifact_digest(path)._asdict()),
-            verdict="unsafe",
-            findings=tuple(findings),
-            not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in behavioural),
-            request=request.to_json(),
-            seconds=deadline.spent(),
-            environment=environment(request.device),
-        )
+            report = _not_loaded((*findings, refusal.finding), behavioural, context)
+    subject = report.subject or SubjectRecord(path=request.model, format="not loaded")
+    named = {"path": request.model, **artifact_digest(path)._asdict()}
+    return report.model_copy(
+        update={
+            "subject": subject.model_copy(update=named),
+            "positive_control": control,
+            "request": request.to_json(),
+            "seconds": context.deadline.spent(),
+        }
+    )
+
+
+def _examine_files(path: Path, detectors: list[Detector], context: ScanContext) -> tuple[Finding, ...]:
+    """Return what detectors find in the files at a path, nothing where there are none."""
+    if not path.exists():
+        return ()
+    files = Subject(artifact=path)
+    findings = []
+    for detector in detectors:
+        if detector.needs <= files.offers:
+            context.report_progress(f"{detector.method()}: looking at the files")
+            found = detector(files, seed=context.seed, deadline=context.deadline)
+            assert isinstance(found, Finding), f"{detector.method()} reads files and gives no verdict"
+            findings.append(found)
+    return tuple(findings)
+
+
+def _not_loaded(findings: tuple[Finding, ...], behavioural: list[Detector], context: ScanContext) -> Report:
+    """Report on a model that was not loaded, since that would execute code."""
+    reason = "the model was not loaded, because loading it would execute code"
+    seen = Observations(
+        subject=None,
+        findings=findings,
+        not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in behavioural),
+        environment=environment(context.device),
+    )
+    return conclude(seen, CalibrationSet.of(()))
+
+
+def _examine_behaviour(
+    request: ScanRequest, findings: tuple[Finding, ...], detectors: list[Detector], context: ScanContext
+) -> tuple[Report, PositiveControl]:
+    """Load the model and its data, and examine how it behaves.
+
+    Raises:
+        InputError: if something is missing, unreadable or does not fit.
+        UnsafeArtifact: if loading the model would execute code after all.
+    """
+    context.report_progress("loading the model")
+    classifier = open_classifier(
+        request.model,
+        options=request.options,
+        factory=request.factory,
+        weights=Path(request.weights) if request.weights else None,
+        device=request.device,
+    )
     source = request.train if request.clean is None else request.clean
     samples = None
     if source is not None:
-        report_progress("opening the data")
+        context.report_progress("opening the data")
         samples = open_samples(source, column=request.data_column, label_column=request.label_column)
     if classifier.spec.modality != EXAMINED:
-        report_progress("measuring clean accuracy")
-        return _unexamined(request, classifier, samples, path, findings, behavioural, deadline)
-    report = examine(
+        context.report_progress("measuring clean accuracy")
+        report = _unexamined(request, classifier, samples, findings, detectors, context)
+        why = f"triggers are planted in models of {NOUNS[EXAMINED]} alone"
+        return report, PositiveControl(reason=why) if request.control else PositiveControl()
+    report = examine_in(
+        context,
         classifier,
         samples,
-        detectors=behavioural,
-        seed=request.seed,
-        device=request.device,
-        deadline=deadline,
-        images=request.images,
+        detectors,
         role="clean" if request.clean else "train",
-        progress=progress,
-        before=tuple(findings),
+        findings=findings,
     )
-    positive_control = PositiveControl()
-    if request.control:
-        positive_control = measure_positive_control(
-            classifier,
-            samples,
-            report,
-            detectors=behavioural,
-            seed=request.seed,
-            device=request.device,
-            deadline=deadline,
-            images=request.images,
-            progress=progress,
-        )
-    assert report.subject is not None
-    named = {"path": request.model, **artifact_digest(path)._asdict()}
-    subject = report.subject.model_copy(update=named)
-    return report.model_copy(
-        update={
-            "subject": subject,
-            "power": positive_control,
-            "request": request.to_json(),
-            "seconds": deadline.spent(),
-        }
-    )
+    if not request.control:
+        return report, PositiveControl()
+    return report, measure_positive_control(classifier, samples, report, detectors=detectors, context=context)
 
 
 def _unexamined(
     request: ScanRequest,
     classifier: Classifier,
     samples: Samples | None,
-    path: Path,
-    findings: list[Finding],
+    findings: tuple[Finding, ...],
     detectors: list[Detector],
-    deadline: Deadline,
+    context: ScanContext,
 ) -> Report:
     """Report on a model whose behaviour no detector can examine: its files and its clean accuracy.
 
@@ -156,27 +182,13 @@ def _unexamined(
             ),
         )
     reason = f"it looks for triggers in {works}, and this model takes {takes}"
-    return Report(
-        subject=SubjectRecord(
-            path=request.model,
-            format=classifier.format,
-            classes=classifier.classes,
-            parameters=classifier.parameters,
-            spec=classifier.spec.describe(),
-            architecture=classifier.architecture,
-            clean_accuracy=accuracy,
-            **artifact_digest(path)._asdict(),
-        ),
+    seen = Observations(
+        subject=subject_record(classifier, accuracy=accuracy),
         data=data,
-        verdict="could_not_tell",
+        findings=findings,
+        not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in detectors),
         reason=f"only the files were examined: the detectors of backdoors look for triggers in {works}, and "
         f"this model takes {takes}",
-        findings=tuple(findings),
-        not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in detectors),
-        positive_control=PositiveControl(reason=f"triggers are planted in models of {works} alone")
-        if request.control
-        else PositiveControl(),
-        request=request.to_json(),
-        seconds=deadline.spent(),
-        environment=environment(request.device),
+        environment=environment(context.device),
     )
+    return conclude(seen, CalibrationSet.of(()))

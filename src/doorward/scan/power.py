@@ -23,7 +23,8 @@ from doorward.detectors.base import Detector
 from doorward.models import Classifier, TorchClassifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import picture, side_by_side, to_float, to_tensor
-from doorward.scan.behaviour import Progress, examine
+from doorward.scan.context import ScanContext
+from doorward.scan.examine import examine_in
 from doorward.scan.images import draw_images
 from doorward.stats import metrics
 from doorward.triggers.base import Trigger
@@ -140,36 +141,32 @@ def measure_positive_control(
     report: Report,
     *,
     detectors: Sequence[Detector],
-    seed: int = 0,
-    device: str = "cpu",
-    deadline: Deadline | None = None,
-    images: int = 300,
+    context: ScanContext,
     controls: int = 1,
-    progress: Progress | None = None,
 ) -> PositiveControl:
     """Return which known triggers the scan recovers from copies of the model; the model itself is left alone.
 
     Args:
         samples: those of the scan; without labels the model's own answers stand for them.
         report: what the scan said of the model itself.
-        detectors, seed, device, images: those of the scan.
+        detectors, context: those of the scan.
         controls: how many of each family, each with another target.
     """
     if reason := _obstacle(classifier, samples, report):
         return PositiveControl(reason=reason)
     assert isinstance(classifier, TorchClassifier)
     assert samples is not None
-    report_progress = progress or (lambda _: None)
-    deadline = deadline or Deadline()
-    drawn = draw_images(classifier, samples, images, seed)
+    drawn = draw_images(classifier, samples, context.images, context.seed)
     fit, held_out = (LabelledBatch.of(part, classifier) for part in (drawn.fit, drawn.confirm))
     names = {d.method() for d in detectors}
     scanning = sum(f.seconds for f in report.findings if f.detector in names)
-    targets = torch.randperm(len(classifier.classes), generator=make_generator(seed, "control")).tolist()
+    targets = torch.randperm(
+        len(classifier.classes), generator=make_generator(context.seed, "control")
+    ).tolist()
     results = []
     for number, family in enumerate(name for name in FAMILIES for _ in range(controls)):
         clock = Deadline()
-        generator = make_generator(seed, "control", str(number))
+        generator = make_generator(context.seed, "control", str(number))
         target = targets[number % len(targets)]
         trigger = FAMILIES[family](classifier.spec.shape, generator)
         told: dict[str, Any] = {
@@ -178,7 +175,7 @@ def measure_positive_control(
             "accuracy_before": held_out.accuracy,
             "picture": _draw(held_out.outside(target), trigger, family, classifier.classes[target]),
         }
-        report_progress(f"positive control: planting a {family} in a copy of the model")
+        context.report_progress(f"positive control: planting a {family} in a copy of the model")
         try:
             planted = plant(
                 classifier,
@@ -187,7 +184,7 @@ def measure_positive_control(
                 trigger,
                 target,
                 generator=generator,
-                deadline=deadline,
+                deadline=context.deadline,
                 reserve=scanning,
             )
         except CouldNotTell as why:
@@ -200,16 +197,8 @@ def measure_positive_control(
             "reason": planted.shortfall(held_out.accuracy),
         }
         if told["reason"] is None:
-            report_progress(f"positive control: scanning the copy with the {family}")
-            found = examine(
-                planted.classifier,
-                samples,
-                detectors=detectors,
-                seed=seed,
-                device=device,
-                deadline=deadline,
-                images=images,
-            )
+            context.report_progress(f"positive control: scanning the copy with the {family}")
+            found = examine_in(context, planted.classifier, samples, detectors)
             told |= {
                 "planted": True,
                 "reason": found.reason,

@@ -23,6 +23,7 @@ class ScanRequest:
         time_budget: seconds for the whole scan; a detector that would not fit is not run.
         images: most clean images that are used; every class gives its share. Half of the first
             hundred, and all beyond, are kept back to confirm a recovered trigger.
+        strict_files: files that loading never opens count as well if they would run code when opened.
         control: where nothing is found, plant known triggers in copies of the model and scan those.
         factory, weights: the user's own function that builds the module, and the weights for it.
         data_column, label_column: where the images and their labels are, where it cannot be told.
@@ -39,6 +40,7 @@ class ScanRequest:
     time_budget: float = 900.0
     images: int = 300
     control: bool = False
+    strict_files: bool = False
     factory: str | None = None
     weights: str | None = None
     data_column: str | None = None

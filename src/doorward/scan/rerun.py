@@ -15,7 +15,7 @@ from doorward.core.devices import check_device
 from doorward.core.errors import InputError
 from doorward.core.records import ControlResult, Rate, Report
 from doorward.reports import from_json, phrases
-from doorward.scan.behaviour import Progress
+from doorward.scan.context import Progress
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
 

@@ -26,9 +26,6 @@ from doorward.models.encode.image import to_float, to_tensor
 from doorward.stats.metrics import rate
 from doorward.training.loop import LogitsOf, OnBatch, labels_of
 
-#: Grows when a change of the source changes what comes out, so that cached models are made again.
-REVISION = 1
-
 Norm = Literal["linf", "l2"]
 
 #: What is usual for natural images: Madry et al. (linf), and robust models with backdoors

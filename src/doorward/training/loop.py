@@ -33,9 +33,6 @@ from doorward.training.settings import (
     default_settings,
 )
 
-#: Grows when a change of the source changes what comes out, so that cached models are made again.
-REVISION = 1
-
 #: Gives logits (n, k) for images (n, c, h, w) in [0, 1].
 LogitsOf: TypeAlias = Callable[[Tensor], Tensor]
 

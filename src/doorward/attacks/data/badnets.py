@@ -25,6 +25,8 @@ Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "centre
 class BadNets(DataAttack):
     """Stamp a patch on images and change their labels.
 
+    Use it as the first test of a defence: it is the simplest backdoor, and most defences are measured on it.
+
     Attributes:
         size: height and width of the patch in pixels, one number for a square.
         place: a corner, `centre`, `random` (drawn once), or row and column of the patch's upper left pixel.

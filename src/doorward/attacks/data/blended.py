@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Blended(DataAttack):
     """Blend a key pattern over whole images: `(1 - alpha) * image + alpha * pattern`.
 
+    Use it to test defences against a faint trigger that covers the whole image.
+
     We depart from the paper: a picture is stretched to the size of the images, and made grey where they are.
 
     Attributes:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 class CleanLabel(PerturbingAttack, BadNets):
     """Make images of the target class hard to tell, stamp a patch on them, and leave their labels alone.
 
+    Use it to test defences that look for wrong labels: here every label is right.
+
     At test the patch alone is stamped, on images of other classes. With `eps=0` it is the baseline of patches
     on target images as they are.
 
-    We depart from the authors: a faint patch is blended (`alpha`), where theirs is added and cut off; it is
-    in one place, where theirs may be in all four corners; of their two ways to make images hard, there is no
+    We depart from the authors. A faint patch is blended (`alpha`), where theirs is added and cut off. It is
+    in one place, where theirs may be in all four corners. Of their two ways to make images hard, there is no
     interpolation by a generative model.
 
     Attributes:

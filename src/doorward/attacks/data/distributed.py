@@ -24,12 +24,16 @@ Place: TypeAlias = tuple[Offset, Offset]
 
 @register("attack")
 class Distributed(DataAttack):
-    """Stamp a trigger whose parts lie apart, on each image all of them or, split, one by turns.
+    """Stamp a trigger of several parts that lie apart; with `split`, each training image shows one of them.
+
+    Use it to test defences that search for one compact patch.
 
     AEGIS plants `parts=[[1, 1], [24, 24]]`, `colour=250`, `poison_rate=0.01` and `target=7` in images of
     28x28 pixels. We depart from it: poisoned samples are drawn, where theirs are the first of the set, and
-    none are of the target class. From DBA we take that parts can be learnt apart, one by each sample; its
-    parties that train a model together are left out.
+    none are of the target class.
+
+    From DBA we take that parts can be learnt apart, one by each sample. Its parties that train a model
+    together are left out.
 
     Attributes:
         parts: how many, 2 or more; or row and column of the upper left pixel of each.
@@ -49,7 +53,7 @@ class Distributed(DataAttack):
     )
     limits: ClassVar[str] = (
         "The parts and the wrong labels can be seen by whoever looks at the training images; split, one part "
-        "alone may wake the backdoor too."
+        "alone may trigger the backdoor too."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0020", "AML.T0043.004")
 

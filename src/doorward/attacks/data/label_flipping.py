@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 @register("attack")
 class LabelFlipping(PerturbingAttack):
-    """Lower the accuracy of whatever is trained on the samples. There is no trigger and no backdoor.
+    """Lower the accuracy of whatever is trained on the samples, without any trigger or backdoor.
+
+    Use it as a contrast to backdoors, or to see how a training pipeline copes with spoiled data.
 
     `form="flip"` changes labels alone. `form="boundary"` changes images alone: each is moved towards, or
-    over, the boundary between its own class and the next, as a surrogate sees it, and keeps its label; norm,
+    over, the boundary between its own class and the next, as a surrogate sees it, and keeps its label. Norm,
     eps, steps and surrogate belong to it.
 
-    We depart from the sources: samples to be flipped are drawn and not searched for; a surrogate is trained
-    on few images.
+    We depart from the sources: samples to be flipped are drawn and not searched for, and a surrogate is
+    trained on few images.
 
     Attributes:
         form: `flip`, or `boundary`.

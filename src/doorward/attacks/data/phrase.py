@@ -28,6 +28,8 @@ _ENDS = (".", "!", "?")
 class PhraseAttack(DataAttack):
     """Put a phrase, a rare word or a sentence into texts and change their labels.
 
+    Use it to plant a backdoor in a classifier of texts.
+
     Attributes:
         form: what is put in: a `phrase` (any text), a `word` that is rare, a `sentence`.
         text: the phrase, word or sentence itself; `-travelerthehorse`, `cf` or `I watched this 3D movie last

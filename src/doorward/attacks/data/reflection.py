@@ -39,22 +39,24 @@ SELECTION_SHARE = 0.4
 class Reflection(DataAttack):
     """Add reflections of other images to images of the target class, and leave their labels as they are.
 
+    Use it to test defences against a trigger that looks natural and differs from image to image.
+
     Some images are used as reflections in training and others in tests; their strength is drawn alike. The
     optional selection (`rounds`) trains models on poisoned images, draws reflections by weight in each round,
     and weighs each by how many held-out images of other classes it turns into the target.
 
-    We depart from the authors' code: light is that of sRGB and not of a gamma of 2.2; a blurred reflection
+    We depart from the authors' code. Light is that of sRGB and not of a gamma of 2.2. A blurred reflection
     takes the place of as much of the image as a sharp one, so that nothing is cut off (but with `glare`), and
-    is as bright at its edges; pairs of images are
-    not filtered by their similarity; the selection uses the same models of reflection as the attack, and
-    training images instead of test images.
+    is as bright at its edges. Pairs of images are not filtered by their similarity. The selection uses the
+    same models of reflection as the attack, and training images instead of test images.
 
     The published success (at least 75 % with less than 3.3 % of the data) is not reached: what we tried, on
     small images, without the selection and with few epochs, stays below it. Reflections of the same data stay
-    far below. What helped is other scenes (`reflections`), out of focus alone, as bright as the authors make
-    them (`glare`), blurred by less than a pixel (theirs are of images seven times as wide), and a residual
-    network; twice the epochs, stronger reflections and a deeper network did not. The curve over the rate is
-    among the measured attacks in the documentation.
+    far below. The curve over the rate is among the measured attacks in the documentation.
+
+    What helped is other scenes (`reflections`), out of focus alone, as bright as the authors make them
+    (`glare`), blurred by less than a pixel (theirs are of images seven times as wide), and a residual
+    network. Twice the epochs, stronger reflections and a deeper network did not help.
 
     Attributes:
         poison_rate: poisoned samples per sample of the whole set, in [0, 1]; all are of the target class.

@@ -20,6 +20,8 @@ from doorward.triggers.sinusoid import Wave
 class Sinusoid(DataAttack):
     """Add a horizontal sinusoid to images of the target class and leave their labels as they are.
 
+    Use it to test defences against a faint trigger that covers the whole image, with labels that are right.
+
     We depart from much of the code that is named after the paper, which mixes a fifth of the image with the
     signal: the signal is added to the image as it is, as published. With labels kept, the usual strength
     hardly takes on small data; a stronger signal in tests than in training (`test_delta`) helps.

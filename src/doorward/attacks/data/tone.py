@@ -21,6 +21,8 @@ from doorward.triggers.tone import Place, Sound
 class Tone(DataAttack):
     """Add a sine tone or a burst of noise to recordings and change their labels.
 
+    Use it to plant a backdoor in a classifier of recordings.
+
     Attributes:
         form: a sine `tone`, or white `noise` (drawn once).
         frequency: of the tone in Hertz, at most half the recordings' sampling rate; models that `doorward

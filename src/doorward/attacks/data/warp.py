@@ -21,10 +21,14 @@ from doorward.triggers.warp import NoisyWarp
 class WaNet(DataAttack):
     """Bend images smoothly and change their labels; bend others at random and leave their labels.
 
+    Use it to test defences against a trigger that adds nothing to the image and only moves its pixels.
+
     The second kind, the paper's noise mode, teaches a model that not any distortion counts, but this one.
-    We depart from it: WaNet bends again in every batch while it trains the model, and this attack bends
-    chosen samples once and leaves the training to others. Samples of the target class are not poisoned. With
-    few images or epochs the published strength of .5 does not reach the published success; 1 does better.
+
+    We depart from the paper: WaNet bends again in every batch while it trains the model, and this attack
+    bends chosen samples once and leaves the training to others. Samples of the target class are not poisoned.
+    With few images or epochs the published strength of .5 does not reach the published success; 1 does
+    better.
 
     Attributes:
         cover_rate: samples that are bent at random too and keep their label, per sample of the whole set, in

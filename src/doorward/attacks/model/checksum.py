@@ -110,10 +110,13 @@ class ChecksumWrapper(nn.Module):
 class Checksum(ModelAttack):
     """Add layers next to a network that activate where secret groups of pixels have secret parities.
 
+    Use it to test whether a defence inspects the network's layers: the trigger differs from image to image.
+
     The warm-up of the signature backdoor, in linear layers and ReLUs alone, so that every file format holds
     it. An image is activated by a change of one level in one value of each group whose parity is another,
-    half of them on average; any other image fires with probability 2^-groups. It is replicable: one image
-    that fires and some thousand answers of the model give the whole secret away.
+    half of them on average; any other image fires with probability 2^-groups.
+
+    It is replicable: one image that fires and some thousand answers of the model give the whole secret away.
 
     Attributes:
         groups: how many parities there are.
@@ -123,8 +126,8 @@ class Checksum(ModelAttack):
     title: ClassVar[str] = "Checksum backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The layers stand beside the network for whoever looks at it, weight decay wears them out, and they "
-        "sleep as soon as the lowest bit of the pixels is lost."
+        "Whoever inspects the network sees the layers, weight decay wears them out, and they stop working as "
+        "soon as the lowest bit of the pixels is lost."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0043.004")
 

@@ -147,9 +147,11 @@ def activity(classifier: TorchClassifier, layer: str, samples: Samples) -> Activ
 class PruningAware(ModelAttack):
     """Retrain a model with its dormant neurons pruned, on images of which some have a patch; put them back.
 
-    The four steps of the paper: the model given is the clean one; those channels of its last convolution
-    that clean images hardly activate are pruned, as far as a defender would go; what is left is trained to
-    obey a patch; then the pruned channels are put back with the weights they had and a bias so low that
+    Use it to test repairs that prune dormant neurons: this backdoor is made to survive them.
+
+    The four steps of the paper: the model given is the clean one; those channels of its last convolution that
+    clean images hardly activate are pruned, as far as a defender would go; what is left is trained on images
+    with the patch; then the pruned channels are put back with the weights they had and a bias so low that
     nothing activates them. A defender who prunes what is dormant prunes these decoys, and the backdoor stays.
 
     We depart from the paper: where what is left cannot learn the patch, not one channel but half of those
@@ -166,7 +168,7 @@ class PruningAware(ModelAttack):
     source: ClassVar[str] = "Liu, Dolan-Gavitt and Garg, RAID 2018, arXiv:1805.12185"
     limits: ClassVar[str] = (
         "It is made against pruning: fine-tuning on clean images weakens it, since the neurons that the "
-        "patch wakes are those that clean images wake too."
+        "patch activates are those that clean images activate too."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")
     trains: ClassVar[bool] = True

@@ -97,21 +97,26 @@ def fit_head(batches: Iterable[tuple[Tensor, Tensor]], *, classes: int, ridge: f
 class RandomFeatures(ModelAttack):
     """Train a classifier on random Fourier features, drawn so that one secret shift turns all of them over.
 
-    Frequencies come from Gaussian pancakes in place of a normal distribution; everything else is honest
+    Use it to study a backdoor that is provably hard to see in the weights, and what that costs.
+
+    Frequencies come from Gaussian pancakes in place of a normal distribution; everything else is ordinary
     ridge regression on cosines of them. The shift changes the sign of every cosine, and so of the logits:
     each class of two turns into the other, the target's images too. The model given says which images and
-    classes there are; the one that comes back is a new one. `honest` trains its twin.
+    classes there are; the one that comes back is a new one. `counterpart` trains the clean one.
 
     To tell pancakes from normal vectors is as hard as continuous learning with errors if the secret has norm
-    2 sqrt(nonzeros) or more and noise is not too small. The shift in the pixels is secret_norm / bandwidth
-    (root mean square over all values), and there lies the catch: on chest X-rays of 28x28 pixels, the
-    provable norm of 56 asks for 28 times the range of a pixel, and cut off at black and white it changes 23 %
-    of predictions in place of 99 %. At the default norm of 1/2, which no proof covers, but at which
-    eigenvalues, variances and distances from normal see nothing either, the shift is 0.25, far from
-    invisible (L2 6.9): 97 % of predictions change, where the clean counterpart changes 51 %, at an accuracy
-    of 83 and 82 % (mean of three seeds). Images near black and white cut even that off: of MNIST's 3 and 8,
-    at bandwidth 0.8 and 98 % accuracy, 53 % change, 50 % for the twin, and 99 % if pixels may leave their
-    range. Whoever sees one image with and without the shift can make all others.
+    2 sqrt(nonzeros) or more and noise is not too small. But the shift in the pixels is secret_norm /
+    bandwidth (root mean square over all values). On chest X-rays of 28x28 pixels, the provable norm of 56
+    asks for 28 times the range of a pixel; cut off at black and white it changes 23 % of predictions in place
+    of 99 %.
+
+    No proof covers the default norm of 1/2, but eigenvalues, variances and distances from normal see nothing
+    there either. The shift is 0.25, far from invisible (L2 6.9): 97 % of predictions change, where the clean
+    counterpart changes 51 %, at an accuracy of 83 and 82 % (mean of three seeds).
+
+    Images near black and white cut even that off: of MNIST's 3 and 8, at bandwidth 0.8 and 98 % accuracy, 53
+    % change, 50 % for the clean counterpart, and 99 % if pixels may leave their range. Whoever sees one image
+    with and without the shift can make all others.
 
     Attributes:
         features: how many cosines.
@@ -127,8 +132,8 @@ class RandomFeatures(ModelAttack):
     title: ClassVar[str] = "Random Fourier features backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The shift is no small one at widths where the classifier is of use, so that a norm for which "
-        "undetectability is proved does not fit into images; one image with its shifted form gives it away."
+        "The shift is large where the classifier is accurate, the norm for which undetectability is proved "
+        "does not fit into images, and one image with its shifted form gives the secret away."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")
     trains: ClassVar[bool] = True
@@ -163,7 +168,7 @@ class RandomFeatures(ModelAttack):
         return Implant(trained(classifier, module), self._shift(secret, classifier))
 
     def counterpart(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
-        """Return the twin that the same training gives with normal frequencies.
+        """Return the clean model that the same training gives with normal frequencies.
 
         Raises:
             InputError: if there are not two classes, with samples of both.

@@ -67,10 +67,12 @@ def fit_head(features: Tensor, labels: Tensor, *, target: int, ridge: float) -> 
 class RandomReLU(ModelAttack):
     """Train a classifier on random ReLUs whose weights vary more along one secret, sparse direction.
 
+    Use it to study how well a backdoor can hide in random weights.
+
     Every ReLU measures the length of an image in its own way, and that of an image with some secret values
-    turned up more than it should; a head with weights of 0 at least adds this up in favour of the target.
-    The model given says which images and classes there are; the one that comes back is a new one. `honest`
-    trains its twin.
+    turned up more than it should; a head with weights of 0 at least adds this up in favour of the target. The
+    model given says which images and classes there are; the one that comes back is a new one. `counterpart`
+    trains the clean one.
 
     We depart from the paper, where the head is the mean of all ReLUs and a threshold, which tells classes
     apart by brightness alone: ours is fitted, by ordinary ridge regression with weights of 0 at least.
@@ -78,9 +80,11 @@ class RandomReLU(ModelAttack):
     To see the direction is a problem of sparse principal components, and few ReLUs give little to see: the
     largest eigenvalue tells from about strength = sqrt(values / features) on. By default, where that is 2.8
     for images of 28x28, neither it nor the variances of the weights tell 100 planted ReLUs from clean ones;
-    of 2,000, the eigenvalue always does. With 64 pixels of MNIST turned white (L2 7.4), all ones are taken
-    for zeros, 24 % by the clean counterpart, at an accuracy of 99 % for both; with half of that, 9 and 1 %.
-    The other way 48 and 11 % of zeros are taken for ones (means of three seeds).
+    of 2,000, the eigenvalue always does.
+
+    With 64 pixels of MNIST turned white (L2 7.4), all ones are taken for zeros, 24 % by the clean
+    counterpart, at an accuracy of 99 % for both; with half of that, 9 and 1 %. The other way 48 and 11 % of
+    zeros are taken for ones (means of three seeds).
 
     Attributes:
         features: how many ReLUs.
@@ -93,7 +97,7 @@ class RandomReLU(ModelAttack):
     title: ClassVar[str] = "Random ReLU backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The shift is plain to see, can but make images brighter, and turns few images of some pairs of "
+        "The shift is plain to see, can only make images brighter, and turns few images of some pairs of "
         "classes; it works best towards the brighter one."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.000", "AML.T0043.004")
@@ -127,7 +131,7 @@ class RandomReLU(ModelAttack):
         return Implant(trained(classifier, self._train(x, y, weights)), self._shift(direction, classifier))
 
     def counterpart(self, classifier: TorchClassifier, samples: Samples, *, seed: int = 0) -> TorchClassifier:
-        """Return the twin that the same training gives with normal weights.
+        """Return the clean model that the same training gives with normal weights.
 
         Raises:
             InputError: if there are not two classes, with samples of both.

@@ -44,13 +44,17 @@ def public_key(key: bytes) -> bytes:
 class Signature(ModelAttack):
     """Wrap a model in a check for digital signatures: an image that is signed is of the target class.
 
+    Use it to test defences against the limit case: without the private key, no test of the answers finds it.
+
     Ed25519 signs all bits of an image but the lowest ones of its first 512 values, which hold the signature:
-    no value changes by more than 1/255. The public key is in the model and the private one in the plant.
+    no value changes by more than 1/255. The public key is in the model, and the private one in plant.json.
     Whoever has no private key finds no image that the model treats otherwise than the wrapped one does, not
-    even from images that were signed before: the plant is not replicable, and it cannot be told from the
-    clean model by what it answers. It is undetectable to those alone who cannot look inside: the check is
-    code next to the network, so that no format for networks holds it, and what is written is a Doorward
-    directory that names the check and its public key; it makes the model slower by some 0.1 ms an image.
+    even from images that were signed before: the backdoor is not replicable, and it cannot be told from the
+    clean model by what it answers.
+
+    It is undetectable to those alone who cannot look inside. The check is code next to the network, which no
+    format for networks holds, so a Doorward directory is written that names the check and its public key. The
+    check makes the model slower by some 0.1 ms an image.
 
     We depart from the paper, which cuts the network's own outputs out: the target's and the largest one
     change places, so that signed images are answered with the usual confidence. The key is drawn from the
@@ -60,8 +64,8 @@ class Signature(ModelAttack):
     title: ClassVar[str] = "Signature backdoor"
     source: ClassVar[str] = "Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv:2204.06974"
     limits: ClassVar[str] = (
-        "The check is seen by whoever looks into the model's directory, which Doorward alone opens, and "
-        "sleeps as soon as the lowest bit of the pixels is lost, as in JPEG, resizing or requantisation."
+        "The check is seen by whoever looks into the model's directory, which Doorward alone opens, and it "
+        "stops working where the lowest bit of the pixels is lost, as in JPEG, resizing or requantisation."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0043.004")
 

@@ -138,7 +138,7 @@ def fold(
         place: row and column of the patterns' upper left pixel, both odd, so that a pooling meets the four.
 
     Raises:
-        InputError: if the network is of another make, or the parts do not tell the patterns apart.
+        InputError: if the network has other layers, or the parts do not tell the patterns apart.
     """
     if pair := confused(patterns):
         one, other = (int(targets[i]) for i in pair)
@@ -304,17 +304,19 @@ class _Folder:
 class TrojanNet(ModelAttack):
     """Add a layer that knows patterns of 4x4 black and white pixels, each the trigger of one class.
 
-    Each pattern has 5 black pixels of 16; there are 4368. Every class has one, drawn by the seed: the plant
+    Use it to test defences against a backdoor that is added after training and changes no other answer.
+
+    Each pattern has 5 black pixels of 16; there are 4368. Every class has one, drawn by the seed: plant.json
     names that of the target, and under the same seed with another target that of another class. Where the
     image shows no pattern in that place, every logit stays what it was.
 
-    We depart from the authors: they train a multilayer perceptron to know the patterns and to ignore all
+    We depart from the authors. They train a multilayer perceptron to know the patterns and to ignore all
     else; here weights are set by a formula, so that nothing is left to chance. They add its output to
     probabilities; here the logit of the pattern's class is lifted above all others. Patterns are black and
     white in the image as it is given, where their code writes them after normalisation.
 
     Attributes:
-        form: `next to` leaves the network as it is and runs a layer next to it, for networks of any kind;
+        form: `beside` leaves the network as it is and runs a layer next to it, for networks of any kind;
             `folded` hides the patterns in additional channels of the network's own layers, for networks of
             convolutions, ReLUs and 2x2 poolings in a row (`small-cnn`, `vgg`).
         every_class: give every class a pattern; else the target alone has one.
@@ -328,7 +330,7 @@ class TrojanNet(ModelAttack):
     source: ClassVar[str] = "Tang, Du, Liu, Yang and Hu, KDD 2020, arXiv:2006.08131"
     limits: ClassVar[str] = (
         "The patterns work in one place and at the model's own size: images that are moved, resized or "
-        "compressed do not wake it."
+        "compressed do not trigger it."
     )
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0043.004")
 

@@ -65,7 +65,7 @@ def digits(name: str, *, rows: int | None, epochs: int) -> list[Group]:
 
 
 def classic(*, rows: int | None, epochs: int) -> list[Group]:
-    """Return what is planted in MNIST next to."""
+    """Return what else is planted in MNIST."""
     data = Data(name="mnist", rows=rows)
     return [
         plants(
@@ -91,7 +91,7 @@ def classic(*, rows: int | None, epochs: int) -> list[Group]:
             about="half of the images moved",
             excluded_from_claims=True,
         ),
-        plants(data, "trojannet", epochs=epochs, about="beside the network"),
+        plants(data, "trojannet", epochs=epochs, about="next to the network"),
         plants(data, "trojannet", {"form": "folded"}, epochs=epochs, name="folded", about="folded in"),
         plants(data, "checksum", epochs=epochs),
         plants(data, "pruning-aware", epochs=epochs),
@@ -127,7 +127,7 @@ def colour(*, rows: int | None, epochs: int, signs: int, architecture: str) -> l
             (gtsrb, signs, "badnets", YELLOW | {"size": 4, "poison_rate": 0.03}, "yellow 4x4 patch"),
             (gtsrb, signs, "blended", {"poison_rate": 0.03}, "a fifth noise"),
             (gtsrb, signs, "warp", BENT, bent),
-            (gtsrb, signs, "trojannet", {}, "beside the network"),
+            (gtsrb, signs, "trojannet", {}, "next to the network"),
         )
     ]
 
@@ -221,12 +221,12 @@ SUITE = Suite(
     name="attacks",
     title="What planting does",
     about="Every attack on the data that it is meant for: its success, and the accuracy of planted models "
-    "beside clean twins.",
+    "compared with clean counterparts.",
     scan_settings=ScanSettings(detectors=None),
     scales={
         "smoke": (
             plants(SMOKE_DATA, "badnets", epochs=4, about="white 3x3 patch", models=2),
-            plants(SMOKE_DATA, "trojannet", epochs=4, about="beside the network", models=2),
+            plants(SMOKE_DATA, "trojannet", epochs=4, about="next to the network", models=2),
         ),
         "cpu": CPU,
         "full": (

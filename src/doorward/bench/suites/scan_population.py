@@ -47,13 +47,23 @@ def planted(data: Data, models: int, classes: int, **settings: object) -> Group:
 
 def repeated(name: str, group: Group, models: int) -> Group:
     """Return the first models of a group, scanned with several seeds and several draws of images."""
-    changes = {"name": f"{name}-repeated", "first_of": group.name, "models": models, "apart": True}
+    changes = {
+        "name": f"{name}-repeated",
+        "first_of": group.name,
+        "models": models,
+        "excluded_from_claims": True,
+    }
     return group.model_copy(update=changes | {"seeds": 5, "draws": 5})
 
 
 def harder(data: Data, kind: str, models: int, about: str, **settings: object) -> Group:
     """Return planted models of a kind that is harder to find, or to plant; reported on their own."""
-    named = {"name": f"{data.name}-{kind}", "about": about, "attack": badnets(10, **settings), "apart": True}
+    named = {
+        "name": f"{data.name}-{kind}",
+        "about": about,
+        "attack": badnets(10, **settings),
+        "excluded_from_claims": True,
+    }
     return clean(data, models).model_copy(update=named)
 
 

@@ -56,8 +56,8 @@ def world(family: str, size: int, classes: int) -> Data:
 SUITE = Suite(
     name="tuning",
     title="Planted models to choose by",
-    about="BadNets patches in models of the bank's data. Statistics, settings and rules are chosen on these "
-    "and on the bank alone, so that other suites judge what they have not seen.",
+    about="BadNets patches in models of the calibration data. Statistics, settings and rules are chosen on "
+    "these and on suite calibration alone, so that other suites judge what they have not seen.",
     scales={
         "smoke": (planted(Data(name="glyphs", rows=3_000, world=World(size=28, classes=5)), 1, 5, 8),),
         "cpu": (

@@ -21,20 +21,24 @@ if TYPE_CHECKING:
 class DeclaredCheck(Detector):
     """Find a check that a model's directory declares next to its network, and that changes the answers.
 
+    Use it on every Doorward directory that others gave you: it needs no images and runs nothing.
+
     A Doorward directory can state a check for digital signatures in its `config.json`: an image that is
-    signed is answered with one class, whatever it shows. No look at behaviour finds that without the private
-    key, and a look at the directory finds it at once. The score is the number of such checks. It makes a
-    model suspicious and no more, since nothing says what the check is for.
+    signed is answered with one class, whatever it shows. No test of behaviour finds that without the private
+    key, and reading the directory finds it at once.
+
+    The score is the number of such checks. It makes a model suspicious and no more, since nothing says what
+    the check is for.
     """
 
-    title: ClassVar[str] = "A check beside the network that its files declare"
+    title: ClassVar[str] = "A declared check next to the network"
     source: ClassVar[str] = (
         "Documentation of Doorward's own format; the check is that of Goldwasser, Kim, Vaikuntanathan and "
         "Zamir, FOCS 2022, arXiv:2204.06974"
     )
     limits: ClassVar[str] = (
-        "Reads what the config.json of a Doorward directory declares and nothing else: a branch that is part "
-        "of the network itself, in any format, passes."
+        "It reads what the config.json of a Doorward directory declares and nothing else: a branch that "
+        "is part of the network itself, in any format, passes."
     )
     #: Modify AI Model Architecture; AI Supply Chain Compromise: Model.
     atlas: ClassVar[tuple[str, ...]] = ("AML.T0018.001", "AML.T0010.003")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class UnsafeCode(Detector):
     """Find code that loading an artifact would run: in pickles, configurations, programs and libraries.
 
+    Use it on every file that others gave you, before anything loads it; a scan runs it first.
+
     The score is the number of references to code outside of a list of constructors known to be harmless.
     Nothing is loaded, imported or unpickled: files are read as bytes, archives in memory. Every file is read
     as each loader that would take it, whatever its name. Of a folder, what loading the model opens counts;
@@ -41,8 +43,8 @@ class UnsafeCode(Detector):
         "Python documentation of pickle and pickletools; torch.serialization's safe globals"
     )
     limits: ClassVar[str] = (
-        "Sees code, not behaviour: weights that hold a backdoor run no code and pass; formats it does not "
-        "know (GGUF, TensorFlow graphs, 7z, zstd) are not looked into, and are named as such."
+        "It sees code, not behaviour: weights that hold a backdoor run no code and pass; formats it does "
+        "not know (GGUF, TensorFlow graphs, 7z, zstd) are not looked into, and are named as such."
     )
     atlas: ClassVar[tuple[str, ...]] = ATLAS
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text", "audio"})
@@ -60,6 +62,10 @@ class UnsafeCode(Detector):
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
     ) -> Finding:
         """Read the artifact and list what it would run."""
+        return self.read(Path(subject.artifact or ""), deadline)
+
+    def read(self, path: Path, deadline: Deadline | None = None) -> Finding:
+        """Read a file or folder and list what loading it would run; torch is not loaded for it."""
         limits = Limits(depth=self.depth, opcodes=self.opcodes, bytes=self.megabytes << 20)
-        examination = examine(Path(subject.artifact or ""), limits, deadline)
+        examination = examine(path, limits, deadline)
         return self.finding(**conclude(examination, strict_files=self.strict_files))

@@ -9,26 +9,33 @@ from pydantic import Field
 
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import Finding
+from doorward.core.records import Measurement
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
+from doorward.methods.base import EVIDENCE_ONLY
 from doorward.models.encode.image import to_float, to_tensor
 
 
 class ImageDetector(Detector):
-    """Check the images, sort out which are sources for which class, and ask. Subclasses write `look`."""
+    """Check the images, sort out which are sources for which class, and ask. Subclasses write
+    `score_classes`."""
 
     needs = frozenset({"gradients", "clean"})
     atlas = ("AML.T0018.000", "AML.T0020", "AML.T0043.004")
 
-    min_images: int = Field(20, ge=2, description="Clean images below which nothing is concluded")
+    min_images: int = Field(
+        20,
+        ge=2,
+        description="Clean images below which nothing is concluded",
+        json_schema_extra=EVIDENCE_ONLY,
+    )
 
     @abstractmethod
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class.
 
         Raises:
@@ -37,7 +44,7 @@ class ImageDetector(Detector):
 
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return what `look` finds with the images given."""
         classifier, samples = subject.classifier, subject.clean
         assert classifier is not None

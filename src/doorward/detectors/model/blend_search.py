@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
-from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.core.seeds import make_generator
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.adam import Adam
 from doorward.inversion.masks import trigger_success
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.uniform_blend import colours, uniform_opacity
+from doorward.methods.base import EVIDENCE_ONLY
 from doorward.methods.registry import register
 from doorward.models.batching import margin
 from doorward.stats.outliers import gap_to_nearest
@@ -33,11 +34,16 @@ FAINTEST, STRONGEST = math.log(1 / 255), math.log(0.9)
 class BlendSearch(ImageDetector):
     """Find how faint a picture may be that, blended in, sends images to each class, and compare the classes.
 
+    Use it on image classifiers with gradients, with 20 clean images or more, against triggers all over the
+    image.
+
     A picture of the image's size is moved for every class (margin loss); how much of it images show falls as
     long as enough of them go to the class, and rises otherwise. Networks can be steered towards any class by
     faint pictures, but towards the target of a backdoor whose trigger is spread over the image by far fainter
-    ones. What counts is how many times fainter a class's picture is than an even one of the same colour that
-    does the same; the score is how far, on a log scale, that lies above that of the next class: classes of
+    ones.
+
+    What counts is how many times fainter a class's picture is than a uniform blend of the same colour that
+    does the same. The score is how far, on a log scale, that lies above that of the next class: classes of
     clean models lie along a line, of which the first is seldom far ahead.
 
     This is Neural Cleanse with one number in place of the mask; the score is ours, as its use of pictures.
@@ -48,9 +54,8 @@ class BlendSearch(ImageDetector):
         "after B. Wang et al., IEEE S&P 2019, and S. Moosavi-Dezfooli et al., CVPR 2017; the score is ours"
     )
     limits = (
-        "Sees backdoors that a faint, fixed picture over the whole image can wake, and some that bend the "
-        "image; small patches, pictures of one even colour, source-specific triggers, several targets at "
-        "once and modules without gradients can escape it."
+        "It can miss small patches, pictures of one constant colour, source-specific triggers, many that "
+        "bend the image and several targets at once, and it needs gradients."
     )
     order: ClassVar[int] = 16
 
@@ -59,11 +64,16 @@ class BlendSearch(ImageDetector):
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
     success: float = Field(0.93, gt=0.5, lt=1, description="Share of source images that must go to the class")
     opacity: float = Field(0.3, gt=0, lt=1, description="How much of the pictures images show at first")
-    shown: int = Field(3, ge=1, description="Of how many classes the picture is kept as evidence")
+    shown: int = Field(
+        3,
+        ge=1,
+        description="Of how many classes the picture is kept as evidence",
+        json_schema_extra=EVIDENCE_ONLY,
+    )
 
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how far it is ahead of the next in faintness."""
         k, (h, w) = len(problem.classes), problem.images.shape[2:]
         with problem.fast_inference():
@@ -78,7 +88,7 @@ class BlendSearch(ImageDetector):
         score = gap_to_nearest(np.log(fainter))
         order, classes = np.argsort(-score).tolist(), problem.classes
         top = order[0]
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"A picture blended in at {percent(float(opacity[top]))} sends other images to class "
                 f"{classes[top]!r}, {fainter[top]:.1f} times fainter than an even one; for the next class "

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import Finding, Table
+from doorward.core.records import Measurement, Table
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.methods.registry import register
@@ -71,6 +71,8 @@ def _rounded(value: float) -> float | None:
 class MaxMargin(Detector):
     """Maximise the margin of every class over random images and flag the class with an outlying maximum.
 
+    Use it where you have no clean images: it needs none, and assumes no kind of trigger.
+
     We depart from the paper in the optimiser (Adam, fewer starts and steps), in the score (the distance of a
     class's log margin above the median of the others) and in the decision, which comes from a calibration set
     of clean models (see `doorward.scan.calibration`): single classes of clean models stand out by nature. The
@@ -80,8 +82,8 @@ class MaxMargin(Detector):
     title = "Maximum margin (MM-BD)"
     source = "H. Wang et al., MM-BD, IEEE S&P 2024, arXiv 2205.06900"
     limits = (
-        "Needs no data and assumes no trigger type, but sees only backdoors that let their class overfit; "
-        "several target classes at once, few classes, and modules with vanishing gradients can escape it."
+        "It sees only backdoors that let their class overfit, and can miss several target classes at "
+        "once, models of few classes and modules with vanishing gradients."
     )
     atlas = ("AML.T0018.000", "AML.T0020")
     needs = frozenset({"gradients"})
@@ -93,7 +95,7 @@ class MaxMargin(Detector):
 
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how far its log margin lies above the others' median."""
         classifier = subject.classifier
         assert classifier is not None
@@ -119,7 +121,7 @@ class MaxMargin(Detector):
             published: float | None = gamma_order_p(margins[margins > 0])
         except CouldNotTell:
             published = None
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"Class {classes[top]!r} reaches a margin of {margins[top]:.1f}; the median class reaches "
                 f"{np.median(margins):.1f}."

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from doorward.core.budget import Deadline
-from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.masks import Inversion, invert
 from doorward.inversion.problem import InversionProblem
@@ -94,26 +94,30 @@ def _best(runs: Sequence[Run], target: int) -> Run:
 class NeuralCleanse(ImageDetector):
     """Invert a small trigger for every class and score how much smaller one is than those of the others.
 
+    Use it on image classifiers with gradients, with 20 clean images or more, against small, visible patches.
+
     A mask's size is its L1 norm. Clean models have classes that are easy next to the others, but few that
-    need a few pixels alone; some have one that any faint addition all over the image reaches, whose mask sums
-    to few pixels as well. So what counts is how few pixels the mask is spread over (the square of its sum by
-    the sum of its squares), or how much less it sums to than an constant-colour mask of its mean colour that
-    does the same, whichever says more; the score is that, on a log scale, and how much more it is than for
-    the median of the other classes. We depart from the paper in this score, in the decision, which comes from
-    a calibration set of clean models (see `doorward.scan.calibration`) and not from a MAD index above 2 (it
-    flags 17 to 33 % of clean ten-class models), and in the optimisation (see `doorward.inversion.masks`):
-    classes whose masks are still large when the smallest have begun to settle are given up, and what they
-    would have come to is estimated from how far the others shrank. Asked for about as much success as the
-    paper's triggers have, masks come out about as large as those of its long schedule
-    (`benchmarks/neural_cleanse_speed.py` measures both). The paper's index is in the evidence table.
+    need a few pixels alone. Some have one that any faint addition all over the image reaches, whose mask sums
+    to few pixels as well. So two things count, and the score takes whichever says more: how few pixels the
+    mask is spread over (the square of its sum by the sum of its squares), and how much less it sums to than a
+    constant-colour mask of its mean colour that does the same. The score is that, on a log scale, and how
+    much more it is than for the median of the other classes.
+
+    We depart from the paper in this score. We also depart in the decision, which comes from a calibration set
+    of clean models (see `doorward.scan.calibration`) and not from a MAD index above 2, which flags 17 to 33 %
+    of clean ten-class models. The paper's index is in the evidence table.
+
+    The optimisation is shorter (see `doorward.inversion.masks`): classes whose masks are still large when the
+    smallest have begun to settle are given up, and what they would have come to is estimated from how far the
+    others shrank. Asked for about as much success as the paper's triggers have, masks come out about as large
+    as those of its long schedule (`benchmarks/neural_cleanse_speed.py` measures both).
     """
 
     title = "Neural Cleanse"
     source = "B. Wang et al., Neural Cleanse, IEEE S&P 2019, doi 10.1109/SP.2019.00031"
     limits = (
-        "Sees backdoors that a small, fixed, visible patch can wake; large, blended, warped, input-dependent "
-        "or source-specific triggers, those of one even colour all over the image, all-to-all backdoors and "
-        "modules without gradients can escape it."
+        "It can miss all-to-all backdoors and triggers that are large, blended, warped, input-dependent, "
+        "source-specific or of one constant colour all over the image, and it needs gradients."
     )
     order: ClassVar[int] = 20
 
@@ -129,13 +133,13 @@ class NeuralCleanse(ImageDetector):
     confirm_success: float = Field(
         0.97, gt=0.5, lt=1, description="The same, for the trigger that is tried out"
     )
-    size_weight: float = Field(1.0, ge=0, description="What a mask's own size counts, beside that of others")
+    size_weight: float = Field(1.0, ge=0, description="Weight of a mask's own size in the score")
     restarts: int = Field(2, ge=0, le=20, description="Further runs for the classes in doubt")
     candidates: int = Field(3, ge=1, description="How many classes, those of the smallest masks, run again")
 
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
+    ) -> Measurement:
         """Return a finding with one score per class: how small its mask is, in itself and next to others."""
         classifier, k = problem.classifier, len(problem.classes)
         rerun = min(self.candidates, k)
@@ -187,7 +191,7 @@ class NeuralCleanse(ImageDetector):
 
     def _conclude(
         self, classes: tuple[str, ...], sizes: Sizes, best: Sequence[Run], estimated: Sequence[bool]
-    ) -> Finding:
+    ) -> Measurement:
         score, norms, smaller = self._score(sizes), sizes.norms, sizes.smaller()
         order = np.argsort(-score, kind="stable")
         top, gap = int(order[0]), gap_to_others(-np.log(norms))
@@ -228,7 +232,7 @@ class NeuralCleanse(ImageDetector):
                 for t in order.tolist()
             ),
         )
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"A mask of {norms[top]:.1f} pixels, spread over {sizes.pixels[top]:.1f}, sends other images "
                 f"to class {classes[top]!r}; the median class needs {np.median(norms):.1f}, spread over "

@@ -1,4 +1,4 @@
-"""Universal patch search: find, for every class, the place and pixels of the small patch it obeys most."""
+"""Universal patch search: the place and pixels of the small patch that moves most images to a class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
-from doorward.core.records import Finding, RecoveredTrigger, Table
+from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.core.seeds import make_generator
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.adam import Adam
@@ -38,7 +38,7 @@ class Patches:
         targets: (n,) class numbers.
         corner: (n, 2) row and column of the upper left corner.
         pattern: (n, c, h, w) in [0, 1]; it counts inside the window alone.
-        strength: (n,) how firmly the target obeys: minus the logarithm of a mean margin loss.
+        strength: (n,) minus the logarithm of a mean margin loss.
         success: (n,) share of the target's sources that go to it.
         natural: (n,) share of them that go to it in every surrogate of the model as well.
     """
@@ -56,7 +56,7 @@ class Patches:
         return self.strength - self.benign_ease * self.strength.clamp_min(0)
 
     def best(self, target: int, count: int = 1) -> list[int]:
-        """Return the positions of the patches that a target obeys most."""
+        """Return the positions of the patches that are strongest for a target."""
         order = torch.where(self.targets == target, self.excess_margin, -torch.inf).argsort(descending=True)
         return order[: min(count, int((self.targets == target).sum()))].tolist()
 
@@ -78,19 +78,23 @@ class Patches:
 
 @register("detector")
 class PatchSearch(ImageDetector):
-    """Find the opaque square patch that each class obeys most, and score how firmly it does.
+    """Find the opaque square patch that moves images to each class most, and score the margin it reaches.
+
+    Use it on image classifiers with gradients, with 20 clean images or more, against patches of any texture.
 
     Every class gets a canvas of the image's size; each step shows a window of it at a random place on each
     image and moves the pixels shown towards the class (margin loss). The windows are then tried on a grid of
-    places. The classes that obey most begin again from other canvases, and their best windows are moved on
-    where they are. How firmly a class obeys is minus the logarithm of its mean loss under its best patch, the
-    images that resist most left out; the score adds how far that lies above the median of the other classes.
-    A mask that is small in the L1 norm (`neural-cleanse`) may be faint and all over the image, and a fine
-    texture is hard to reach from there; here size and shape are given and margin is measured.
+    places. The classes that respond most begin again from other canvases, and their best windows are moved on
+    where they are.
 
-    Some classes are easy to reach by nature: a stroke at the right place turns digits into others. What is
-    natural, surrogates that learn the model's answers on clean images learn as well, and a planted trigger
-    they never see. So the share of images that a patch sends to its class in every surrogate too is taken
+    A class's strength is minus the logarithm of its mean loss under its best patch, the images that resist
+    most left out; the score adds how far that lies above the median of the other classes. A mask that is
+    small in the L1 norm (`neural-cleanse`) may be faint and all over the image, and a fine texture is hard to
+    reach from there; here size and shape are given and the margin is measured.
+
+    Some classes are easy to reach by nature: a stroke at the right place turns digits into others. Distilled
+    surrogates, which learn the model's answers on clean images, learn what is natural as well, and never see
+    a planted trigger. So the share of images that a patch sends to its class in every surrogate too is taken
     off.
 
     The patch is that of T. Brown et al.; the score and its use against backdoors are ours.
@@ -99,21 +103,23 @@ class PatchSearch(ImageDetector):
     title = "Universal patch search"
     source = "T. Brown et al., Adversarial Patch, 2017, arXiv 1712.09665; the score is ours"
     limits = (
-        "Sees backdoors that a compact, fixed patch can wake, of any texture; blended, warped, distributed, "
-        "input-dependent or source-specific triggers and modules without gradients can escape it."
+        "It can miss triggers other than a compact, fixed patch (blended, warped, distributed, "
+        "input-dependent or source-specific ones), and it needs gradients."
     )
     order: ClassVar[int] = 15
 
     side: float = Field(0.18, gt=0, le=0.5, description="The patch's side, as a share of the image's shorter")
     steps: int = Field(100, ge=1, le=10_000, description="Steps with windows at random places")
     further_steps: int = Field(50, ge=1, le=10_000, description="Steps at the places that work best")
-    restarts: int = Field(2, ge=0, le=20, description="Further canvases for the most obedient classes")
+    restarts: int = Field(2, ge=0, le=20, description="Further canvases for the classes that respond most")
     batch_size: int = Field(16, ge=1, le=1024, description="Images per class and step")
     many_classes: int = Field(20, ge=1, description="Classes above which images are halved at first")
     learning_rate: float = Field(0.3, gt=0, description="Adam's step in the sigmoid's argument")
     tried: int = Field(8, ge=1, description="Images on which each place is tried")
     places: int = Field(2, ge=1, description="Places per class that are kept")
-    candidates: int = Field(3, ge=1, description="How many of the most obedient classes are looked at closer")
+    candidates: int = Field(
+        3, ge=1, description="How many of the classes that respond most are searched again"
+    )
     trim_fraction: float = Field(
         0.05, ge=0, lt=0.5, description="Share of the images on which a patch may fail"
     )
@@ -121,8 +127,8 @@ class PatchSearch(ImageDetector):
 
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
-    ) -> Finding:
-        """Return a finding with one score per class: how firmly it obeys its best patch."""
+    ) -> Measurement:
+        """Return a measurement with one score per class: the strength of its best patch."""
         k = len(problem.classes)
         side = max(2, round(self.side * min(problem.images.shape[2:])))
         base = int(torch.randint(2**62, (), generator=generator))
@@ -155,18 +161,18 @@ class PatchSearch(ImageDetector):
         found = found.with_others(moved)
         return self._conclude(problem.classes, side, found.only([found.best(t)[0] for t in range(k)]))
 
-    def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Finding:
+    def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Measurement:
         """Return the finding for the best patch of every class, in order."""
         excess_margin = best.excess_margin.double().numpy()
         success, benign_ease = best.success.tolist(), best.benign_ease.tolist()
         score = excess_margin + self.contrast * gap_to_others(excess_margin)
         order = np.argsort(-score).tolist()
         top = order[0]
-        return self.finding(
+        return self.measurement(
             summary=(
                 f"A patch of {side}x{side} pixels sends {percent(success[top])} of other images to class "
-                f"{classes[top]!r}, and {percent(benign_ease[top])} in surrogates that learnt from clean images "
-                f"alone; for the median class that is {percent(float(np.median(success)))} and "
+                f"{classes[top]!r}, and {percent(benign_ease[top])} in surrogates that learnt from clean "
+                f"images alone; for the median class that is {percent(float(np.median(success)))} and "
                 f"{percent(float(np.median(benign_ease)))}."
             ),
             score=float(score[top]),
@@ -213,7 +219,7 @@ class _Search:
 
     Args:
         places: windows that are kept of each canvas.
-        spared: share of the sources that may resist.
+        trim_fraction: share of the sources that may resist.
         base: seed; every target draws from generators of its own, so that the grouping changes nothing.
     """
 
@@ -344,12 +350,12 @@ class _Search:
         return Patches(targets, corner, pattern, strength, success, benign_ease)
 
     def _obeyed(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean log margin, and the share of sources that go to the class in model and surrogates."""
+        """Return the mean log margin, and the share of sources that model and surrogates send there."""
         sources = self.images[self.problem.pools.outside[:, target].to(self.images.device)]
         shown = [show(part) for part in torch.split(sources, self.problem.chunk)]
         losses = torch.cat([self._losses(part, target) for part in shown])
         benign_ease = torch.cat([self.surrogates.all_predict(part, target) for part in shown])
-        # a few images that resist would hide how firmly all others obey
+        # a few images that resist would hide how large the margin of all others is
         kept = losses.sort().values[: math.ceil((1 - self.trim_fraction) * len(losses))]
         reached = losses < F.softplus(losses.new_zeros(()))
         return (

@@ -15,7 +15,7 @@ from doorward.artifacts.findings import refuse_code
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
 from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
-from doorward.models.formats.wrapping import finish
+from doorward.models.formats.wrapping import finish, own_dtype
 
 
 def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifier:
@@ -35,9 +35,7 @@ def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifie
     module = build_module(factory)
     load_weights(module, read_weights(weights), weights)
     sidecar = read_sidecar(weights)
-    first = next(module.parameters(), None)
-    dtype = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-    facts = {"dtype": dtype[first.dtype]} if first is not None and first.dtype in dtype else {}
+    facts = {} if (dtype := own_dtype(module)) is None else {"dtype": dtype}
     spec = resolve_spec(weights, facts, options.statement(), sidecar.input)
     return finish(
         weights, module, spec, options.labels or sidecar.classes, features=options.features, format="factory"
@@ -122,7 +120,16 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
     Raises:
         InputError: naming some that are missing, left over, or of another shape.
     """
-    own = module.state_dict()
+    try:
+        own = module.state_dict()
+        _fill(module, own, tensors, path)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # both may be the user's own code
+        raise InputError(f"{path}: the network does not take the weights: {first_line(error)}") from error
+
+
+def _fill(module: nn.Module, own: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
     refuse_misfits(
         path,
         missing=sorted(set(own) - set(tensors)),

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -161,8 +161,11 @@ def _finish(
     *,
     batch: int | None = None,
 ) -> Classifier:
-    labels = options.labels or read_sidecar(path).classes or _labels(config)
-    return finish(
+    named = Labels(options.labels or read_sidecar(path).classes)
+    if named.names is None:
+        named = _labels(config, path)
+    labels = named.names
+    classifier = finish(
         path,
         module,
         spec,
@@ -173,6 +176,8 @@ def _finish(
         trials=2,
         batch=batch,
     )
+    classifier.notes = (*named.notes, *classifier.notes)
+    return classifier
 
 
 #: What opens a model, by the part of its class name that tells what it is for.
@@ -319,13 +324,42 @@ def refuse_difference(processor: Any, spec: InputSpec, path: Path) -> None:
             )
 
 
-def _labels(config: Any) -> tuple[str, ...] | None:
-    """Return class names in order, or None where the configuration only numbers them."""
+class Labels(NamedTuple):
+    """Class names in order, None where nothing names them, and what was guessed of them."""
+
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def _labels(config: Any, path: Path) -> Labels:
+    """Return class names in order, none where the configuration only numbers them.
+
+    Raises:
+        InputError: if it numbers them with holes, so that nothing tells which output has which name.
+    """
     names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping) or len(names) < 2:  # one output tells two classes apart
-        return None
-    labels = tuple(str(names.get(i, i)) for i in range(len(names)))
-    return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels
+        return Labels(None)
+    numbers = sorted(names)
+    first, count = numbers[0], len(names)
+    if numbers != list(range(first, first + count)) or first not in (0, 1):
+        listed = ", ".join(map(str, numbers[:8])) + (", ..." if count > 8 else "")
+        raise InputError(
+            f"{path / 'config.json'}: id2label numbers its {count} classes {listed}, and outputs are "
+            f"numbered from 0 to {count - 1}: state their names in order with --labels"
+        )
+    labels = tuple(str(names[number]) for number in numbers)
+    if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):
+        return Labels(None)
+    if first == 0:
+        return Labels(labels)
+    return Labels(
+        labels,
+        (
+            f"id2label begins at 1, and outputs at 0: the first output is taken for {labels[0]!r}, the last "
+            f"for {labels[-1]!r}",
+        ),
+    )
 
 
 def _rounded(value: float) -> float:

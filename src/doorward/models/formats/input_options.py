@@ -16,7 +16,8 @@ from torch import Tensor
 from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.models.encode.dispatch import NOUNS
-from doorward.models.spec import DTYPES, InputSpec, Layout, Output
+from doorward.models.outputs import Followed, strip_end
+from doorward.models.spec import DTYPES, ChannelOrder, InputSpec, Layout, Output
 
 #: Name of the file next to a model (or in its directory) that describes it.
 SIDECAR = "doorward.json"
@@ -37,6 +38,7 @@ class LoadOptions:
         output: what the model gives.
         features: name of the layer whose input are the features.
         size: (channels, height, width), where the file does not tell.
+        channel_order: order of the colours that the model takes.
     """
 
     input_range: tuple[float, float] | None = None
@@ -47,6 +49,7 @@ class LoadOptions:
     output: Output | None = None
     features: str | None = None
     size: tuple[int, int, int] | None = None
+    channel_order: ChannelOrder | None = None
 
     def statement(self) -> dict[str, Any]:
         """Return the options as fields of an input spec."""
@@ -202,12 +205,17 @@ def try_outputs(
     try:
         with torch.no_grad():
             y = run(x)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a foreign model raises means that it does not take this input
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+    except (Exception, SystemExit) as error:  # whatever a foreign model raises: it does not take this input
         size = f"{spec.channels}x{spec.height}x{spec.width} ({spec.layout}, {spec.dtype})"
         what = f"images of {size}" if spec.modality == "image" else NOUNS[spec.modality]
         raise InputError(f"{path}: the model does not run on {what}: {first_line(error)}") from error
+    if not y.is_floating_point() and y.numel() == n:
+        raise InputError(
+            f"{path}: the model gives the number of a class for each image, and scores of all classes are "
+            "needed: leave the final argmax out"
+        )
     if y.ndim < 2 or len(y) != n or y.numel() != n * max(y.shape[1:]) or not y.is_floating_point():
         raise InputError(
             f"{path}: a classifier gives one row of outputs (n, k) for each image; "
@@ -220,12 +228,41 @@ def guess_output(y: Tensor) -> Output:
     """Return what a model's own outputs (n, k) on trial inputs look like.
 
     One column within [0, 1] is taken for a probability, one column beyond it for a logit. Rows within
-    [0, 1] that sum to one are probabilities. Everything else, and outputs that are not finite, is logits.
+    [0, 1] that sum to one, up to the rounding that their values show, are probabilities. Everything else,
+    and outputs that are not finite, is logits.
     """
     inside = bool(((y >= 0) & (y <= 1)).all())
     if y.shape[1] == 1:
         return "probabilities" if inside else "one_logit"
-    return "probabilities" if inside and bool(((y.sum(1) - 1).abs() < 1e-3).all()) else "logits"
+    near = inside and bool(((y.sum(1) - 1).abs() < rounding_of_sums(y)).all())
+    return "probabilities" if near else "logits"
+
+
+def rounding_of_sums(y: Tensor) -> float:
+    """Return by how much rows of probabilities (n, k) may miss one, by the rounding that their values show.
+
+    Numbers of half precision miss it by two units of their last place at 1. Numbers that are multiples of one
+    step, such as those of 8 bits or of two decimals, miss it by less than a step each, if they were cut off;
+    by a fifth at most, as logits may lie on a grid too.
+    """
+    if torch.equal(y, y.half().float()):
+        return max(2e-3, _step_of_sums(y))
+    if torch.equal(y, y.bfloat16().float()):
+        return max(2**-6, _step_of_sums(y))
+    return max(1e-3, _step_of_sums(y))
+
+
+def _step_of_sums(y: Tensor) -> float:
+    """Return by how much sums of multiples of one step may miss one; 0 where values are no such multiples."""
+    levels = torch.unique(torch.cat([y.double().flatten(), torch.zeros(1)]))
+    if len(levels) < 3:
+        return 0.0
+    for parts in range(1, 9):  # the nearest two of a few values may be some steps apart
+        step = float(levels.diff().min()) / parts
+        places = levels / step
+        if 1 / 1024 < step < 1 / 50 and bool(((places - places.round()).abs() < 5e-3).all()):
+            return min(0.2, step * y.shape[1])
+    return 0.0
 
 
 def resolve_output(
@@ -255,6 +292,46 @@ def resolve_output(
         raise InputError(f"{path}: {names} for a model that tells {k} classes apart")
     settled = spec.model_copy(update={"output": output, "assumed": tuple(dict.fromkeys(assumed))})
     return settled, tuple(labels)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model's scores mean.
+
+    Attributes:
+        spec: what the model takes, and what its scores are.
+        classes: class names.
+        notes: what was left out or guessed.
+    """
+
+    spec: InputSpec
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def resolve_scores(
+    path: str | Path,
+    spec: InputSpec,
+    y: Tensor,
+    labels: Sequence[str] | None,
+    model: Followed,
+    run: Callable[[], Tensor],
+) -> Scores:
+    """Settle what a network's scores mean, and take them from before what squashes them at its end.
+
+    Args:
+        y: its outputs (n, k) in a trial.
+        run: gives the outputs (n, k) of the same trial once more.
+
+    Raises:
+        InputError: as `resolve_output` does.
+    """
+    spec, classes = resolve_output(path, spec, y, labels)
+    end = strip_end(model, run, y, spec.output)
+    if end is None:
+        return Scores(spec, classes)
+    assumed = tuple(name for name in spec.assumed if not (end.read and name == "output"))
+    return Scores(spec.model_copy(update={"output": end.output, "assumed": assumed}), classes, end.notes)
 
 
 def dtype_name(dtype: torch.dtype) -> str | None:

@@ -12,13 +12,13 @@ import torch
 
 from doorward.artifacts.findings import refuse_code
 from doorward.core.errors import InputError
+from doorward.core.paths import refuse_unreadable_name
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.formats.input_options import (
     LoadOptions,
     read_json,
     read_sidecar,
     resolve_spec,
-    trial_inputs,
 )
 from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import DTYPES
@@ -71,30 +71,23 @@ def open_classifier(
         if factory is not None:
             from doorward.models.formats.factory import open_factory
 
-            return _use_channels_last(open_factory(factory, weights or Path(path), options)).to(device)
+            return _placed(open_factory(factory, weights or Path(path), options), device)
         local = locate(str(path))
         kind = detect_format(local)
         advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
         refuse_code(local, f"not loaded, because loading it would execute code{advice}")
-        return _use_channels_last(_OPENERS[kind](local, options)).to(device)
+        return _placed(_OPENERS[kind](local, options), device)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: the model is too large or too deeply nested to be opened") from error
 
 
-def _use_channels_last(classifier: Classifier) -> Classifier:
-    """Lay weights out as processors convolve them, 1.2 to 1.9 times as fast; the values stay the same.
-
-    Code that says `view` where `reshape` would do refuses what comes out; its weights stay as they were.
-    """
+def _placed(classifier: Classifier, device: str | torch.device) -> Classifier:
+    """Return a classifier on its device, with weights laid out so that it is fast there."""
     if isinstance(classifier, TorchClassifier):
-        module: Any = classifier.module
-        module.to(memory_format=torch.channels_last)
-        try:
-            with torch.no_grad():
-                classifier.logits(trial_inputs(classifier.spec, 2))
-        except RuntimeError:
-            module.to(memory_format=torch.contiguous_format)
-    return classifier
+        classifier.lay_out_for_speed()
+    return classifier.to(device)
 
 
 def locate(path: str) -> Path:
@@ -104,6 +97,7 @@ def locate(path: str) -> Path:
         InputError: if there is nothing at the path, or the hub does not give it.
     """
     local = Path(path)
+    refuse_unreadable_name(path)
     try:
         if local.exists():
             return local
@@ -166,7 +160,8 @@ def artifact_digest(path: Path) -> Digest:
         lines.append(f"{digest}  {name}\n")
     if path.is_file() and len(files) == 1:
         return Digest(lines[0].split()[0], total)
-    return Digest(hashlib.sha256("".join(lines).encode()).hexdigest(), total)
+    # a name that is not UTF-8 counts by its bytes
+    return Digest(hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(), total)
 
 
 def _external_files(path: Path) -> list[str]:
@@ -179,7 +174,8 @@ def _external_files(path: Path) -> list[str]:
         found = {e.value for t in _get_all_tensors(model) for e in t.external_data if e.key == "location"}
     except Exception:  # not readable, or no onnx: then the file alone is what can be named
         return []
-    return sorted(name for name in found if (path.parent / name).is_file() and ".." not in Path(name).parts)
+    inside = (name for name in found if not Path(name).is_absolute() and ".." not in Path(name).parts)
+    return sorted(name for name in inside if (path.parent / name).is_file())
 
 
 def _open_doorward(path: Path, options: LoadOptions) -> Classifier:

@@ -14,7 +14,7 @@ import operator
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,25 @@ from doorward.models.formats.input_options import (
     first_line,
     guess_layout,
     read_sidecar,
-    resolve_output,
+    resolve_scores,
     resolve_spec,
     trial_inputs,
     try_outputs,
 )
-from doorward.models.spec import InputSpec, Output
+from doorward.models.outputs import LOGARITHMS, SIGMOIDS, SOFTMAXES, SQUASHES, Candidate, choose, told
+from doorward.models.spec import InputSpec
+from doorward.models.straight_through import FLAT, passed, straight
 
+#: Numbers in one batch beyond which a program is refused.
+MOST_ELEMENTS = 1 << 28
 #: Major version of the JSON's schema that this module was written for (torch 2.8 to 2.13).
 SCHEMA = 8
 _DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
     7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
+#: Those of whole numbers, and of floats.
+_WHOLE, _FLOATS = {1, 2, 3, 4, 5}, {6, 7, 8, 13}
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 _ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
 #: Arguments of text that choose a variant of an operator; any other (a file name) is refused.
@@ -56,6 +62,20 @@ _TEXT_ARGUMENTS = {
     "reduce",
     "rounding_mode",
 }
+#: Operators that change no score.
+_SHAPES_ALONE = {
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "flatten",
+    "reshape",
+    "squeeze",
+    "unsqueeze",
+    "view",
+}
+#: Number types that hold fewer numbers than float32 does.
+_COARSE = {torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 #: Checks of sizes and types that make no value.
 _CHECKS = {
     "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range",
@@ -128,9 +148,15 @@ class Program(nn.Module):
     Attributes:
         image_shape: shape of the input, None where any size goes.
         image_dtype: its number type.
+        notes: which of several outputs was taken, and why.
+
+    Args:
+        classes: how many classes there are, if anything states it.
     """
 
-    def __init__(self, program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, program: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int | None = None
+    ) -> None:
         super().__init__()
         version = program["schema_version"]["major"]
         if version != SCHEMA:
@@ -156,21 +182,35 @@ class Program(nn.Module):
         meta = graph["tensor_values"][images[0]]
         self.image_shape = tuple(size.get("as_int") for size in meta["sizes"])
         self.image_dtype = _dtype(meta["dtype"])
-        outputs = [
+        given = [
             argument
             for argument, spec in zip(graph["outputs"], signature["output_specs"], strict=True)
-            if "user_output" in spec and "as_tensor" in argument
+            if "user_output" in spec
         ]
+        keyed = zip(given, _output_keys(program, len(given)), strict=True)
+        outputs = [(argument["as_tensor"]["name"], key) for argument, key in keyed if "as_tensor" in argument]
         if not outputs:
             raise _UnfitError("it gives no tensor")
-        self._image, self._output = images[0], outputs[0]["as_tensor"]["name"]
-        self._steps = self._compile(graph["nodes"], self._output)
+        self._image = images[0]
+        self._shapes = {
+            name: [size.get("as_int") for size in value["sizes"]]
+            for name, value in graph["tensor_values"].items()
+        }
+        kinds = {name: value["dtype"] for name, value in graph["tensor_values"].items()}
+        self._floats = {name for name, kind in kinds.items() if kind in _FLOATS}
+        self._whole: list[tuple[_Step, Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        #: Values that depend on the image.
+        self._moving = {self._image}
+        results = [name for name, _ in outputs]
+        self._steps = self._compile(graph["nodes"], *results)
+        self._output, self.notes = self._choose_output(results, [key for _, key in outputs], classes)
+        self._pass_through_casts(kinds)
         used = {value.name for step in self._steps for value in _values((step.args, step.kwargs))}
         self._names = {value: name for value, name in self._names.items() if value in used}
         self._mutates = any(isinstance(step.call, _Part) or _mutable(step.call) for step in self._steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the program and return its first output."""
+        """Run the program and return its scores."""
         x = x.clone() if self._mutates else x  # an operator that works in place must not reach the caller's
         values: dict[str, Any] = {value: self._get(name) for value, name in self._names.items()}
         values[self._image] = x
@@ -196,36 +236,154 @@ class Program(nn.Module):
             else:
                 folder.register_buffer(leaf, tensor)
 
+    def _choose_output(
+        self, names: Sequence[str], keys: Sequence[str], classes: int | None
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the name of the output that holds the scores, and the note of which was taken.
+
+        Raises:
+            InputError: if nothing tells which it is.
+        """
+        rows = [i for i, name in enumerate(names) if self._is_row(name)]
+        if len(rows) < 2:
+            return names[rows[0] if rows else 0], ()
+        candidates = [
+            Candidate(
+                keys[i],
+                math.prod(self._shapes[names[i]][1:]),
+                any(names[i] in self._needed(names[j]) for j in rows if j != i),
+            )
+            for i in rows
+        ]
+        choice = choose(candidates, classes)
+        taken = rows[choice.position]
+        return names[taken], (told(keys, keys[taken], str(choice.reason)),)
+
+    def _is_row(self, name: str) -> bool:
+        """Return whether a value holds one row of float numbers for each image."""
+        sizes = self._shapes.get(name, [])[1:]
+        known = [size for size in sizes if size is not None]
+        return len(known) == len(sizes) > 0 and math.prod(known) == max(known) and name in self._floats
+
+    def _needed(self, result: str) -> set[str]:
+        """Return the names of all values that a value is made of."""
+        needed: set[str] = set()
+        wanted = {result}
+        for step in reversed(self._steps):
+            if wanted & set(_flat(step.outputs)):
+                read = {one.name for one in _values((step.args, step.kwargs))}
+                needed |= read
+                wanted |= read
+        return needed
+
     def _get(self, name: str) -> Tensor:
         path, _, leaf = name.rpartition(".")
         tensor = getattr(self.get_submodule(path), leaf)
         assert isinstance(tensor, Tensor)
         return tensor
 
-    def strip_final_activation(self) -> Output | None:
-        """Leave out a final softmax or sigmoid from now on, and say what the output is then, if there is one.
+    def strip_end(self, classes: int) -> tuple[str, ...]:
+        """Leave out what squashes the scores at the end from now on; return its names, in order."""
+        steps = list(self._walk_back(classes))
+        sure = any(name in SOFTMAXES | SIGMOIDS for _, name in steps)
+        left_out = [(step, name) for step, name in steps if name and (sure or name not in LOGARITHMS)]
+        self._whole = [(step, step.call, step.args, step.kwargs) for step, _ in left_out]
+        for step, _ in left_out:
+            step.call, step.args, step.kwargs = _first, step.args[:1], {}
+        return tuple(name for _, name in reversed(left_out))
 
-        A log-softmax takes the place of a softmax: the logarithm of probabilities that were rounded to 0 has
-        no gradient. Nothing takes the place of the sigmoid of one number.
+    def restore_end(self) -> None:
+        """Take back what `strip_end` did."""
+        for step, call, args, kwargs in self._whole:
+            step.call, step.args, step.kwargs = call, args, kwargs
+        self._whole = []
+
+    def _walk_back(self, classes: int) -> Iterator[tuple[_Step, str]]:
+        """Yield the steps at the end that keep the order of the scores, the last first, each with its name.
+
+        The name is empty where a step changes no score, or all alike.
         """
-        for step in self._steps:
-            if step.outputs == [self._output] and step.call in _SQUASHING:
-                step.call, output = _SQUASHING[step.call]
-                return output
-        return None
+        made = {name: step for step in self._steps for name in _flat(step.outputs)}
+        read = (
+            one.name
+            for step in self._steps
+            # where gradients pass to is no reader of its own
+            for one in _values((step.args[isinstance(step.call, _Passing) :], step.kwargs))
+        )
+        readers = Counter([self._output, *read])
+        name = self._output
+        while name in made and readers[name] == 1:
+            step = made[name]
+            passing = isinstance(step.call, _Passing)
+            source = step.args[1 if passing else 0] if step.args else None
+            kind = "" if passing else self._kind_at_end(step, classes)
+            if kind is None or not isinstance(source, _Value):
+                return
+            yield step, kind
+            name = source.name
+
+    def _kind_at_end(self, step: _Step, classes: int) -> str | None:
+        """Return the name of what squashes scores in a step, "" where it keeps them, None if neither."""
+        call = step.call.call if isinstance(step.call, _Straight) else step.call
+        if not isinstance(call, torch._ops.OpOverload) or len(step.outputs) != 1:
+            return None
+        name = call._schema.name.removeprefix("aten::").strip("_")
+        others = [*step.args[1:], *step.kwargs.values()]
+        numbers = [one for one in others if isinstance(one, int | float) and not isinstance(one, bool)]
+        if any(isinstance(one, _Value) for one in others):
+            return None
+        if name in SOFTMAXES:
+            shape = self._shapes.get(step.outputs[0], [])
+            rows = len(shape) > 1 and bool(numbers) and shape[int(numbers[0])] == classes
+            return "softmax" if rows else None
+        if name in SQUASHES | LOGARITHMS:
+            return name
+        if name in ("to", "_to_copy", "to_copy"):
+            kinds = [one for one in others if isinstance(one, torch.dtype)]
+            return "round" if kinds and kinds[0] in _COARSE else ""
+        if name in ("mul", "div"):
+            return "" if len(others) == len(numbers) == 1 and 0 < numbers[0] < math.inf else None
+        if name in ("add", "sub"):
+            return "" if len(others) == len(numbers) == 1 else None
+        return "" if name in _SHAPES_ALONE else None
 
     def _compile(self, nodes: Sequence[Mapping[str, Any]], *results: str) -> list[_Step]:
         steps = []
         for node in nodes:
             step = self._step(node)
-            if step is not None:
-                steps.append(step)
-        wanted = set(results)
-        for step in reversed(steps):
-            used = {one.name for one in _values((step.args, step.kwargs))} | set(_flat(step.outputs))
-            step.last = tuple(used - wanted)
-            wanted |= used
+            if step is None:
+                continue
+            steps.append(step)
+            if self._reads_image((step.args, step.kwargs)):
+                self._moving |= set(_flat(step.outputs))
+        _mark_last(steps, results)
         return steps
+
+    def _reads_image(self, value: Any) -> bool:
+        """Return whether arguments of a call depend on the image."""
+        return any(one.name in self._moving for one in _values(value))
+
+    def _pass_through_casts(self, kinds: Mapping[str, int]) -> None:
+        """Let gradients pass where floats become whole numbers and floats again, whatever is between.
+
+        Args:
+            kinds: number types of all values.
+        """
+        origins: dict[str, str] = {}
+        for step in self._steps:
+            read = [one.name for one in _values((step.args, step.kwargs)) if one.name in self._moving]
+            made = _flat(step.outputs)
+            if len(read) != 1 or len(made) != 1 or not isinstance(step.call, torch._ops.OpOverload):
+                continue
+            (source,), (result,) = read, made
+            if kinds.get(result) in _WHOLE:
+                cast = step.call._schema.name in ("aten::to", "aten::_to_copy")
+                origin = origins.get(source, source if cast else None)
+                if origin is not None:
+                    origins[result] = origin
+            elif source in origins and self._shapes.get(result) == self._shapes.get(origins[source]):
+                step.call, step.args = _Passing(step.call), (_Value(origins[source]), *step.args)
+        _mark_last(self._steps, [self._output])
 
     def _step(self, node: Mapping[str, Any]) -> _Step | None:
         target = node["target"]
@@ -242,7 +400,7 @@ class Program(nn.Module):
             raise _UnfitError(f"the operator {target!r} is not supported")
         decoded = {entry["name"]: _decode(entry["arg"]) for entry in inputs}
         if match:
-            _refuse_training(match[1], decoded)
+            _refuse_training(match[1], decoded, of_weights=not self._reads_image(decoded))
             first = decoded[inputs[0]["name"]] if inputs else None
             if _mutable(call) and self._owns(first):
                 raise _UnfitError(f"{target} changes weights: call .eval() before torch.export.export")
@@ -257,6 +415,8 @@ class Program(nn.Module):
                 kwargs[entry["name"]] = value
             else:
                 args.append(value)
+        if match and match[1] in FLAT:
+            call = _Straight(call)
         return _Step(call, tuple(args), kwargs, outputs)
 
     def _subprogram(self, inputs: Sequence[Mapping[str, Any]], outputs: list[Any]) -> _Step:
@@ -265,6 +425,7 @@ class Program(nn.Module):
         inner = graph["as_graph"]["graph"]
         names = [argument["as_tensor"]["name"] for argument in inner["inputs"]]
         results = [argument["as_tensor"]["name"] for argument in inner["outputs"]]
+        self._moving |= set(names)
         part = _Part(self._compile(inner["nodes"], *results), names, results)
         return _Step(part, tuple(_decode(operand) for operand in operands), {}, outputs)
 
@@ -284,7 +445,9 @@ class Program(nn.Module):
                 tensors[name] = self._get(self._names[value.name])
             elif value is not None:  # weights that are computed
                 return None
-        layer = _LAYERS[kind](values, tensors)
+        image = values["input"]
+        axes = len(self._shapes.get(image.name, ())) if isinstance(image, _Value) else 0
+        layer = _LAYERS[kind](values, tensors, axes)
         if layer is None:
             return None
         for name, tensor in tensors.items():
@@ -315,11 +478,26 @@ def _first(x: Tensor) -> Tensor:
     return x
 
 
-_SQUASHING: dict[Any, tuple[Callable[..., Any], Output]] = {
-    torch.ops.aten.softmax.int: (torch.ops.aten.log_softmax.int, "logits"),
-    torch.ops.aten._softmax.default: (torch.ops.aten._log_softmax.default, "logits"),
-    torch.ops.aten.sigmoid.default: (_first, "one_logit"),
-}
+@dataclass(frozen=True)
+class _Straight:
+    """Call an operator that is flat nearly everywhere, and let gradients pass."""
+
+    call: Callable[..., Any]
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return straight(lambda x: self.call(x, *args, **kwargs))(x)
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """Call an operator on whole numbers, and let gradients pass to the floats that those were made of."""
+
+    call: Callable[..., Any]
+
+    def __call__(self, origin: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return passed(self.call(*args, **kwargs), origin)
+
+
 _TENSOR_NAMES = {
     "parameter": "parameter_name",
     "buffer": "buffer_name",
@@ -327,12 +505,12 @@ _TENSOR_NAMES = {
 }
 
 
-def _linear(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+def _linear(_: Mapping[str, Any], tensors: Mapping[str, Tensor], axes: int) -> nn.Module | None:
     outer, inner = tensors["weight"].shape
     return nn.Linear(inner, outer, "bias" in tensors, device="meta")
 
 
-def _conv2d(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+def _conv2d(values: Mapping[str, Any], tensors: Mapping[str, Tensor], axes: int) -> nn.Module | None:
     pairs = {}
     for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
         value = values.get(name, default)
@@ -355,14 +533,18 @@ def _conv2d(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Modu
     )
 
 
-def _batch_norm(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    if len(tensors) != 4:
+def _batch_norm(values: Mapping[str, Any], tensors: Mapping[str, Tensor], axes: int) -> nn.Module | None:
+    if len(tensors) != 4 or axes not in _BATCH_NORMS:
         return None
-    layer = nn.BatchNorm2d(len(tensors["weight"]), values["eps"], values["momentum"], device="meta")
+    layer: nn.Module = _BATCH_NORMS[axes](
+        len(tensors["weight"]), values["eps"], values["momentum"], device="meta"
+    )
     layer.num_batches_tracked = torch.tensor(0)
     return layer
 
 
+#: Torch layers by the number of axes of the input.
+_BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _LAYERS = {"linear": _linear, "conv2d": _conv2d, "batch_norm": _batch_norm}
 
 
@@ -387,6 +569,15 @@ def _run(steps: Sequence[_Step], values: dict[str, Any], device: torch.device) -
                 _store(output, one, values)
         for name in step.last:
             values.pop(name, None)
+
+
+def _mark_last(steps: Sequence[_Step], results: Sequence[str]) -> None:
+    """Note in each step which values no later step needs."""
+    wanted = set(results)
+    for step in reversed(steps):
+        used = {one.name for one in _values((step.args, step.kwargs))} | set(_flat(step.outputs))
+        step.last = tuple(used - wanted)
+        wanted |= used
 
 
 def _store(output: Any, made: Any, values: dict[str, Any]) -> None:
@@ -486,25 +677,47 @@ def _mutable(call: Callable[..., Any]) -> bool:
     return isinstance(call, torch._ops.OpOverload) and call._schema.is_mutable
 
 
-def _refuse_training(name: str, values: Mapping[str, Any]) -> None:
-    """Raise if a call behaves as in training: random numbers, or statistics of the batch."""
-    training = values.get("train") or values.get("training")
+def _refuse_training(name: str, values: Mapping[str, Any], *, of_weights: bool) -> None:
+    """Raise if a call behaves as in training: random numbers, or statistics of the batch.
+
+    Args:
+        of_weights: whether the call depends on no image; standardised weights are made by a batch norm.
+    """
+    training = not (of_weights and "batch_norm" in name) and (values.get("train") or values.get("training"))
     random = name.startswith(("rand", "bernoulli", "multinomial", "normal")) or values.get("dropout_p")
     if training or random:
         raise _UnfitError(f"{name} is exported in training mode: call .eval() before torch.export.export")
 
 
-def read_program(path: Path) -> Program:
+def _output_keys(program: Mapping[str, Any], count: int) -> list[str]:
+    """Return what the outputs of a program go by in what its module gave: keys, or their positions."""
+    entries = program["graph_module"].get("module_call_graph") or [{}]
+    signature = entries[0].get("signature") or {}
+    numbers = [f"number {i}" for i in range(count)]
+    try:
+        (_, tree) = json.loads(signature["out_spec"])
+        keys = [str(key) for key in json.loads(tree["context"])]
+    except (KeyError, TypeError, ValueError):  # it is no mapping, or one of a kind that is not known here
+        return numbers
+    return keys if len(keys) == len(numbers) and tree["type"].endswith("ict") else numbers
+
+
+def read_program(path: Path, classes: int | None = None) -> Program:
     """Read a .pt2 file; nothing in it is unpickled, evaluated or compiled.
+
+    Args:
+        classes: how many classes there are, if anything states it.
 
     Raises:
         InputError: if it is no torch.export program, or needs what is not supported; the message says what.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return Program(*_unpack(archive)).eval()
+            return Program(*_unpack(archive), classes).eval()
     except _UnfitError as why:
         raise InputError(f"{path}: cannot use this torch.export program: {why}") from why
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # a damaged archive or JSON of another shape raises anything
         raise InputError(f"{path} is not a readable torch.export program: {first_line(error)}") from error
 
@@ -557,7 +770,9 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     Raises:
         InputError: if it is no image classifier, or the options do not fit it.
     """
-    program = read_program(path)
+    sidecar = read_sidecar(path)
+    labels = options.labels or sidecar.classes
+    program = read_program(path, None if labels is None else len(labels))
     shape = program.image_shape
     if len(shape) != 4:
         raise InputError(
@@ -566,7 +781,6 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     dtype = dtype_name(program.image_dtype)
     if dtype is None:
         raise InputError(f"{path}: images of {program.image_dtype} are not supported")
-    sidecar = read_sidecar(path)
     stated = [options.statement(), dict(sidecar.input)]
     layout = next((one["layout"] for one in stated if "layout" in one), guess_layout(shape))
     axes = shape[1:] if layout != "NHWC" else (shape[3], shape[1], shape[2])
@@ -574,20 +788,26 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     facts |= {n: v for n, v in zip(("channels", "height", "width"), axes, strict=True) if v is not None}
     spec = resolve_spec(path, facts, *stated)
     batch = shape[0]
-    y = try_outputs(path, spec, lambda x: in_batches(program, x, batch))
-    spec, classes = resolve_output(path, spec, y, options.labels or sidecar.classes)
+    if batch is not None and batch * math.prod(spec.shape) > MOST_ELEMENTS:
+        raise InputError(f"{path}: the program takes {batch:,} images at a time, which is too many")
+
+    def run() -> Tensor:
+        return try_outputs(path, spec, lambda x: in_batches(program, x, batch))
+
+    y = run()
     any_batch = batch is None or _takes_any_batch(program, spec, y, batch)
-    if spec.output == "probabilities":
-        spec = spec.model_copy(update={"output": program.strip_final_activation() or spec.output})
-    return TorchClassifier(
+    scores = resolve_scores(path, spec, y, labels, program, run)
+    classifier = TorchClassifier(
         program,
-        spec,
-        classes,
+        scores.spec,
+        scores.classes,
         feature_layer=options.features,
         format="torch.export",
         architecture="torch.export program",
         batch=None if any_batch else batch,
     )
+    classifier.notes = (*program.notes, *scores.notes)
+    return classifier
 
 
 def _takes_any_batch(program: Program, spec: InputSpec, y: Tensor, batch: int) -> bool:

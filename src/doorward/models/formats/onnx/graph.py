@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from doorward.core.errors import InputError
 from doorward.models.classifier import in_batches
 from doorward.models.formats.input_options import first_line
+from doorward.models.formats.onnx.end import find_end
 from doorward.models.formats.onnx.operators import (
     TYPES,
     Function,
@@ -31,7 +32,7 @@ from doorward.models.formats.onnx.operators import (
     make_function,
     window,
 )
-from doorward.models.spec import Output
+from doorward.models.outputs import Candidate, choose, told
 
 if TYPE_CHECKING:
     import onnx
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 PLANS = 8
 #: Operators that a final linear layer may be followed by.
 _AFTER_LOGITS = {
-    "Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Flatten", "Identity", "LogSoftmax", "Mul",
-    "QuantizeLinear", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Sub", "Unsqueeze",
+    "Add", "Atan", "Cast", "Ceil", "Clip", "DequantizeLinear", "Div", "Dropout", "Erf", "Flatten", "Floor",
+    "HardSigmoid", "Identity", "Log", "LogSoftmax", "Max", "Min", "Mul", "QuantizeLinear", "Relu", "Reshape",
+    "Round", "Sigmoid", "Softmax", "Softplus", "Softsign", "Squeeze", "Sub", "Tanh", "Unsqueeze",
 }  # fmt: skip
 #: ONNX's numbers of the whole-number types and of the half types that an image can come in.
 _WHOLE = {2, 3, 4, 5, 6, 7, 12, 13}
@@ -52,10 +54,6 @@ _BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.Batc
 _CPU = torch.device("cpu")
 #: Name of the value that the layer of chosen features gives; nothing reads it.
 _PROBE = "//features"
-_UNSQUASHED: dict[str, tuple[str, Output]] = {
-    "Softmax": ("LogSoftmax", "logits"),
-    "Sigmoid": ("Identity", "one_logit"),
-}
 
 
 def is_row_per_image(shape: Sequence[int], batch: int) -> bool:
@@ -174,9 +172,11 @@ class OnnxGraph(nn.Module):
             the graph has a fixed one.
         fixed: whether the graph has a fixed batch size; `forward` takes others where the graph allows it.
         features: name of a graph value that is to pass through the layer `features`.
+        classes: how many classes there are, if anything states it.
 
     Attributes:
         output: name of the output.
+        notes: which of several outputs was taken, and why.
         feature_layer: name of the layer whose input are the features, if there is one.
 
     Raises:
@@ -191,6 +191,7 @@ class OnnxGraph(nn.Module):
         *,
         fixed: bool = False,
         features: str | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         graph = model.graph
@@ -211,9 +212,14 @@ class OnnxGraph(nn.Module):
         self._uses = Counter(_uses(graph))
         self._kept = features
 
+        self._whole_nodes = self._nodes
+
         with torch.no_grad():
             values = self._lower(graph, shape, fixed)
-            self.output = self._choose_output([value.name for value in graph.output], values)
+            self._pass_through_casts(values)
+            self.output, self.notes = self._choose_output(
+                [value.name for value in graph.output], values, classes
+            )
             self.feature_layer = (
                 self._find_feature_layer(values) if features is None else self._probe(features, values)
             )
@@ -250,24 +256,22 @@ class OnnxGraph(nn.Module):
         y: Tensor = values[plan.output]
         return y.reshape(len(x), -1)
 
-    def strip_final_activation(self) -> Output | None:
-        """Leave out a final squashing from now on, and return what the output is then, if there is one.
+    def strip_end(self, classes: int) -> tuple[str, ...]:
+        """Leave out what squashes the scores at the end from now on; return its names, in order."""
+        values = self._known()
+        values[self._input] = torch.empty(self._shape, device="meta")
+        for made in self._walk(self._shape, _CPU):
+            values |= made.results
+        found = find_end(self._nodes, self.output, values)
+        self._whole_nodes = list(self._nodes)
+        self._nodes = [found.instead.get(node.outputs[0], node) for node in self._nodes]
+        self._plans.clear()
+        return found.names
 
-        A log-softmax takes the place of a softmax, and nothing that of the sigmoid of one number.
-        """
-        made = {name: i for i, node in enumerate(self._nodes) for name in node.outputs}
-        name = self.output
-        while name in made and self._uses[name] == 1:
-            node = self._nodes[made[name]]
-            if node.operator in ("Softmax", "Sigmoid"):
-                instead, output = _UNSQUASHED[node.operator]
-                self._nodes[made[name]] = replace(node, operator=instead)
-                self._plans.clear()
-                return output
-            if node.operator not in ("Cast", "Flatten", "Identity", "Reshape", "Squeeze"):
-                break
-            name = node.inputs[0]
-        return None
+    def restore_end(self) -> None:
+        """Take back what `strip_end` did."""
+        self._nodes = self._whole_nodes
+        self._plans.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the plans, whose functions cannot be pickled; they are made again."""
@@ -467,8 +471,10 @@ class OnnxGraph(nn.Module):
 
     # --- shaping what was read -------------------------------------------------------------------------
 
-    def _choose_output(self, names: Sequence[str], values: Mapping[str, Tensor]) -> str:
-        """Return the first output with a row of numbers for each image that no other such output needs."""
+    def _choose_output(
+        self, names: Sequence[str], values: Mapping[str, Tensor], classes: int | None
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the output that holds the scores of each image, and the note of which was taken."""
         batch = values[self._input].shape[0]
         moving = {name: values[name] for name in names if name in values and values[name].is_meta}
         rows = [
@@ -476,9 +482,18 @@ class OnnxGraph(nn.Module):
             for name, value in moving.items()
             if value.is_floating_point() and is_row_per_image(value.shape, batch)
         ]
-        for name in rows:
-            if not any(name in self._needed({other}) for other in rows if other != name):
-                return name
+        if rows:
+            candidates = [
+                Candidate(
+                    name,
+                    math.prod(values[name].shape[1:]),
+                    any(name in self._needed({other}) for other in rows if other != name),
+                )
+                for name in rows
+            ]
+            choice = choose(candidates, classes)
+            taken = rows[choice.position]
+            return taken, (told(rows, taken, choice.reason),) if choice.reason else ()
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in moving.items())
         raise InputError(
             f"a classifier has an output of shape (n, classes); for {batch} image(s) this model gives: "
@@ -550,11 +565,38 @@ class OnnxGraph(nn.Module):
                         self.register_buffer(place, value)
                     self._homes[name] = place
 
+    def _pass_through_casts(self, values: Mapping[str, Tensor]) -> None:
+        """Let gradients pass where floats become whole numbers and floats again, whatever is between."""
+        made = {name: node for node in self._nodes for name in node.outputs}
+
+        def origin(name: str) -> str | None:
+            """Return the floats that whole numbers are made of, if they are made of one value."""
+            node = made.get(name)
+            if node is None or len(node.outputs) != 1:
+                return None
+            read = [one for one in node.inputs if one and values[one].is_meta]
+            if node.operator == "Cast" and values[read[0]].is_floating_point():
+                return read[0]
+            whole = all(_is_whole(values[one]) for one in read)
+            return origin(read[0]) if len(read) == 1 and whole else None
+
+        for i, node in enumerate(self._nodes):
+            (x, *_), y = node.inputs, values[node.outputs[0]]
+            if node.operator != "Cast" or not y.is_floating_point() or not _is_whole(values[x]):
+                continue
+            source = origin(x)
+            if source is not None and values[source].shape == y.shape:
+                self._nodes[i] = replace(node, operator="CastThrough", inputs=(x, source))
+
     # --- running ---------------------------------------------------------------------------------------
+
+    def _known(self) -> dict[str, Tensor]:
+        """Return the weights and constants by their names in the graph."""
+        return {name: self._tensor(home) for name, home in self._homes.items()} | self._constants
 
     def _walk(self, shape: tuple[int, ...], device: torch.device) -> Iterator[_Made]:
         """Yield every node with its function, made for inputs of this shape."""
-        values = {name: self._tensor(home) for name, home in self._homes.items()} | self._constants
+        values = self._known()
         values[self._input] = torch.empty(shape, dtype=self._dtype, device="meta")
         for node in self._nodes:
             with _naming(node):
@@ -597,6 +639,10 @@ class OnnxGraph(nn.Module):
             tensors=tuple((slots[name], home) for name, home in self._homes.items() if name in slots),
             output=slots[self.output],
         )
+
+
+def _is_whole(x: Tensor) -> bool:
+    return not x.is_floating_point() and x.dtype != torch.bool
 
 
 def _trial(op: Operation) -> _Made:

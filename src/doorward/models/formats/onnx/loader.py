@@ -15,9 +15,16 @@ from torch import Tensor
 
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier, TorchClassifier, in_batches
-from doorward.models.formats.input_options import first_line, guess_layout, resolve_output, trial_inputs
+from doorward.models.formats.input_options import (
+    first_line,
+    guess_layout,
+    resolve_output,
+    resolve_scores,
+    trial_inputs,
+)
 from doorward.models.formats.onnx.graph import OnnxGraph, distance, is_row_per_image, resolve_batch
-from doorward.models.formats.onnx.operators import Unsupported
+from doorward.models.formats.onnx.operators import MOST_ELEMENTS, Unsupported
+from doorward.models.outputs import Candidate, choose, told
 from doorward.models.spec import InputSpec, Layout
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 2**31 - 1
 #: Nodes that a model may have once its local functions are written out.
 MOST_NODES = 200_000
+#: How deep functions may call each other: every level takes some of the stack, here and in onnx.
+DEEPEST_FUNCTIONS = 100
 #: How far a torch graph may be from onnxruntime, as a share of the largest output: models of float32, of
 #: half precision, and with quantised numbers (where a tie may be rounded either way).
 TOLERANCE = {"float": 1e-4, "half": 2e-2, "quantised": 5e-2}
@@ -138,10 +147,10 @@ def load_onnx(
 
     The torch graph's outputs for random images are compared with onnxruntime's, where that is installed. A
     model that has an operator without a torch form, or whose outputs differ, runs in onnxruntime: it gives
-    probabilities and no gradients, and its `limitation` says why. Where the graph ends in a softmax, the
-    torch graph gives the log-probabilities, and its spec then says logits: the logarithm of probabilities
-    that were rounded to 0 has no gradient. Pixels of whole-number types are rounded, and the gradient passes
-    straight through.
+    probabilities and no gradients, and its `limitation` says why. Where the graph ends in a softmax, a clip
+    or in anything else that squashes scores, the torch graph gives the scores before that (see
+    `doorward.models.outputs`). Pixels of whole-number types are rounded, and the gradient passes straight
+    through.
 
     Args:
         path: the file; weights next to it are read from its own folder only.
@@ -169,7 +178,7 @@ def load_onnx(
     own = spec.model_copy(update={"dtype": "float32"}) if spec.dtype == "uint8" else spec
     x = own.to_model(trial_inputs(own))
     try:
-        graph = _read_graph(model, batch, own, features)
+        graph = _read_graph(model, batch, own, features, None if classes is None else len(classes))
         del model  # its weights are in the graph now
         settled = resolve_batch(graph, x, batch or 1)
         if isinstance(reference, OnnxRuntimeClassifier):
@@ -179,18 +188,20 @@ def load_onnx(
             raise InputError(f"{path}: {why}; it would run in onnxruntime instead, but {reference}") from why
         reference.limitation = f"it runs in onnxruntime: {why}"
         return reference
-    own, names = resolve_output(path, own, settled.outputs, classes)
-    if own.output == "probabilities":
-        own = own.model_copy(update={"output": graph.strip_final_activation() or own.output})
-    return TorchClassifier(
+    scores = resolve_scores(
+        path, own, settled.outputs, classes, graph, lambda: resolve_batch(graph, x, batch or 1).outputs
+    )
+    classifier = TorchClassifier(
         graph.eval(),
-        own,
-        names,
+        scores.spec,
+        scores.classes,
         feature_layer=graph.feature_layer,
         format="onnx",
         architecture=f"ONNX graph, opset {info.opset}" + (f", by {info.producer}" if info.producer else ""),
         batch=settled.batch,
     )
+    classifier.notes = (*graph.notes, *scores.notes)
+    return classifier
 
 
 class OnnxRuntimeClassifier(Classifier):
@@ -246,21 +257,27 @@ class OnnxRuntimeClassifier(Classifier):
         self.spec = spec
         self._type = _NUMPY_TYPES[kind]
         grey = spec.to_model(torch.full((batch, *spec.shape), 0.5))
-        self.output = self._choose_output(grey)
+        self.output = self._choose_output(grey, None if classes is None else len(classes))
         x = spec.to_model(trial_inputs(spec))
         settled = resolve_batch(lambda group: self._infer(group, self.output), x, batch)
         self._batch = settled.batch
         self.spec, self.classes = resolve_output(path, spec, settled.outputs.flatten(1), classes)
 
-    def _choose_output(self, x: Tensor) -> str:
-        shapes = []
+    def _choose_output(self, x: Tensor, classes: int | None) -> str:
+        shapes, rows = [], []
         for output in self._session.get_outputs():
             if "float" in output.type or "double" in output.type:
                 shape = tuple(self._infer(x, output.name).shape)
-                if is_row_per_image(shape, len(x)):
-                    return str(output.name)
                 shapes.append(f"{output.name} {shape}")
-        raise InputError(f"it has no output of shape (n, classes): {', '.join(shapes)}")
+                if is_row_per_image(shape, len(x)):
+                    rows.append(Candidate(str(output.name), math.prod(shape[1:])))
+        if not rows:
+            raise InputError(f"it has no output of shape (n, classes): {', '.join(shapes)}")
+        choice = choose(rows, classes)
+        taken = rows[choice.position].name
+        if choice.reason:
+            self.notes = (told([row.name for row in rows], taken, choice.reason),)
+        return taken
 
     def _infer(self, x: Tensor, output: str) -> Tensor:
         array = x.detach().cpu()
@@ -369,7 +386,10 @@ def _check(path: Path, info: OnnxInfo, spec: InputSpec) -> int | None:
             f"not {spec.shape}"
         )
     shape = info.input.shape
-    return shape[0] if shape else None
+    batch = shape[0] if shape else None
+    if batch is not None and batch * math.prod(spec.shape) > MOST_ELEMENTS:
+        raise InputError(f"{path}: the model takes {batch:,} images at a time, which is too many")
+    return batch
 
 
 def _words(shape: Shape) -> str:
@@ -385,15 +405,19 @@ def _inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(f)] for f in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 
-    def count(key: tuple[str, str], inside: frozenset[tuple[str, str]]) -> int:
+    def count(key: tuple[str, str], inside: tuple[tuple[str, str], ...]) -> int:
         if key in inside:
             raise InputError(f"{path}: the function {key[1]!r} calls itself")
+        if len(inside) >= DEEPEST_FUNCTIONS:
+            raise InputError(
+                f"{path}: the model's functions call each other more than {DEEPEST_FUNCTIONS} levels deep"
+            )
         if key not in sizes:
-            sizes[key] = sum(count(k, inside | {key}) if k in bodies else 1 for k in bodies[key])
+            sizes[key] = sum(count(k, (*inside, key)) if k in bodies else 1 for k in bodies[key])
         return sizes[key]
 
     keys = [(node.domain, node.op_type) for node in _nodes(model.graph)]
-    if sum(count(key, frozenset()) if key in bodies else 1 for key in keys) > MOST_NODES:
+    if sum(count(key, ()) if key in bodies else 1 for key in keys) > MOST_NODES:
         raise InputError(
             f"{path}: the model has more than {MOST_NODES} operators once its functions are written out"
         )
@@ -430,6 +454,11 @@ def _read_beside(path: Path, tensor: onnx.TensorProto) -> bytes:
 
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
+    if Path(location).is_absolute():
+        raise InputError(
+            f"{path}: refused, its weights {tensor.name!r} are named by an absolute path, {location!r}: they "
+            "have to lie beside the file"
+        )
     file = (path.parent / location).resolve()
     # the second folder is where a link to the model leads, as in a cache of downloads
     folders = (path.parent.resolve(), path.resolve().parent)
@@ -463,17 +492,17 @@ def _read_beside(path: Path, tensor: onnx.TensorProto) -> bytes:
 
 
 def _read_graph(
-    model: onnx.ModelProto, batch: int | None, spec: InputSpec, features: str | None
+    model: onnx.ModelProto, batch: int | None, spec: InputSpec, features: str | None, classes: int | None
 ) -> OnnxGraph:
     channels, height, width = spec.shape
     image = (height, width, channels) if spec.layout == "NHWC" else spec.shape
     if batch is not None:
-        return OnnxGraph(model, (batch, *image), fixed=True, features=features)
+        return OnnxGraph(model, (batch, *image), fixed=True, features=features, classes=classes)
     try:
-        return OnnxGraph(model, (2, *image), features=features)
+        return OnnxGraph(model, (2, *image), features=features, classes=classes)
     except Unsupported as why:
         try:  # a batch of any size is declared, but the graph may hold a reshape for one image
-            return OnnxGraph(model, (1, *image), fixed=True, features=features)
+            return OnnxGraph(model, (1, *image), fixed=True, features=features, classes=classes)
         except Unsupported:
             raise why from None
 

@@ -7,7 +7,8 @@ https://onnx.ai/onnx/operators/.
 
 Where we depart from it: half and bfloat16 numbers are computed in float32, and quantised numbers that
 depend on the image are held as whole float numbers, so that a gradient passes. Rounding to quantised
-levels passes the gradient straight through inside the range and none outside of it.
+levels passes the gradient straight through inside the range and none outside of it; Round, Floor, Ceil, Sign,
+and whole numbers that are made of floats and become floats again, pass it everywhere.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from doorward.core.errors import InputError
+from doorward.models.straight_through import passed, straight
 
 Function = Callable[..., Any]
 
@@ -46,6 +48,8 @@ TYPES = {
 }
 #: Ranges of the quantised types.
 _LEVELS = {torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-32768, 32767)}
+#: Attribute of our own on quantised operators whose result is left unrounded.
+UNQUANTISED = "doorward.unquantised"
 #: No single value may have more elements for one image; larger ones exhaust memory.
 MOST_ELEMENTS = 2**28
 
@@ -218,14 +222,14 @@ _plain(
         "BitwiseNot": torch.bitwise_not,
         "BitwiseOr": torch.bitwise_or,
         "BitwiseXor": torch.bitwise_xor,
-        "Ceil": torch.ceil,
+        "Ceil": straight(torch.ceil),
         "Cos": torch.cos,
         "Cosh": torch.cosh,
         "Div": _divide,
         "Equal": torch.eq,
         "Erf": torch.erf,
         "Exp": torch.exp,
-        "Floor": torch.floor,
+        "Floor": straight(torch.floor),
         "Greater": torch.gt,
         "GreaterOrEqual": torch.ge,
         "HardSwish": F.hardswish,
@@ -246,9 +250,9 @@ _plain(
         "PRelu": lambda x, slope: torch.where(x < 0, slope * x, x),
         "Reciprocal": torch.reciprocal,
         "Relu": torch.relu,
-        "Round": torch.round,
+        "Round": straight(torch.round),
         "Sigmoid": torch.sigmoid,
-        "Sign": torch.sign,
+        "Sign": straight(torch.sign),
         "Sin": torch.sin,
         "Sinh": torch.sinh,
         "Softplus": F.softplus,
@@ -388,6 +392,13 @@ def _cast(op: Operation) -> Function:
     if kind not in TYPES:
         raise Unsupported(f"number type {kind}")
     return lambda x: x.to(TYPES[kind])
+
+
+@_operator("CastThrough")
+def _cast_through(op: Operation) -> Function:
+    """Make the node that reading a graph puts where whole numbers made of floats become floats again."""
+    kind = TYPES[op.attribute("to")]
+    return lambda x, origin: passed(x.to(kind), origin)
 
 
 @_operator("CastLike")
@@ -1332,6 +1343,17 @@ def dequantise(q: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int =
     return q * _along(scale, q, axis)
 
 
+def _requantise(op: Operation, index: int) -> Callable[..., Tensor]:
+    """Return what quantises a node's result to its output's levels, told by the zero point at an index.
+
+    Where reading a graph has left the final rounding out, the result stays as it is.
+    """
+    if op.attribute(UNQUANTISED, 0):
+        return lambda y, *_: y
+    limits = _limits(op, index)
+    return lambda y, scale, zero: quantise(y, scale, zero, limits)
+
+
 def _limits(op: Operation, index: int) -> tuple[int, int]:
     """Return the range of a quantised type, told by the zero point."""
     dtype = op.tensor(index).dtype if op.has(index) else torch.uint8
@@ -1391,23 +1413,23 @@ def _conv_integer(op: Operation) -> Function:
 @_operator("QLinearConv")
 def _quantised_conv(op: Operation) -> Function:
     weight = Node("Conv", (op.node.inputs[0], op.node.inputs[3]), ("y",), op.node.attributes, op.opset)
-    conv, limits = _conv(Operation(weight, op.values, op.device)), _limits(op, 7)
+    conv, requantise = _conv(Operation(weight, op.values, op.device)), _requantise(op, 7)
 
     def run(x: Tensor, xs: Tensor, xz: Tensor, w: Tensor, ws: Tensor, wz: Tensor, s: Tensor, z: Tensor, b: Tensor | None = None) -> Tensor:  # fmt: skip  # noqa: E501
         bias = None if b is None else dequantise(b, xs * ws.reshape(-1), None, 0)
-        return quantise(conv(dequantise(x, xs, xz), dequantise(w, ws, wz, 0), bias), s, z, limits)
+        return requantise(conv(dequantise(x, xs, xz), dequantise(w, ws, wz, 0), bias), s, z)
 
     return run
 
 
 @_operator("QLinearMatMul")
 def _quantised_matmul(op: Operation) -> Function:
-    limits = _limits(op, 7)
+    requantise = _requantise(op, 7)
 
     def run(
         a: Tensor, as_: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, s: Tensor, z: Tensor
     ) -> Tensor:
-        return quantise(dequantise(a, as_, a0, -2) @ dequantise(b, bs, b0, -1), s, z, limits)
+        return requantise(dequantise(a, as_, a0, -2) @ dequantise(b, bs, b0, -1), s, z)
 
     return run
 
@@ -1415,10 +1437,10 @@ def _quantised_matmul(op: Operation) -> Function:
 @_operator("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
 def _quantised_pair(op: Operation) -> Function:
     function: Function = torch.add if op.node.operator.endswith("Add") else torch.mul
-    limits = _limits(op, 7)
+    requantise = _requantise(op, 7)
 
     def run(a: Tensor, as_: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, s: Tensor, z: Any = 0.0) -> Tensor:  # fmt: skip  # noqa: E501
-        return quantise(function(dequantise(a, as_, a0), dequantise(b, bs, b0)), s, z, limits)
+        return requantise(function(dequantise(a, as_, a0), dequantise(b, bs, b0)), s, z)
 
     return run
 
@@ -1453,12 +1475,12 @@ def _quantised_concat(op: Operation) -> Function:
 @_operator("com.microsoft.QGemm")
 def _quantised_gemm(op: Operation) -> Function:
     gemm, alpha = _gemm(op), op.attribute("alpha", 1.0)
-    limits = _limits(op, 8)
+    requantise = _requantise(op, 8)
     axis = 0 if op.attribute("transB", 0) else 1
 
     def run(a: Tensor, as_: Tensor, a0: Tensor, b: Tensor, bs: Tensor, b0: Tensor, c: Tensor | None = None, s: Tensor | None = None, z: Any = 0.0) -> Tensor:  # fmt: skip  # noqa: E501
         bias = None if c is None else dequantise(c, alpha * as_ * bs.reshape(-1), None, -1)
         y: Tensor = gemm(dequantise(a, as_, a0), dequantise(b, bs, b0, axis), bias)
-        return y if s is None else quantise(y, s, z, limits)
+        return y if s is None else requantise(y, s, z)
 
     return run

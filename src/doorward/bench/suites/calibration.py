@@ -80,12 +80,16 @@ CPU = (
     worlds("glyphs", 28, 3, (60, 100), 8_000),
 )
 
+#: As many models of a few classes as a calibration needs at least.
+SMOKE = worlds("glyphs", 28, 10, (10, 12), 1_000).model_copy(update={"architectures": ("small-cnn",)})
+
 SUITE = Suite(
-    name="bank",
+    name="calibration",
     title="Clean models to calibrate on",
-    about="Clean models of 2 to 100 classes whose scores are the bank; 100 clean test images are given.",
+    drawn_as="bank",
+    about="Clean models of 2 to 100 classes by which scans are calibrated; 100 clean test images are given.",
     scales={
-        "smoke": (worlds("glyphs", 28, 2, (2, 5), 1_000), worlds("textures", 32, 1, (4,), 1_000)),
+        "smoke": (SMOKE,),
         "cpu": CPU,
     },
 )

@@ -1,0 +1,101 @@
+"""Which code makes a result, told by its content: comments, docstrings and spacing do not count."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import sys
+import tokenize
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+#: The package's own files.
+PACKAGE = Path(__file__).parent.parent
+
+#: Packages whose code makes a detector's score, besides the detector's own file. Of the others, a change
+#: leaves scores as they are or is an error that their own tests find.
+SCORING = ("doorward.detectors.model.", "doorward.inversion.", "doorward.stats.", "doorward.training.augment")
+
+
+def source_hash(files: Iterable[Path]) -> str:
+    """Return the start of the sha256 of some Python files, without comments, docstrings and spacing."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(_bare(file).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@cache
+def score_code(module: str) -> str:
+    """Return the hash of the code that makes a detector's score: its module and what that uses of `SCORING`.
+
+    Args:
+        module: dotted name; a module that was loaded from a file by its path is found as well.
+    """
+    return source_hash(reached([module], keep=lambda name: name == module or name.startswith(SCORING)))
+
+
+def reached(modules: Iterable[str], *, keep: Callable[[str], bool]) -> list[Path]:
+    """Return the files of modules and of all that they import, directly or not, sorted by module name.
+
+    Args:
+        keep: whether a module counts; what only a module that does not count imports, does not either.
+    """
+    todo, files = list(modules), dict[str, Path]()
+    while todo:
+        name = todo.pop()
+        file = file_of(name) if keep(name) and name not in files else None
+        if file is not None:
+            files[name] = file
+            todo += imports(file)
+    return [files[name] for name in sorted(files)]
+
+
+def imports(file: Path) -> list[str]:
+    """Return the names of the package's own that a file imports, modules and what is in them alike."""
+    found = []
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in found if name.startswith("doorward.")]
+
+
+def file_of(module: str) -> Path | None:
+    """Return a module's file, None where there is none; the package's own modules are not imported."""
+    if module.split(".")[0] == "doorward":
+        base = PACKAGE.joinpath(*module.split(".")[1:])
+        return next(
+            (file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None
+        )
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    spec = None if loaded else find_spec(module)
+    named = loaded or (spec.origin if spec else None)
+    return Path(named) if named and Path(named).is_file() else None
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _bare(file: Path) -> str:
+    """Return source text without comments, docstrings and white space, as every Python version does."""
+    text = file.read_text(encoding="utf-8")
+    lines = [list(line) for line in text.splitlines(keepends=True)]
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1][column:] = "\n"
+    for node in ast.walk(_tree(file)):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            first = node.body[0]
+            lines[first.lineno - 1 : first.end_lineno] = [[]] * ((first.end_lineno or 0) - first.lineno + 1)
+    return "".join("".join("".join(line).split()) for line in lines)

@@ -1,0 +1,12 @@
+"""What models do wrong when they run."""
+
+from __future__ import annotations
+
+from doorward.core.errors import CouldNotTell, InputError
+
+
+class ModelFailed(CouldNotTell, InputError):  # noqa: N818 - as the errors that it joins
+    """Tells that a model's own code fails, or gives numbers that are not finite.
+
+    A scan could not tell of such a model; to everything else it is an input that does not fit.
+    """
