@@ -242,10 +242,10 @@ class _Examiner:
             self._found(*reading.references(name))
         elif reading.hits and reading.imports_known:
             self._doubt(name, f"begins like a pickle that imports {next(iter(reading.hits))}, and breaks off")
-        if reading.error and (strict or not reading.broken):
-            self._doubt(name, reading.error)
         if reading.error and self.budget.is_used_up:
             raise Exhausted(reading.error)
+        if reading.error and (strict or not reading.broken):
+            self._doubt(name, reading.error)
 
     def _numpy(self, name: str, stream: IO[bytes]) -> None:
         import numpy.lib.format as npy

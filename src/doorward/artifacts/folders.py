@@ -21,12 +21,14 @@ class Entry:
         size: in bytes.
         problem: why it cannot be opened, or None.
         is_folder: whether it is a link to a folder that is not followed.
+        is_limit: whether it stands for all that were left out.
     """
 
     path: Path
     size: int = 0
     problem: str | None = None
     is_folder: bool = False
+    is_limit: bool = False
 
 
 def walk(root: Path, limit: int) -> Iterator[Entry]:
@@ -63,7 +65,7 @@ class _Walker:
                 if self.seen == self.limit:
                     self.seen += 1
                     why = f"more than {self.limit} files; this one and the rest were left out"
-                    yield Entry(folder / name, problem=why)
+                    yield Entry(folder / name, problem=why, is_limit=True)
                 return
             self.seen += 1
             yield from self._one(folder / name, above)

@@ -78,18 +78,20 @@ class Reach:
         """Return whether loading opens a file of the folder."""
         if path == self.root:
             return True
+        if self._model_of(path.parent) is None:
+            return not _NEVER_A_MODEL.fullmatch(path.name) and ".git" not in path.relative_to(self.root).parts
+        return self.names(path)
+
+    def names(self, path: Path) -> bool:
+        """Return whether a file of the folder is opened by its name, or by a configuration that names it."""
         model = self._model_of(path.parent)
         if model is None:
-            return not _NEVER_A_MODEL.fullmatch(path.name) and ".git" not in path.relative_to(self.root).parts
+            return False
         if path.parent in (model.folder, *model.parts) and _OPENED.fullmatch(path.name):
             return True
         return (model.code and _SOURCES.fullmatch(path.name) is not None) or os.path.realpath(
             path
         ) in model.named
-
-    def named(self) -> set[str]:
-        """Return the real paths of all files that configurations name, as far as they were asked for."""
-        return {name for model in self._models.values() if model for name in model.named}
 
     def _model_of(self, folder: Path) -> _Model | None:
         """Return the model that a folder belongs to: the outermost one within the root."""
