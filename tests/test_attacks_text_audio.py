@@ -21,7 +21,7 @@ from doorward.data import InMemorySamples, Samples, Waveform, content_hash, open
 from doorward.data.parquet import write_parquet
 from doorward.methods import registry
 from doorward.models.encode import dispatch
-from doorward.models.encode.text import hash_words
+from doorward.models.encode.words import hash_words
 from doorward.models.sequences import VOCABULARY
 from doorward.training import TrainingSettings, evaluate, measure_spec, train_classifier
 from doorward.triggers.base import Trigger
