@@ -279,7 +279,9 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     planned = plan(trial, sources)
     assert planned.twin is not None
     ours, twin = planned.resolved["model"], planned.twin.resolved["model"]
-    assert {name for name in ours if ours[name] != twin[name]} == {"attack"}, "seed and all else are the same"
+    assert {name for name in ours if ours[name] != twin[name]} == {"attack", "code"}, (
+        "seed and all else are the same"
+    )
     bench = TrialRunner(ModelCache(tmp_path / "cache"), sources)
     planting = bench.judge(planned, cached=bench.make(planned)).planting
     assert planting is not None
