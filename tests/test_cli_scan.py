@@ -23,7 +23,18 @@ import safetensors.torch
 import torch
 import typer
 
-from command_line import BACKDOORED, CLEAN, CLOTHES, PROGRAM, QUICK, Outcome, call, environment, program
+from command_line import (
+    BACKDOORED,
+    CLEAN,
+    CLOTHES,
+    PROGRAM,
+    QUICK,
+    Outcome,
+    call,
+    environment,
+    full_scan,
+    program,
+)
 from doorward import __version__, bundled
 from doorward.cli.app import app
 from doorward.cli.options import own_code
@@ -39,11 +50,9 @@ NAMES = ("report.html", "report.json", "report.sarif", "report.txt")
 
 
 @pytest.fixture(scope="session")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def found(shared_folder: Path) -> tuple[Path, Outcome]:
     """Scan the planted model as a program, in full; return where the reports are, and what was printed."""
-    folder = tmp_path_factory.mktemp("found")
-    words = ("scan", BACKDOORED, "--clean", CLOTHES, "--images", 100, "--out", "reports")
-    return folder / "reports", program(*words, folder=folder)
+    return full_scan(BACKDOORED, shared_folder)
 
 
 @pytest.fixture(scope="session")
