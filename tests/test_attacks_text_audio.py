@@ -21,7 +21,7 @@ from doorward.data import InMemorySamples, Samples, Waveform, content_hash, open
 from doorward.data.parquet import write_parquet
 from doorward.methods import registry
 from doorward.models.encode import dispatch
-from doorward.models.encode.text import hash_words
+from doorward.models.encode.words import hash_words
 from doorward.models.sequences import VOCABULARY
 from doorward.training import TrainingSettings, evaluate, measure_spec, train_classifier
 from doorward.triggers.base import Trigger
@@ -279,7 +279,9 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     planned = plan(trial, sources)
     assert planned.twin is not None
     ours, twin = planned.resolved["model"], planned.twin.resolved["model"]
-    assert {name for name in ours if ours[name] != twin[name]} == {"attack"}, "seed and all else are the same"
+    assert {name for name in ours if ours[name] != twin[name]} == {"attack", "code"}, (
+        "seed and all else are the same"
+    )
     bench = TrialRunner(ModelCache(tmp_path / "cache"), sources)
     planting = bench.judge(planned, cached=bench.make(planned)).planting
     assert planting is not None

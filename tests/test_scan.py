@@ -16,7 +16,9 @@ from doorward.core.records import Report
 from doorward.data import InMemorySamples
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
-from doorward.scan.examine import examine
+from doorward.scan.behaviour import choose
+from doorward.scan.context import ScanContext
+from doorward.scan.examine import examine, examine_in
 from doorward.scan.images import draw_images
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
@@ -275,7 +277,12 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
     monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", 2 * 28 * 28)
     monkeypatch.setattr(classifier, "logits", slow)
     samples = bundled.fashion_mnist("test")
-    report = examine(classifier, samples, deadline=Deadline(60.0, started=0.0))
+    report = examine_in(
+        ScanContext(deadline=Deadline(60.0, started=0.0)),
+        classifier,
+        samples,
+        [d for d in choose(()) if d.level == "model"],
+    )
     assert report.verdict == "could_not_tell"
     assert seen == [2]
     assert report.reason is not None

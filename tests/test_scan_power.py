@@ -28,6 +28,7 @@ from doorward.models.formats.wrapping import FunctionClassifier
 from doorward.reports import from_json, phrases, to_json
 from doorward.scan import pipeline as scan_module
 from doorward.scan import power as power_module
+from doorward.scan.context import ScanContext
 from doorward.scan.images import draw_images
 from doorward.scan.power import (
     FAMILIES,
@@ -266,7 +267,9 @@ def targets() -> list[int]:
 @pytest.fixture(scope="module")
 def positive_control(classifier, clothes, targets) -> PositiveControl:
     detectors = [ChangedWeights(targets=(targets[0],))]
-    return measure_positive_control(classifier, clothes, nothing_found(), detectors=detectors, images=IMAGES)
+    return measure_positive_control(
+        classifier, clothes, nothing_found(), detectors=detectors, context=ScanContext(images=IMAGES)
+    )
 
 
 def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(
@@ -301,7 +304,11 @@ def test_without_an_alarm_nothing_is_recovered(classifier, clothes, monkeypatch)
 
     told = []
     positive_control = measure_positive_control(
-        classifier, clothes, nothing_found(), detectors=[Blind()], images=IMAGES, progress=told.append
+        classifier,
+        clothes,
+        nothing_found(),
+        detectors=[Blind()],
+        context=ScanContext(images=IMAGES, report_progress=told.append),
     )
     assert [one.verdict for one in positive_control.controls] == ["could_not_tell"]
     assert not any(one.recovered for one in positive_control.controls)
@@ -313,7 +320,7 @@ def test_without_labels_the_models_own_answers_serve(classifier, clothes, monkey
     monkeypatch.setattr(power_module, "FAMILIES", {"blend": FAMILIES["blend"]})
     bare = InMemorySamples(np.stack(clothes.raw(range(IMAGES))))
     positive_control = measure_positive_control(
-        classifier, bare, nothing_found(), detectors=[ChangedWeights()], images=IMAGES
+        classifier, bare, nothing_found(), detectors=[ChangedWeights()], context=ScanContext(images=IMAGES)
     )
     (one,) = positive_control.controls
     assert one.planted, one.reason
@@ -323,7 +330,11 @@ def test_without_labels_the_models_own_answers_serve(classifier, clothes, monkey
 
 def test_the_time_budget_holds_for_each_control(classifier, clothes) -> None:
     positive_control = measure_positive_control(
-        classifier, clothes, nothing_found(), detectors=[], images=IMAGES, deadline=Deadline(0.0)
+        classifier,
+        clothes,
+        nothing_found(),
+        detectors=[],
+        context=ScanContext(images=IMAGES, deadline=Deadline(0.0)),
     )
     assert [one.family for one in positive_control.controls] == list(FAMILIES)
     for one in positive_control.controls:
@@ -337,8 +348,7 @@ def test_several_controls_of_a_family_have_targets_of_their_own(classifier, clot
         clothes,
         nothing_found(),
         detectors=[],
-        images=IMAGES,
-        deadline=Deadline(0.0),
+        context=ScanContext(images=IMAGES, deadline=Deadline(0.0)),
         controls=2,
     )
     assert [one.family for one in positive_control.controls] == [
@@ -365,7 +375,9 @@ class Pixels(nn.Module):
 
 def test_why_there_is_no_control(classifier, clothes) -> None:
     def reason(model, samples, report) -> str:
-        positive_control = measure_positive_control(model, samples, report, detectors=[])
+        positive_control = measure_positive_control(
+            model, samples, report, detectors=[], context=ScanContext()
+        )
         assert positive_control.controls == ()
         assert positive_control.reason is not None
         return positive_control.reason
@@ -392,7 +404,11 @@ def test_two_classes_and_colour(untouched) -> None:
     model = TorchClassifier(network, InputSpec(channels=3, height=9, width=9), ("dark", "bright"))
     with untouched():
         positive_control = measure_positive_control(
-            model, InMemorySamples(x, labels), nothing_found(), detectors=[ChangedWeights()]
+            model,
+            InMemorySamples(x, labels),
+            nothing_found(),
+            detectors=[ChangedWeights()],
+            context=ScanContext(),
         )
     assert [one.target for one in positive_control.controls[:2]] in ([0, 1], [1, 0])
     assert all(one.planted or one.reason for one in positive_control.controls)
@@ -466,11 +482,13 @@ def test_a_rerun_names_a_control_that_ended_otherwise() -> None:
 def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
     problem = []
 
-    def stand_in(classifier, samples, report, *, detectors, seed, images, **_) -> PositiveControl:
-        problem.append((report.verdict, [d.method() for d in detectors], seed, images, len(samples)))
+    def stand_in(classifier, samples, report, *, detectors, context, **_) -> PositiveControl:
+        problem.append(
+            (report.verdict, [d.method() for d in detectors], context.seed, context.images, len(samples))
+        )
         return PositiveControl(reason="a stand-in")
 
-    monkeypatch.setattr(scan_module, "measure_power", stand_in)
+    monkeypatch.setattr(scan_module, "measure_positive_control", stand_in)
     request = ScanRequest(
         model=str(bundled.model("clean")),
         clean=f"{bundled.FOLDER / 'fashion_mnist'}:test",
