@@ -330,6 +330,9 @@ def own(tmp_path: Path) -> Path:
     """Return a folder with somebody's own code and weights."""
     (tmp_path / "own_network.py").write_text(OWN)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    with torch.no_grad():  # every class is reached by pixels of its own, none more easily than another
+        module[1].weight.copy_(torch.eye(5).repeat(1, 13)[:, :64] / 13)
+        module[1].bias.zero_()
     torch.save(module.state_dict(), tmp_path / "weights.pt")
     return tmp_path
 
