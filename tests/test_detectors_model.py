@@ -26,6 +26,7 @@ from doorward.inversion.uniform_blend import OPACITIES, colours, uniform_opacity
 from doorward.models import TorchClassifier
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.spec import InputSpec
+from doorward.scan.calibration import calibrations, judge
 from doorward.stats.outliers import gamma_order_p, gap_to_nearest, gap_to_others
 from doorward.triggers.base import Trigger
 
@@ -76,8 +77,11 @@ def subject(
 def test_neural_cleanse_finds_the_wired_pixel_and_its_class(labelled: bool) -> None:
     found = NeuralCleanse(steps=100)(subject(6, 12.0, labelled=labelled))
     assert max(found.per_class, key=lambda t: found.per_class[t] or float("-inf")) == 2
-    assert found.p_value is not None
-    assert found.p_value < 0.045
+    (judged,) = judge(
+        [found], calibrations([found.detector]).model_copy(update={"settings": {found.detector: {}}})
+    ).findings
+    assert judged.p_value is not None
+    assert judged.p_value < 0.045
     trigger = Trigger.from_json(next(e.trigger for e in found.evidence if e.type == "trigger"))
     mask = trigger.tensors()["mask"]
     assert mask.argmax() == SIDE * SIDE - 1

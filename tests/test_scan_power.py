@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ from doorward.models.formats.wrapping import FunctionClassifier
 from doorward.reports import from_json, phrases, to_json
 from doorward.scan import pipeline as scan_module
 from doorward.scan import power as power_module
+from doorward.scan.calibration import CalibrationSet, CleanModel
 from doorward.scan.context import ScanContext
 from doorward.scan.images import draw_images
 from doorward.scan.power import (
@@ -60,11 +61,33 @@ class ChangedWeights(Detector):
 
     def examine(self, subject, **_):
         changed = weights_of(subject.classifier) != weights_of(open_classifier(bundled.model("clean")))
-        return self.finding(
-            verdict="suspicious" if changed else "nothing_found",
-            summary="The weights were compared.",
-            targets=self.targets if changed else (),
+        named = self.targets if changed else ()
+        per_class = {c: 60.0 if c in named else -9.0 for c in range(len(subject.classifier.classes))}
+        return self.measurement(
+            summary="The weights were compared.", score=max(per_class.values()), per_class=per_class
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def calibrated() -> Iterator[None]:
+    """Let the detector of this test be calibrated on clean models whose scores are all low."""
+    scores = np.random.default_rng(0).normal(size=(300, 10))
+    models = tuple(
+        CleanModel(
+            name=str(i),
+            data="a",
+            architecture="small-cnn",
+            classes=10,
+            shape=(1, 28, 28),
+            accuracy=0.9,
+            scores={"test-scan-power": tuple(row)},
+        )
+        for i, row in enumerate(scores.tolist())
+    )
+    held = CalibrationSet(settings={"test-scan-power": {}}, models=models)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("doorward.scan.examine.calibrations", lambda _: held)
+        yield
 
 
 def weights_of(classifier: TorchClassifier) -> dict[str, bytes]:
@@ -300,7 +323,7 @@ def test_without_an_alarm_nothing_is_recovered(classifier, clothes, monkeypatch)
 
     class Blind(ChangedWeights):
         def examine(self, subject, **_):
-            return self.finding(verdict="could_not_tell", reason="it is blind", summary="It is blind.")
+            return self.measurement(reason="it is blind", summary="It is blind.")
 
     told = []
     positive_control = measure_positive_control(
