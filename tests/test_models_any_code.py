@@ -276,6 +276,31 @@ def test_two_heads_are_refused_unless_the_classes_tell_them_apart() -> None:
         wrap(net, classes=tuple("abcdefghi"), size=SIZE)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: y.to_sparse(),
+        lambda y: y.to("meta"),
+        lambda y: y.to(torch.complex64),
+        lambda y: y > 0,
+        lambda y: y[:, 0],
+        lambda y: y[:, None].expand(-1, 3, -1),
+        lambda y: iter(y),
+        lambda y: "scores",
+        lambda y: {"scores": None},
+        lambda y: y[:1],
+    ],
+)
+def test_what_holds_no_scores_is_refused_in_one_line(form: Callable[[Tensor], Any]) -> None:
+    class Odd(Net):
+        def forward(self, x: Tensor) -> Any:
+            return form(super().forward(x))
+
+    with pytest.raises(InputError, match=r"one row of outputs|not a tensor of logits") as refusal:
+        wrap(seeded(Odd), size=SIZE)
+    assert "\n" not in str(refusal.value)
+
+
 def test_class_numbers_instead_of_scores_are_refused() -> None:
     class Picks(Net):
         def forward(self, x: Tensor) -> Any:
