@@ -46,6 +46,7 @@ def clean(shared_folder: Path) -> Report:
     return full_report("clean", shared_folder)
 
 
+@pytest.mark.trains
 def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     assert backdoored.verdict == "backdoored"
     assert backdoored.targets == (0,)
@@ -61,6 +62,7 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     assert {f.detector for f in backdoored.findings if f.flagged} == {"neural-cleanse", "patch-search"}
 
 
+@pytest.mark.trains
 def test_nothing_is_found_in_the_clean_twin(clean: Report) -> None:
     assert clean.verdict == "nothing_found"
     assert clean.targets == ()
@@ -68,6 +70,7 @@ def test_nothing_is_found_in_the_clean_twin(clean: Report) -> None:
     assert clean.p_value > 0.1
 
 
+@pytest.mark.trains
 def test_the_planted_model_scores_above_its_twin(backdoored: Report, clean: Report) -> None:
     def score(report: Report) -> float:
         (found,) = [f for f in report.findings if f.detector == "neural-cleanse"]
@@ -146,6 +149,7 @@ def test_without_images_the_data_free_detector_runs_alone() -> None:
     assert report.subject.clean_accuracy is None
 
 
+@pytest.mark.trains
 def test_training_images_serve_where_no_clean_ones_are() -> None:
     train = f"{bundled.FOLDER / 'fashion_mnist'}:train"
     report = scan(request("backdoored", clean=None, train=train, detectors=("neural-cleanse",)))
