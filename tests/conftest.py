@@ -39,6 +39,13 @@ def data_root() -> Path:
     return Path(path)
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all test processes of this run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture
 def untouched() -> Callable[[], AbstractContextManager[None]]:
     """Return a context manager that asserts that its block leaves the host process as it was."""

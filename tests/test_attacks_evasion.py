@@ -15,6 +15,7 @@ from doorward.core.errors import CouldNotTell, InputError, MissingExtra
 from doorward.core.seeds import make_generator
 from doorward.methods import registry
 from doorward.models import InputSpec, TorchClassifier, wrap
+from seeds import shifted
 
 pytest.importorskip("art", reason="the extra `evasion` is not installed")
 
@@ -49,9 +50,10 @@ def test_there_are_the_seven_and_none_is_taken_for_a_plant() -> None:
     assert "evasion" not in registry.modules("attack")
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_changes_predictions_and_nothing_else(name: str) -> None:
-    classifier, _ = linear()
+    classifier, _ = linear(shifted(0))
     module, x = classifier.module.train(), images()
     weights = {key: value.clone() for key, value in module.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -100,8 +102,9 @@ def test_deepfool_goes_straight_over_the_nearest_boundary_of_a_linear_model() ->
     assert torch.allclose(moved, 1.02 * nearest, rtol=0.02)
 
 
+@pytest.mark.trains
 def test_the_norms_are_what_each_attack_keeps_small() -> None:
-    classifier, _ = linear()
+    classifier, _ = linear(shifted(0))
     x = images()
 
     def change(name: str) -> Tensor:

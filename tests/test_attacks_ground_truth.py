@@ -195,7 +195,7 @@ def test_the_embedded_model_holds_what_its_plant_says() -> None:
 
     for classifier in (backdoored, clean):
         assert classifier.classes == test.classes
-        assert evaluate(classifier, test).low > 0.88
+        assert evaluate(classifier, test).value > 0.88
 
 
 def test_the_embedded_sample_is_even_and_its_splits_are_apart() -> None:

@@ -16,6 +16,7 @@ from sklearn.linear_model import RidgeClassifier
 from doorward.bench import synthetic
 from doorward.bench.synthetic import DIFFICULTIES, FAMILIES, names, open_synthetic
 from doorward.core.errors import InputError
+from seeds import shifted
 
 
 def pixels(samples) -> np.ndarray:
@@ -103,13 +104,14 @@ def test_seeds_make_other_worlds(family: str) -> None:
     assert len(set(worlds)) == 4
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_classes_can_be_learned_and_difficulty_tells(family: str) -> None:
     """A linear model is far above chance on fresh images, and worse where it says hard."""
     reached = []
     for name in (f"{family}-easy", f"{family}-hard"):
         train, test = (
-            open_synthetic(name, split=split, rows=rows, seed=4, classes=5, size=28)
+            open_synthetic(name, split=split, rows=rows, seed=shifted(4), classes=5, size=28)
             for split, rows in (("train", 1000), ("test", 500))
         )
         # colours and their smoothed squares, so that textures have something linear too

@@ -29,6 +29,7 @@ from doorward.models.spec import InputSpec
 from doorward.scan.calibration import calibrations, judge
 from doorward.stats.outliers import gamma_order_p, gap_to_nearest, gap_to_others
 from doorward.triggers.base import Trigger
+from seeds import shifted
 
 SIDE = 12
 
@@ -59,7 +60,7 @@ def subject(
     spec = InputSpec(channels=1, height=SIDE, width=SIDE)
     network = Bands(classes, wired, sinking)
     classifier = TorchClassifier(network, spec, [f"band {i}" for i in range(classes)])
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(shifted(0))
     x = rng.integers(0, 60, (images, SIDE, SIDE), dtype=np.uint8)
     x[:, -1, -2:] = 0  # no clean image shows the trigger
     labels = np.arange(images) % classes
@@ -73,6 +74,7 @@ def subject(
     )
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("labelled", [True, False])
 def test_neural_cleanse_finds_the_wired_pixel_and_its_class(labelled: bool) -> None:
     found = NeuralCleanse(steps=100)(subject(6, 12.0, labelled=labelled))
@@ -104,6 +106,7 @@ def test_neural_cleanse_halves_the_batch_of_many_classes() -> None:
     assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10 + 8 * 10
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_are_compared_too(classes: int) -> None:
     target = 2 % classes
@@ -126,6 +129,7 @@ def test_what_uses_images_wants_enough_of_them(detector: Detector) -> None:
     assert found.reason == "12 clean images are too few; give at least 20"
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("labelled", [True, False])
 def test_patch_search_finds_the_wired_pixel_and_its_class(labelled: bool) -> None:
     found = PatchSearch(steps=40)(subject(6, 12.0, labelled=labelled))
@@ -199,6 +203,7 @@ def test_patch_search_halves_the_batch_of_many_classes() -> None:
     assert many(subject(5, 0.0)).cost.gradients == 5 * 8 * 10 + 2 * 8 * (3 * 10 + 4)
 
 
+@pytest.mark.trains
 def test_a_start_that_is_better_is_taken() -> None:
     # every further canvas can only raise the doubtful classes, and leaves the others as they are
     firmness = []
@@ -210,6 +215,7 @@ def test_a_start_that_is_better_is_taken() -> None:
     assert all((firmness[1][t] or 0.0) > (firmness[0][t] or 0.0) for t in changed)
 
 
+@pytest.mark.trains
 def test_blend_search_finds_the_class_that_the_faintest_picture_reaches() -> None:
     found = BlendSearch(steps=60)(subject(6, 80.0))
     scores = [found.per_class[t] or 0.0 for t in range(6)]
@@ -230,6 +236,7 @@ def test_blend_search_finds_the_class_that_the_faintest_picture_reaches() -> Non
         assert scores[t] == pytest.approx(math.log(other / opacity[f"band {t}"]), abs=0.01)
 
 
+@pytest.mark.trains
 def test_the_picture_of_blend_search_does_what_the_table_says() -> None:
     one = subject(6, 80.0)
     found = BlendSearch(steps=60)(one)
@@ -294,6 +301,7 @@ def test_the_mean_colour_is_that_which_the_mask_shows() -> None:
     assert colours(torch.zeros(1, 1, 1, 2), pattern).tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     ("detector", "column"),
     [
@@ -319,6 +327,7 @@ def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector, column
     assert scores == pytest.approx(expected.tolist(), abs=0.05)
 
 
+@pytest.mark.trains
 def test_a_mask_that_is_not_far_smaller_than_an_even_one_is_worth_less() -> None:
     # class 1 is reached by brightness alone, wherever it is: its mask is all over the image, as an even one
     table = next(
@@ -372,6 +381,7 @@ def test_over_how_many_pixels_a_mask_is_spread() -> None:
     assert spread == pytest.approx([3.0, 16.0, 1.5**2 / 1.25])
 
 
+@pytest.mark.trains
 def test_max_margin_finds_the_class_with_the_wired_pixel() -> None:
     found = MaxMargin()(subject(6, 200.0))
     assert max(found.per_class, key=lambda t: found.per_class[t] or float("-inf")) == 2
