@@ -18,6 +18,8 @@ from doorward.methods import registry
 from doorward.scan.calibration import Calibration, calibration_file
 
 CLAIM = Claim(text="all is well", source="our bar", measure="clean_wrong", at_most=1)
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
+
 TINY = suite(clean(1), planted(1), claims=(CLAIM,))
 
 

@@ -167,7 +167,7 @@ def run(
 def calibrate(
     detector: str = typer.Argument(..., metavar="DETECTOR", help="A name, or file.py:Class."),
     scale: Scale = typer.Option(
-        Scale.cpu, help="cpu takes some hours; smoke has too few models to judge any scan by."
+        Scale.cpu, help="cpu takes some hours; smoke has just enough models, all of ten or twelve classes."
     ),
     workers: int = WORKERS,
     threads: int = THREADS,

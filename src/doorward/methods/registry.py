@@ -26,8 +26,6 @@ _FILES: dict[MethodKind, str] = {"attack": "*/*.py", "detector": "*/*.py", "repa
 GROUPS: dict[MethodKind, str] = {kind: f"doorward.{room}" for kind, room in ROOMS.items()}
 
 _registered: dict[tuple[MethodKind, str], type[Any]] = {}
-#: Methods of files that this process has run; what they measured bears the name of the file.
-_from_files: dict[tuple[MethodKind, str], type[Any]] = {}
 T = TypeVar("T")
 
 
@@ -88,9 +86,9 @@ def get(kind: MethodKind, name: str) -> type[Any]:
     if name in own:
         import_module(own[name])
         return _registered[kind, name]
-    if (kind, name) in _from_files:
-        return _from_files[kind, name]
     point = _elsewhere(kind).get(name)
+    if point is None and (kind, name) in _registered:  # of a file that this process has run
+        return _registered[kind, name]
     if point is None:
         raise InputError(f"there is no {kind} named {name!r}; there are: {', '.join(modules(kind))}")
     try:
@@ -165,7 +163,8 @@ def _from_file(kind: MethodKind, name: str) -> type[Any]:
     if cls is None:
         raise InputError(f"{path} has no class {wanted!r}")
     found = _checked(kind, cls, None, name)
-    _from_files[kind, method_name(found.__module__)] = found
+    # what it measures bears the name of the file, by which the class is looked for later
+    _registered[kind, method_name(found.__module__)] = found
     return found
 
 
