@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doorward.artifacts.examination import Doubt, Reference
+from doorward.artifacts.examination import OUTSIDE, Doubt, Reference
 from doorward.artifacts.links import leaves
 from doorward.core.files import is_inside, open_regular
 
@@ -176,8 +176,7 @@ class Reach:
             model.named.add(os.path.realpath(file))
 
     def _outside(self, model: _Model, name: str, value: str) -> None:
-        why = "is read although it lies outside of the model's folder"
-        self.references.append(Reference(self._relative(model.folder / name), value[:200], "weight_map", why))
+        self.references.append(Reference(self._relative(model.folder / name), value[:200], "names", OUTSIDE))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
