@@ -372,9 +372,11 @@ class _Examiner:
         start = unpack(packing, stream.read(_PROBE), self.limits.unpacked, self.budget)
         if not start.data and not expected:
             return False
-        stream.seek(0)
-        raw = self._in_memory(stream, depth + 1).getvalue()
-        content = unpack(packing, raw, self.limits.unpacked, self.budget)
+        content = start
+        if not start.damaged:  # else more of it changes nothing
+            stream.seek(0)
+            raw = self._in_memory(stream, depth + 1).getvalue()
+            content = unpack(packing, raw, self.limits.unpacked, self.budget)
         stem = posixpath.basename(name)
         inner = f"{name}:{posixpath.splitext(stem)[0] if packed else stem}"
         self._look(inner, io.BytesIO(content.data), len(content.data), depth + 1)

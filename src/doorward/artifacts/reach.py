@@ -32,7 +32,8 @@ _OPENED = re.compile(
     r"|[\w.-]+\.index\.json|adapter\.[\w-]+\.(bin|safetensors)"
     r"|tokenizer\.json|(\w+_)?vocab\.(json|txt|pkl|bin|bpe)|merges\.txt|[\w.-]+\.(model|spm|tiktoken|codes)"
     r"|dict\.txt|encoder\.json|tekken\.json"
-    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)",
+    re.IGNORECASE,  # as some file systems are
 )
 #: What a trainer leaves, and sources: never a model by themselves.
 _NEVER_A_MODEL = re.compile(
@@ -41,6 +42,7 @@ _NEVER_A_MODEL = re.compile(
     re.IGNORECASE,
 )
 _SOURCES = re.compile(r".*\.(py|pyc|pyo|pyd|so)", re.IGNORECASE)
+_FILE_NAME = re.compile(r"(?!.*\.\./)[\w][\w .+/-]{0,200}\.\w{1,12}")
 _JSON_LIMIT = 64 << 20
 
 
@@ -140,12 +142,24 @@ class Reach:
             self._weights(model, name, document, model.folder)
         if name == "config.json" and isinstance(explicit := document.get("transformers_weights"), str):
             self._name(model, name, explicit, model.folder)
-        if name == "config.json" and isinstance(network := document.get("network"), str):
-            self._name(model, name, network, model.folder)  # of Doorward's own format
+        if name == "config.json":
+            self._files_within(model, document)
         base = document.get("base_model_name_or_path")
         if name == "adapter_config.json" and base and not self._is_own(model, str(base)):
             why = f"names a base model that is not in the folder ({str(base)[:100]})"
             self.doubts.append(Doubt(self._relative(model.folder / name), why))
+
+    def _files_within(self, model: _Model, document: Any) -> None:
+        """Note files of the folder that a configuration names, as that of scikit-learn's models does."""
+        waiting = [document]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict | list):
+                waiting.extend(value.values() if isinstance(value, dict) else value)
+            elif isinstance(value, str) and _FILE_NAME.fullmatch(value):
+                file = model.folder / value
+                if file.is_file() and not leaves(file, model.folder):
+                    model.named.add(os.path.realpath(file))
 
     def _is_own(self, model: _Model, base: str) -> bool:
         return is_inside(model.folder / base, model.folder) and (model.folder / base).exists()
