@@ -44,6 +44,8 @@ _NEVER_A_MODEL = re.compile(
 _SOURCES = re.compile(r".*\.(py|pyc|pyo|pyd|so)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"(?!.*\.\./)[\w][\w .+/-]{0,200}\.\w{1,12}")
 _JSON_LIMIT = 64 << 20
+#: Texts of a configuration that are tried as names of files.
+_MOST_NAMES = 10_000
 
 
 @dataclass
@@ -151,12 +153,13 @@ class Reach:
 
     def _files_within(self, model: _Model, document: Any) -> None:
         """Note files of the folder that a configuration names, as that of scikit-learn's models does."""
-        waiting = [document]
-        while waiting:
+        waiting, looked = [document], 0
+        while waiting and looked < _MOST_NAMES:
             value = waiting.pop()
             if isinstance(value, dict | list):
                 waiting.extend(value.values() if isinstance(value, dict) else value)
             elif isinstance(value, str) and _FILE_NAME.fullmatch(value):
+                looked += 1
                 file = model.folder / value
                 if file.is_file() and not leaves(file, model.folder):
                     model.named.add(os.path.realpath(file))
