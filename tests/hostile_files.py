@@ -244,6 +244,11 @@ def lzma_alone(data: bytes) -> bytes:
     return lzma.compress(data, format=lzma.FORMAT_ALONE)
 
 
+def zlib_with_a_small_window(data: bytes) -> bytes:
+    worker = zlib.compressobj(wbits=10)
+    return worker.compress(data) + worker.flush()
+
+
 def bz2_behind_an_empty_one(data: bytes) -> bytes:
     return bz2.compress(b"") + bz2.compress(data)
 
@@ -487,6 +492,7 @@ HOSTILE: dict[str, Hostile] = {
     "dill of protocol 0": Hostile("a.dat", dilled, DILL),
     # compressed, under other names
     "zlib": Hostile("a.dat", packed(zlib.compress), ZLIB),
+    "zlib with a small window": Hostile("a.dat", packed(zlib_with_a_small_window), ZLIB),
     "zlib without compression": Hostile("a.dat", packed(lambda data: zlib.compress(data, 0)), ZLIB),
     "gzip": Hostile("model.onnx.txt", packed(gzip.compress), GZIP),
     "bz2": Hostile("a", packed(bz2.compress), BZ2),

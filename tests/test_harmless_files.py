@@ -207,6 +207,12 @@ HARMLESS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "arrays of objects of joblib": ("a.joblib", lambda: joblib_of([np.array([{}, None], dtype=object)])),
     "npz": ("a.npz", lambda: npz_of(a=np.zeros(3), b=np.array(["x"]))),
     "npy of fields": ("a.npy", lambda: npy_of(np.zeros(2, dtype=[("a", "f8"), ("b", "i4", 3)]))),
+    "npy by Python 2": (
+        "a.npy",
+        lambda: (
+            b"\x93NUMPY\1\0\x40\0{'descr': '<f8', 'fortran_order': False, 'shape': (1L,), }  \n" + bytes(8)
+        ),
+    ),
     "npy of version 3": ("a.npy", lambda: npy_of(np.zeros(2, dtype=[("ä", "f8")]), (3, 0))),
     "zip": ("a.zip", lambda: zip_of(a=b"x", b=picture("png"))),
     "zip with a comment": ("a.zip", lambda: zip_of(comment=b"made by hand", a=b"x")),

@@ -150,6 +150,15 @@ REACHED: dict[str, tuple[Files, str]] = {
         {"config.json": {"format": "doorward", "network": "net.pt2", "signature": {}}, "net.pt2": EVIL},
         "os.mkdir",
     ),
+    "a file that its configuration names": (
+        {"config.json": {"sklearn": {"model": {"file": "skops/a b.pkl"}}}, "skops/a b.pkl": EVIL},
+        "os.mkdir",
+    ),
+    "weights in upper case": ({"config.json": CONFIG, "PyTorch_Model.BIN": EVIL}, "os.mkdir"),
+    "the library of an adapter": (
+        {"config.json": CONFIG, "adapter_config.json": {"auto_mapping": {"parent_library": "os"}}},
+        "os",
+    ),
     "the only file": ({"anything.xyz": EVIL}, "os.mkdir"),
     "a file of many": ({"a/b/c": EVIL, "readme.md": b"x"}, "os.mkdir"),
     "a model among several": (

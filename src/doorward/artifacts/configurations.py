@@ -27,6 +27,7 @@ _BUILTIN_FUNCTIONS = frozenset(name for name in dir(builtins) if not name.starts
 _BUILTIN_RUNS = words("exec eval compile open getattr setattr delattr globals locals vars input breakpoint")
 #: Implementations of attention and of experts: one with a slash is code that comes from the hub.
 _KERNEL_KEY = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+_PEFT_LIBRARIES = words("transformers diffusers torch sentence_transformers timm None")
 _LOOSE = "asks for custom code to be trusted"
 
 
@@ -45,6 +46,10 @@ def json_references(document: Any, file: str) -> Iterator[Reference]:
             if key in ("auto_map", "custom_pipelines") and inner:
                 why = "is custom code that the configuration asks transformers to import"
                 yield from (Reference(file, text, at, why) for text, at in _texts(inner, place))
+            elif key == "auto_mapping" and isinstance(inner, dict) and "parent_library" in inner:
+                library = str(inner["parent_library"])
+                if library.split(".")[0] not in _PEFT_LIBRARIES:
+                    yield Reference(file, library[:200], place, "is imported when PEFT loads the adapter")
             elif key == "trust_remote_code" and inner:
                 yield Reference(file, "trust_remote_code", place, _LOOSE)
             elif _KERNEL_KEY.fullmatch(str(key)):

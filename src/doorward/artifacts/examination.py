@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
 
-#: Why a script in a folder is told.
+#: Why a file that a model names, and a script in its folder, are told.
+OUTSIDE = "is read although it lies outside of the model's folder"
 SOURCE = "is Python source, which runs when it is imported"
 
 

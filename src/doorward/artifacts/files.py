@@ -12,9 +12,7 @@ import json
 import os
 import posixpath
 import re
-import struct
 import tarfile
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from doorward.artifacts import kinds, zips
+from doorward.artifacts import kinds, numpy_files, zips
 from doorward.artifacts.configurations import (
     hdf5_references,
     json_references,
@@ -60,23 +58,6 @@ _PROBE = 1 << 16
 _STORAGE = re.compile(r"(?P<root>.+?)/(data|constants)/\d+")
 #: Members of torch's format before zip and pickle, in which pickles and numbers take turns.
 _TAR_MIXED = ("storages", "tensors")
-#: What the standard library's readers raise on malformed or hostile files.
-_FAULTS = (
-    CouldNotTell,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    RuntimeError,
-    NotImplementedError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
-    struct.error,
-    tarfile.TarError,
-    *zips.FAULTS,
-)
 
 
 def examine(path: Path, limits: Limits | None = None, deadline: Deadline | None = None) -> Examination:
@@ -177,8 +158,10 @@ class _Examiner:
             yield
         except Exhausted:
             raise
-        except _FAULTS as error:
-            self._doubt(name, str(error)[:200] or type(error).__name__)
+        except CouldNotTell as why:
+            self._doubt(name, str(why))
+        except Exception as error:  # readers of malformed and hostile files raise anything
+            self._doubt(name, _said(error))
 
     def _dispatch(self, name: str, stream: IO[bytes], size: int, depth: int) -> None:
         head = stream.read(_HEAD)
@@ -207,7 +190,7 @@ class _Examiner:
                 self._found(Reference(name, base, "whole file", "is compiled machine code"))
             elif kinds.is_bytecode(head, suffix):
                 self._found(Reference(name, base, "whole file", "is compiled Python code"))
-            elif head.startswith(b"\x93NUMPY"):
+            elif head.startswith(numpy_files.MAGIC):
                 self._numpy(name, stream)
             elif head.startswith(b"\x89HDF"):
                 # a file has the length that it has; a member of an archive may unpack to any
@@ -253,14 +236,7 @@ class _Examiner:
             self._doubt(name, reading.error)
 
     def _numpy(self, name: str, stream: IO[bytes]) -> None:
-        import numpy.lib.format as npy
-
-        version = npy.read_magic(stream)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
-            has_objects = read(stream, max_header_size=1 << 20)[2].hasobject
-        if has_objects:
+        if numpy_files.holds_objects(stream):
             self._pickle(name, stream, None, strict=True)
 
     # --- archives ---
@@ -321,8 +297,8 @@ class _Examiner:
                     self._look(name, file, member.file_size, depth + 1)
         except Exhausted:
             raise
-        except _FAULTS as error:  # other readers may take what Python's does not
-            self._doubt(name, str(error)[:200] or type(error).__name__)
+        except Exception as error:  # other readers may take what Python's does not
+            self._doubt(name, _said(error))
             with self._faults_noted(name):
                 data = zips.raw_member(
                     stream, member.header_offset, member.compress_size, self.limits.unpacked, self.budget
@@ -333,7 +309,7 @@ class _Examiner:
         """Look at the numbers of a tensor: only numpy would take them for anything else."""
         self.result.files += 1
         head = file.read(8)
-        if head.startswith(b"\x93NUMPY"):
+        if head.startswith(numpy_files.MAGIC):
             file.seek(0)
             with self._faults_noted(name):
                 self._numpy(name, file)
@@ -372,9 +348,11 @@ class _Examiner:
         start = unpack(packing, stream.read(_PROBE), self.limits.unpacked, self.budget)
         if not start.data and not expected:
             return False
-        stream.seek(0)
-        raw = self._in_memory(stream, depth + 1).getvalue()
-        content = unpack(packing, raw, self.limits.unpacked, self.budget)
+        content = start
+        if not start.damaged:  # else more of it changes nothing
+            stream.seek(0)
+            raw = self._in_memory(stream, depth + 1).getvalue()
+            content = unpack(packing, raw, self.limits.unpacked, self.budget)
         stem = posixpath.basename(name)
         inner = f"{name}:{posixpath.splitext(stem)[0] if packed else stem}"
         self._look(inner, io.BytesIO(content.data), len(content.data), depth + 1)
@@ -424,6 +402,11 @@ class _Examiner:
             self._found(*onnx_references(model, name, path.parent))
         except Exception as error:  # protobuf's own exceptions differ, and names need not be text
             self._doubt(name, f"is not a readable ONNX file ({type(error).__name__})")
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, on one line."""
+    return f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
 def _printable(one: Reference) -> Reference:

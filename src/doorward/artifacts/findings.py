@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from doorward.artifacts.examination import SOURCE, Doubt, Examination, Reference
+from doorward.artifacts.examination import OUTSIDE, SOURCE, Doubt, Examination, Reference
 from doorward.artifacts.files import examine
 from doorward.artifacts.folders import NOT_OPENED
 from doorward.core.errors import CouldNotTell, InputError, UnsafeArtifact
@@ -51,7 +51,8 @@ def conclude(examination: Examination, *, strict_files: bool = False) -> dict[st
     warning = _warning(others)
     if runs:
         first, more = runs[0], len(runs) - 1
-        summary = f"Loading it would run code: {first.name} in {first.file} {first.why}"
+        does = "open files outside of its folder" if all(one.why == OUTSIDE for one in runs) else "run code"
+        summary = f"Loading it would {does}: {first.name} in {first.file} {first.why}"
         summary += f"; {more} more" if more else ""
         return values | {"verdict": "unsafe", "score": float(len(runs)), "summary": summary}
     if open_doubts:

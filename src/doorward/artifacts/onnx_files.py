@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from doorward.artifacts.examination import Reference
+from doorward.artifacts.examination import OUTSIDE, Reference
 from doorward.artifacts.links import leaves
 
 _DOMAINS = re.compile(
     r"|ai\.onnx|ai\.onnx\.(ml|training|preview\.training)|com\.microsoft(\.(nchwc|experimental))?|com\.ms\.internal\.nhwc"
 )
-_OUTSIDE = "is read although it lies outside of the model's folder"
 
 
 def onnx_references(model: Any, file: str, folder: Path) -> Iterator[Reference]:
@@ -35,7 +34,7 @@ def onnx_references(model: Any, file: str, folder: Path) -> Iterator[Reference]:
                 yield Reference(file, f"{node.domain}.{node.op_type}", f"node {node.name!r}", why)
     for location, name in _external(model).items():
         if not _in_folder(location, folder):
-            yield Reference(file, location[:200], f"tensor {name!r}", _OUTSIDE)
+            yield Reference(file, location[:200], f"tensor {name!r}", OUTSIDE)
 
 
 def external_files(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doorward.artifacts.examination import Doubt, Reference
+from doorward.artifacts.examination import OUTSIDE, Doubt, Reference
 from doorward.artifacts.links import leaves
 from doorward.core.files import is_inside, open_regular
 
@@ -32,7 +32,8 @@ _OPENED = re.compile(
     r"|[\w.-]+\.index\.json|adapter\.[\w-]+\.(bin|safetensors)"
     r"|tokenizer\.json|(\w+_)?vocab\.(json|txt|pkl|bin|bpe)|merges\.txt|[\w.-]+\.(model|spm|tiktoken|codes)"
     r"|dict\.txt|encoder\.json|tekken\.json"
-    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)",
+    re.IGNORECASE,  # as some file systems are
 )
 #: What a trainer leaves, and sources: never a model by themselves.
 _NEVER_A_MODEL = re.compile(
@@ -41,7 +42,10 @@ _NEVER_A_MODEL = re.compile(
     re.IGNORECASE,
 )
 _SOURCES = re.compile(r".*\.(py|pyc|pyo|pyd|so)", re.IGNORECASE)
+_FILE_NAME = re.compile(r"(?!.*\.\./)[\w][\w .+/-]{0,200}\.\w{1,12}")
 _JSON_LIMIT = 64 << 20
+#: Texts of a configuration that are tried as names of files.
+_MOST_NAMES = 10_000
 
 
 @dataclass
@@ -140,12 +144,25 @@ class Reach:
             self._weights(model, name, document, model.folder)
         if name == "config.json" and isinstance(explicit := document.get("transformers_weights"), str):
             self._name(model, name, explicit, model.folder)
-        if name == "config.json" and isinstance(network := document.get("network"), str):
-            self._name(model, name, network, model.folder)  # of Doorward's own format
+        if name == "config.json":
+            self._files_within(model, document)
         base = document.get("base_model_name_or_path")
         if name == "adapter_config.json" and base and not self._is_own(model, str(base)):
             why = f"names a base model that is not in the folder ({str(base)[:100]})"
             self.doubts.append(Doubt(self._relative(model.folder / name), why))
+
+    def _files_within(self, model: _Model, document: Any) -> None:
+        """Note files of the folder that a configuration names, as that of scikit-learn's models does."""
+        waiting, looked = [document], 0
+        while waiting and looked < _MOST_NAMES:
+            value = waiting.pop()
+            if isinstance(value, dict | list):
+                waiting.extend(value.values() if isinstance(value, dict) else value)
+            elif isinstance(value, str) and _FILE_NAME.fullmatch(value):
+                looked += 1
+                file = model.folder / value
+                if file.is_file() and not leaves(file, model.folder):
+                    model.named.add(os.path.realpath(file))
 
     def _is_own(self, model: _Model, base: str) -> bool:
         return is_inside(model.folder / base, model.folder) and (model.folder / base).exists()
@@ -176,8 +193,7 @@ class Reach:
             model.named.add(os.path.realpath(file))
 
     def _outside(self, model: _Model, name: str, value: str) -> None:
-        why = "is read although it lies outside of the model's folder"
-        self.references.append(Reference(self._relative(model.folder / name), value[:200], "weight_map", why))
+        self.references.append(Reference(self._relative(model.folder / name), value[:200], "names", OUTSIDE))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -21,6 +21,9 @@ _STEP = 1 << 12
 #: Bytes given to bz2 and lzma at once.
 _FEED = 1 << 16
 _ZFILE_LENGTHS = (21, 22)
+#: Bytes of memory that unpacking LZMA data may ask for.
+_MEMORY = 2 << 30
+_EARLY = "the compressed data end early"
 
 
 @dataclass
@@ -34,6 +37,11 @@ class Unpacked:
 
     data: bytes
     error: str | None = None
+
+    @property
+    def damaged(self) -> bool:
+        """Return whether more of the packed data would not help."""
+        return self.error is not None and self.error != _EARLY
 
 
 class _Room:
@@ -70,8 +78,8 @@ def compression(head: bytes, suffix: str) -> str | None:
         return "lzma"
     if head.startswith(b"ZF0x"):
         return "zfile"
-    if head[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
-        return "zlib"
+    if len(head) > 1 and head[0] & 0x8F == 8 and head[1] & 0x20 == 0 and (head[0] << 8 | head[1]) % 31 == 0:
+        return "zlib"  # RFC 1950, without a dictionary
     return None
 
 
@@ -96,8 +104,7 @@ def unpack(kind: str, raw: bytes, limit: int, budget: Budget) -> Unpacked:
         if start is not None:
             error, _ = _inflate(raw, start + 2, room)
     else:
-        make: Callable[[], Any] = bz2.BZ2Decompressor if kind == "bzip2" else lzma.LZMADecompressor
-        error = _parts(raw, make, room)
+        error = _parts(raw, bz2.BZ2Decompressor if kind == "bzip2" else _lzma, room)
     return Unpacked(bytes(room.data), error)
 
 
@@ -112,12 +119,16 @@ def inflate(raw: bytes, limit: int, budget: Budget) -> Unpacked:
     return Unpacked(bytes(room.data), error)
 
 
+def _lzma() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=_MEMORY)
+
+
 def _inflate(raw: bytes, at: int, room: _Room) -> tuple[str | None, int]:
     """Unpack deflated data without header or checksum; return what stopped it, and where they end."""
     worker = zlib.decompressobj(-15)
     while not worker.eof:
         if at >= len(raw):
-            return "the compressed data end early", at
+            return _EARLY, at
         before, piece = worker.copy(), raw[at : at + _STEP]
         at += len(piece)
         try:
@@ -148,7 +159,7 @@ def _gunzip(raw: bytes, room: _Room) -> str | None:
     while raw.startswith(b"\x1f\x8b\x08", at):
         start = _gzip_header(raw, at)
         if start is None:
-            return "the header of the gzip data is cut off"
+            return _EARLY
         error, at = _inflate(raw, start, room)
         if error:
             return error
@@ -189,10 +200,12 @@ def _parts(raw: bytes, make: Callable[[], Any], room: _Room) -> str | None:
             while not worker.eof:
                 piece = raw[at : at + _FEED] if worker.needs_input else b""
                 if worker.needs_input and not piece:
-                    raise EOFError("they end early")
+                    return None if complete and len(room.data) == before else _EARLY
                 at += len(piece)
                 room.add(worker.decompress(piece, _STEP))
         except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+            if "emory" in str(error):
+                raise CouldNotTell(f"unpacking it takes more than {_MEMORY >> 20} MiB of memory") from error
             trailing = complete and len(room.data) == before
             return None if trailing else f"the compressed data are damaged ({error})"
         at, complete = _behind_zeros(raw, at - len(worker.unused_data)), True
