@@ -279,13 +279,15 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     planned = plan(trial, sources)
     assert planned.twin is not None
     ours, twin = planned.resolved["model"], planned.twin.resolved["model"]
-    assert {name for name in ours if ours[name] != twin[name]} == {"attack"}, "seed and all else are the same"
+    assert {name for name in ours if ours[name] != twin[name]} == {"attack", "code"}, (
+        "seed and all else are the same"
+    )
     bench = TrialRunner(ModelCache(tmp_path / "cache"), sources)
     planting = bench.judge(planned, cached=bench.make(planned)).planting
     assert planting is not None
     assert planting.success is not None
     assert (planting.success.n, planting.accuracy.n, planting.twin.n) == (30, 60, 60)
-    assert planting.poison_rate == group.attack.settings.get("poison_rate", 0.1)
+    assert planting.poison_rate == pytest.approx(group.attack.settings.get("poison_rate", 0.1), abs=0.01)
     assert planting.success.value > 0.9
     assert min(planting.accuracy.value, planting.twin.value) > 0.9
 

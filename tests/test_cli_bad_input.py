@@ -167,7 +167,7 @@ def test_data_that_do_not_fit(case: str, role: str, tmp_path: Path) -> None:
 OPTIONS: dict[str, tuple[str, ...]] = {
     "--detector nope": ("no detector named 'nope'", "max-margin, neural-cleanse"),
     "--nonsense": ("--nonsense", "doorward scan --help"),
-    "surplus": ("surplus", "doorward scan --help"),
+    "surplus": ("one MODEL at a time, got 2", "--files-only"),
     "--format xml": ("'--format'", "'xml'", "'sarif'"),
     "--fail-on always": ("'--fail-on'", "'always'", "'never'"),
     "--seed -1": ("'--seed'", "0"),

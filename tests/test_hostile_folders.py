@@ -16,7 +16,10 @@ import pytest
 from doorward.artifacts import Limits, examine
 from doorward.artifacts.findings import NOT_LOADED, conclude, refuse_code
 from doorward.core.budget import Deadline
-from doorward.core.errors import InputError, UnsafeArtifact
+from doorward.core.errors import CouldNotTell, InputError, UnsafeArtifact
+from doorward.detectors.subject import Subject
+from doorward.methods import registry
+from doorward.models import open_classifier
 from hostile_files import HOSTILE, bytecode, elf, text
 
 CONFIG = {"architectures": ["ViTForImageClassification"], "model_type": "vit", "_attn_implementation": "sdpa"}
@@ -336,11 +339,21 @@ def test_what_is_no_file_is_never_opened(make: Callable[[Path], Any], tmp_path: 
 
 
 def test_a_pipe_as_the_model_is_refused(tmp_path: Path) -> None:
-    from doorward.core.errors import CouldNotTell
-
     os.mkfifo(tmp_path / "model.onnx")
     with pytest.raises(CouldNotTell, match="it is a pipe, and a regular file is needed"):
         examine(tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="it is a pipe, and a regular file is needed"):
+        open_classifier(tmp_path / "model.onnx")
+
+
+def test_a_configuration_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    folder(tmp_path, {"outside.json": {"format": "doorward", "signature": {"public": "x", "target": 1}}})
+    path = folder(tmp_path / "model", {"model.safetensors": b""})
+    (path / "config.json").symlink_to("../outside.json")
+    with pytest.raises(InputError, match=r"config.json: is a link out of the folder and was not opened"):
+        open_classifier(path)
+    finding = registry.build("detector", "declared-check", {})(Subject(artifact=path))
+    assert finding.reason == "config.json is a link out of the folder and was not opened"
 
 
 def test_time_that_is_over_is_a_doubt_about_all_that_is_left(tmp_path: Path) -> None:

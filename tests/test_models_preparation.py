@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from doorward.core.errors import CouldNotTell
 from doorward.core.seeds import make_generator
 from doorward.models import Classifier, InputSpec, TorchClassifier, networks, open_classifier, wrap
+from doorward.models import preparation as preparation_module
 from doorward.models.batching import batched_logits
 from doorward.models.gradients import check_gradients, straight_through
 from doorward.models.logit_scale import USUAL_SPREAD, measure_logit_scale
@@ -26,6 +27,12 @@ from doorward.models.straight_through import StraightThrough
 SIZE = (3, 16, 16)
 SPEC = InputSpec(channels=3, height=16, width=16)
 CLASSES = 4
+
+
+@pytest.fixture
+def always_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no spread of logits be usual, so that all are brought to one scale."""
+    monkeypatch.setattr(preparation_module, "USUAL", (float("inf"), 0.0))
 
 
 def noise(n: int = 24, seed: int = 0) -> Tensor:
@@ -253,7 +260,7 @@ def normalised(classifier: Classifier, images: Tensor) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("power", [-30, -20, -8, -3, 0, 3, 8, 20, 30])
-def test_multiplied_logits_give_the_same_normalised_ones(power: int) -> None:
+def test_multiplied_logits_give_the_same_normalised_ones(power: int, always_scaled: None) -> None:
     """Also where a square of them, or one divided by them, is no float32."""
     images = noise()
     results = []
@@ -270,7 +277,7 @@ def test_multiplied_logits_give_the_same_normalised_ones(power: int) -> None:
 
 
 @pytest.mark.parametrize("power", [-8, -3, 3, 8])
-def test_a_last_layer_of_another_scale_changes_nothing(power: int) -> None:
+def test_a_last_layer_of_another_scale_changes_nothing(power: int, always_scaled: None) -> None:
     images = noise()
     results = []
     for factor in (1.0, 10.0**power):
@@ -285,7 +292,7 @@ def test_a_last_layer_of_another_scale_changes_nothing(power: int) -> None:
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-2 * float(results[0].abs().max()))
 
 
-def test_a_shift_of_a_row_makes_no_difference() -> None:
+def test_a_shift_of_a_row_makes_no_difference(always_scaled: None) -> None:
     images = noise()
     results = []
     for end in (lambda z: z, lambda z: torch.logsumexp(z, 1, keepdim=True) + z):
@@ -381,3 +388,13 @@ def test_a_module_that_clips_is_read_from_before_the_clip() -> None:
     net = Net(end=lambda z: z.clamp(-0.1, 0.1)).eval()
     assert "clipped" in str(check_logits(net(noise())).reason)
     assert check_outputs(wrap(net, size=SIZE), noise()).reason is None
+
+
+def test_logits_of_a_usual_spread_stay_as_they_are() -> None:
+    classifier, images = classifier_of(), noise()
+    own = classifier.raw_logits(images)
+    spread = measure_logit_scale(own).spread
+    assert preparation_module.USUAL[0] < spread < preparation_module.USUAL[1]
+    with prepared(classifier, images) as found:
+        assert torch.equal(classifier.logits(images), own)
+    assert found.notes == ()

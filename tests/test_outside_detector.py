@@ -78,7 +78,7 @@ def test_it_is_calibrated_on_ten_models_and_scanned_with(site: Path, tmp_path: P
     assert uncalibrated["verdict"] == before["clean"]["verdict"]
     assert uncalibrated["p_value"] == before["clean"]["p_value"]
 
-    out = doorward(site)("bench", "calibrate", NAME, "--cache", str(tmp_path))
+    out = doorward(site)("bench", "calibrate", NAME, "--scale", "smoke", "--cache", str(tmp_path))
     assert re.search(r"written: .*calibration/flat-images\.json \(10 of 10 clean models\)", out)
     file = site / "flat_images_detector" / "calibration" / "flat-images.json"
     assert len(json.loads(file.read_text())["models"]) == 10

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from doorward.artifacts.examination import Doubt, Reference
-from doorward.artifacts.onnx_files import in_hub_cache
+from doorward.artifacts.links import leaves
 from doorward.core.files import is_inside, open_regular
 
 _INDEXES = ("config.json", "model_index.json", "modules.json")
@@ -30,7 +30,8 @@ _OPENED = re.compile(
     r"|(pytorch_model|model|adapter_model|tf_model|flax_model|diffusion_pytorch_model|open_clip_\w*model)"
     r"([.-][\w.-]*)?\.(bin|safetensors|h5|msgpack|pt|pth|ckpt)(\.index(\.[\w-]+)?\.json)?"
     r"|[\w.-]+\.index\.json|adapter\.[\w-]+\.(bin|safetensors)"
-    r"|tokenizer\.json|vocab\.(json|txt|pkl|bin)|merges\.txt|[\w.-]+\.model"
+    r"|tokenizer\.json|(\w+_)?vocab\.(json|txt|pkl|bin|bpe)|merges\.txt|[\w.-]+\.(model|spm|tiktoken|codes)"
+    r"|dict\.txt|encoder\.json|tekken\.json"
     r"|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)"
 )
 #: What a trainer leaves, and sources: never a model by themselves.
@@ -168,8 +169,8 @@ class Reach:
             self._outside(model, name, value)
             return
         file = folder / value
-        leaves = posixpath.normpath(value).startswith("..") or os.path.isabs(value) or value[1:2] == ":"
-        if leaves or not (is_inside(file, model.folder) or in_hub_cache(file, model.folder)):
+        stated = posixpath.normpath(value).startswith("..") or os.path.isabs(value) or value[1:2] == ":"
+        if stated or leaves(file, model.folder):
             self._outside(model, name, value)
         else:
             model.named.add(os.path.realpath(file))

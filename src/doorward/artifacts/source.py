@@ -9,7 +9,7 @@ from typing import IO
 from doorward.artifacts.examination import Budget
 
 #: Bytes of a string or line that are kept; no name that matters is longer.
-KEPT = 4096
+KEPT = 512
 _FIRST, _MOST = 512, 1 << 18
 
 

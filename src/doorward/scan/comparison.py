@@ -257,9 +257,5 @@ def _same_tensors(old: str, new: str) -> bool:
         return False
     if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
         return False
-    return all(
-        float(np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)).mean(initial=0.0)) <= _NUMBERS
-        if a[name].size
-        else True
-        for name in a
-    )
+    gaps = (np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)) for name in a if a[name].size)
+    return all(float(gap.mean()) <= _NUMBERS for gap in gaps)

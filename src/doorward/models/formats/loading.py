@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from doorward.artifacts.digest import artifact_digest
-from doorward.artifacts.findings import refuse_code
+from doorward.artifacts.findings import examine_for_loading, refuse_code
 from doorward.core.errors import InputError
 from doorward.core.paths import refuse_unreadable_name
 from doorward.models.classifier import Classifier, TorchClassifier
@@ -68,9 +68,10 @@ def open_classifier(
 
             return _placed(open_factory(factory, weights or Path(path), options), device)
         local = locate(str(path))
+        examination = examine_for_loading(local)
         kind = detect_format(local)
         advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
-        refuse_code(local, f"not loaded, because loading it would execute code{advice}")
+        refuse_code(local, f"not loaded, because loading it would execute code{advice}", examination)
         return _placed(_OPENERS[kind](local, options), device)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
