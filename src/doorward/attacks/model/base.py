@@ -16,6 +16,7 @@ from doorward.core.seeds import make_generator
 from doorward.methods.base import Method
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.encode.dispatch import NOUNS
+from doorward.models.errors import ModelFailed
 from doorward.models.formats.input_options import trial_inputs
 
 if TYPE_CHECKING:
@@ -114,14 +115,14 @@ class ModelAttack(Method):
             raise InputError(f"{name} trains the model, and needs labelled samples for it")
         if samples is not None:
             self._check_samples(samples, k)
-        implant = self.implant(classifier, samples, generator=make_generator(seed, name))
-        implant.classifier.module.eval()
-        with torch.no_grad():
-            shown = trial_inputs(classifier.spec, classifier.batch or 2).to(classifier.device)
-            if not implant.classifier.logits(shown).isfinite().all():
-                raise InputError(
-                    f"{name}: the model gives outputs that are not finite; there is nothing to plant"
-                )
+        try:
+            implant = self.implant(classifier, samples, generator=make_generator(seed, name))
+            implant.classifier.module.eval()
+            with torch.no_grad():
+                shown = trial_inputs(classifier.spec, classifier.batch or 2).to(classifier.device)
+                implant.classifier.logits(shown)
+        except ModelFailed as why:
+            raise InputError(f"{name}: {why}; there is nothing to plant") from why
         sources = tuple(y for y in range(k) if y != target)
         return BackdooredModel(
             implant.classifier,
