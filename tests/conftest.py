@@ -49,7 +49,7 @@ def untouched() -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture(scope="module")
 def preloaded_workers() -> Iterator[None]:
-    """Let workers of a run start from a process that has imported what they need, to save seconds each."""
+    """Let workers start from a process that has imported what they need, which saves seconds each."""
     from doorward.bench import runner
 
     multiprocessing.set_forkserver_preload([runner.TrialRunner.__module__])

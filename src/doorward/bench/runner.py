@@ -257,7 +257,7 @@ class _Worker:
     begun: bool = False
 
     def __post_init__(self) -> None:
-        context = multiprocessing.get_context(START_METHOD)
+        context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
         self.process.start()

@@ -104,6 +104,9 @@ def scan(
     mean: str | None = typer.Option(None, metavar="M", help="One number, or one per channel with commas."),
     std: str | None = typer.Option(None, metavar="S", help="One number, or one per channel with commas."),
     layout: str | None = typer.Option(None, metavar="NCHW|NHWC", help="Order of the axes the model takes."),
+    channels: str | None = typer.Option(
+        None, metavar="rgb|bgr", help="Order of the colours that the model takes."
+    ),
     size: str | None = typer.Option(
         None, metavar="C,H,W", help="Channels, height and width, where the file does not tell."
     ),
@@ -151,6 +154,8 @@ def scan(
         raise InputError(f"--size takes channels,height,width, as in 3,224,224, got {size!r}")
     if layout not in (None, "NCHW", "NHWC"):
         raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
+    if channels is not None and channels.lower() not in ("rgb", "bgr"):
+        raise InputError(f"--channels is rgb or bgr, got {channels!r}")
     if output not in (None, "logits", "probabilities", "one_logit"):
         raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
     if weights is not None and factory is None:
@@ -183,6 +188,7 @@ def scan(
             output=output,  # type: ignore[arg-type]
             labels=labels(label_names),
             features=features,
+            channel_order=channels.upper() if channels else None,  # type: ignore[arg-type]
             size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
         ),
     )

@@ -17,6 +17,7 @@ from doorward.core.errors import InputError
 from doorward.data.labels import number_labels
 from doorward.data.request import Request, reading
 from doorward.data.samples import InMemorySamples, Samples
+from doorward.data.stored import DARK, MANY, SURVEYED, nearly_black
 
 _INPUTS, _LABELS = ("x", "images", "image", "data"), ("y", "labels", "label", "targets", "target")
 _SPLIT = "train|test|validation|val|valid"
@@ -199,6 +200,13 @@ def _samples(request: Request, x: npt.NDArray[np.uint8], y: Any, files: Sequence
     labels = number_labels(y, where=where, classes=request.classes)
     if y is not None and len(y) != len(x):
         raise InputError(f"{where} has {len(y)} labels for {len(x)} images")
+    some = x[:: max(1, len(x) // SURVEYED)]
+    dark = len(some) >= MANY and int(some.max()) <= DARK
     return InMemorySamples(
-        x, labels.numbers, classes=labels.classes, path=request.given, files=request.names(files)
+        x,
+        labels.numbers,
+        classes=labels.classes,
+        path=request.given,
+        files=request.names(files),
+        notes=[nearly_black(request.given, f"{DARK} of 255")] if dark else [],
     )

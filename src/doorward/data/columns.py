@@ -18,7 +18,8 @@ from doorward.data.request import Request, reading
 #: `encoded` is a media file that no feature describes; `class` is an integer with class names; `empty` has no
 #: values and thus no type.
 Kind = Literal["image", "audio", "encoded", "text", "class", "integer", "empty", "other"]
-_LABEL_NAMES = ("label", "labels", "target", "class")
+#: Names of columns that are taken for labels, the surest first.
+LABEL_NAMES = ("label", "labels", "target", "class")
 _SOUND = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
 
@@ -142,7 +143,7 @@ def _find_label(kinds: Mapping[str, Kind], request: Request) -> str | None:
         )
     if named:
         return "label" if "label" in named else named[0]
-    for name in _LABEL_NAMES:
+    for name in LABEL_NAMES:
         if name in kinds and name != request.column:
             return name
     return None

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -37,13 +39,38 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in wanted if name in Image.OPEN)
 
 
-def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
+def decode_image(data: bytes, depth: Callable[[], int] = lambda: 16) -> npt.NDArray[np.uint8]:
     """Return the pixels (h, w, c) uint8, c in {1, 3}, of an image file.
+
+    Args:
+        depth: asked of images with 16 bits: how many of them are used. Files do not tell, and cameras and
+            scanners use 10, 12 or 14.
 
     Raises:
         InputError: if its format is unknown, if it is too large, or if its pixels have no known range.
         Exception: whatever Pillow throws at damaged bytes.
     """
+    with _opened(data) as image:
+        if image.mode.startswith("I"):
+            values = np.asarray(image).astype(np.uint32) >> (depth() - 8)
+            return values.clip(0, 255).astype(np.uint8)[..., None]
+        pixels = np.array(image, dtype=np.uint8)  # a copy: Pillow's own are read-only
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def deep_maximum(data: bytes) -> int | None:
+    """Return the largest value in an image file with 16 bits, None for others.
+
+    Raises:
+        Exception: as `decode_image` does.
+    """
+    with _opened(data) as image:
+        return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image file the right way up, grey, with 16 bits ("I") or in RGB."""
     try:
         opened = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
@@ -62,12 +89,9 @@ def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
             image = image.convert("RGB")
         elif image.mode == "I" and opened.format not in ("PNG", "PPM"):  # those hold 16 bits in a wider mode
             raise InputError("32-bit pixels have no known range")
-        elif image.mode.startswith("I"):
-            return (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None]
-        elif image.mode in _GREY - {"L"}:
+        elif image.mode in _GREY - {"L"} and not image.mode.startswith("I"):
             image = image.convert("L")
-        pixels = np.array(image, dtype=np.uint8)  # a copy: Pillow's own are read-only
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+        yield image
 
 
 def encode_image(image: npt.NDArray[np.uint8]) -> bytes:

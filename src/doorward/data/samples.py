@@ -60,9 +60,24 @@ class Provenance:
         rows: int,
         *,
         files: Callable[[], Mapping[str, Path]] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.path, self.rows = path, rows
         self._sha256, self._files = sha256, files
+        self._notes = list(notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was left out, shifted or guessed, one sentence each, for reports.
+
+        Some is seen when samples are decoded, so ask after that.
+        """
+        return tuple(self._notes)
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self._notes:
+            self._notes.append(text)
 
     @cached_property
     def sha256(self) -> str | None:
@@ -86,7 +101,9 @@ class Provenance:
                 raise InputError(f"{file} cannot be read any more ({error.strerror})") from error
         if len(digests) == 1:
             return next(iter(digests.values()))
-        return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in sorted(digests.items())).encode()).hexdigest()
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+        # a name that is not UTF-8 counts by its bytes
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def content_hash(raw: Raw) -> str:
@@ -232,6 +249,7 @@ class InMemorySamples(Samples):
         path: where they came from, for people.
         sha256: of the file they came from, if known.
         files: names and places of the files they came from, to be hashed when asked for.
+        notes: what was left out, shifted or guessed.
     """
 
     def __init__(
@@ -244,6 +262,7 @@ class InMemorySamples(Samples):
         path: str = "<memory>",
         sha256: str | None = None,
         files: Callable[[], Mapping[str, Path]] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if isinstance(x, np.ndarray) and modality == "image":
             if x.dtype != np.uint8:
@@ -260,7 +279,7 @@ class InMemorySamples(Samples):
             if outside:
                 raise InputError(f"label {outside.pop()} is not among the {len(self.classes)} classes")
         self.modality = modality
-        self.provenance = Provenance(path, sha256, len(x), files=files)
+        self.provenance = Provenance(path, sha256, len(x), files=files, notes=notes)
 
     def __len__(self) -> int:
         return len(self._x)

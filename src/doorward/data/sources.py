@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doorward.core.errors import InputError
+from doorward.core.paths import refuse_unreadable_name
 from doorward.data.request import Request
 from doorward.data.samples import Samples
 
@@ -46,6 +47,7 @@ def open_samples(
         MissingExtra: if an optional package is needed to read it.
     """
     given = os.fspath(path)
+    refuse_unreadable_name(given)
     name = given
     if not os.path.lexists(given) and (match := _SPLIT.fullmatch(given)):
         if split is not None and split != match["split"]:
@@ -84,13 +86,14 @@ def _open_folder(request: Request) -> Samples:
         return open_parquet(request, splits)
     if images := find_idx(request.path):
         return open_idx(request, images)
-    if media := find_media(request.path):
+    media = find_media(request.path)
+    if media.files:
         return open_folder(request, media)
     inside = sorted(entry.name for entry in request.path.iterdir())
     shown = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "")
     raise InputError(
         f"{request.path} is a folder without parquet files, idx files, images or recordings: "
-        f"{'it holds ' + shown if inside else 'it is empty'}. "
+        f"{'; '.join([f'it holds {shown}' if inside else 'it is empty', *media.notes])}. "
         f"Of other data, give the file itself ({_FILES})"
     )
 

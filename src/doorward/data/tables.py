@@ -27,12 +27,11 @@ def open_table(request: Request) -> Samples:
         InputError: if it cannot be read, or if columns or labels do not fit.
     """
     request.choose_split(())
-    as_csv = request.path.suffix.lower() in (".csv", ".tsv")
-    table = _read_csv(request.path) if as_csv else _read_json(request.path)
+    table = read_table(request.path)
     rows = len(next(iter(table.values()), ()))
     if not rows:
         raise InputError(f"{request.path} has no rows")
-    kind = _csv_kind if as_csv else _json_kind
+    kind = _csv_kind if _is_csv(request.path) else _json_kind
     columns = choose_columns({name: kind(values) for name, values in table.items()}, request)
     texts = table[columns.inputs]
     for row, text in enumerate(texts):
@@ -53,6 +52,19 @@ def open_table(request: Request) -> Samples:
         path=request.given,
         files=request.names([request.path]),
     )
+
+
+def read_table(path: Path) -> Mapping[str, list[Any]]:
+    """Return the columns of a CSV file, all as strings, or of a JSON-lines file.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    return _read_csv(path) if _is_csv(path) else _read_json(path)
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
 def _csv_kind(values: Sequence[str]) -> Kind:

@@ -14,11 +14,13 @@ from doorward.core.seeds import make_generator
 from doorward.models.batching import batched_logits
 from doorward.models.classifier import Classifier
 from doorward.models.gradients import GradientCheck, check_gradients, straight_through
-from doorward.models.logit_scale import LogitScale, measure_logit_scale
+from doorward.models.logit_scale import USUAL_SPREAD, LogitScale, measure_logit_scale
 from doorward.models.output_check import OutputCheck, check_logits
 
 #: Random images that serve where there are no clean ones.
 RANDOM = 32
+#: Between what the spread of logits lies that stay as they are: a fifth of what is usual to five times that.
+USUAL = (USUAL_SPREAD / 5, USUAL_SPREAD * 5)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def prepared(classifier: Classifier, images: Tensor | None) -> Iterator[Preparat
     """Bring a model's logits to one scale inside the block, and give it straight-through gradients if needed.
 
     Multiplying its logits by a number, or shifting those of an image, then changes nothing but by rounding.
+    Logits whose spread is usual stay as they are: scans are calibrated on models as they come.
 
     Args:
         images: clean ones (n, c, h, w) in [0, 1]; random ones serve where there are none.
@@ -64,13 +67,18 @@ def prepared(classifier: Classifier, images: Tensor | None) -> Iterator[Preparat
         scale = measure_logit_scale(logits)
     except CouldNotTell:
         scale = None
-    gradients = check_gradients(classifier, images)
     notes: tuple[str, ...] = ()
+    unusual = scale is not None and not USUAL[0] <= scale.spread <= USUAL[1]
+    if scale is not None and unusual:
+        notes = (
+            f"its logits spread by {scale.spread:.2g}, which is unusual: they were brought to one scale",
+        )
+    gradients = check_gradients(classifier, images)
     with _helped(classifier, images, gradients) as helped:
         if helped:
             gradients = check_gradients(classifier, images)
-            notes = ("gradients pass straight through rounding, since they were zero without",)
-        classifier.logit_scale = scale
+            notes += ("gradients pass straight through rounding, since they were zero without",)
+        classifier.logit_scale = scale if unusual else before
         try:
             yield Preparation(outputs, gradients, scale, notes)
         finally:

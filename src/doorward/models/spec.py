@@ -14,6 +14,7 @@ from doorward.models.encode.text import hash_words
 
 Layout = Literal["NCHW", "NHWC"]
 Output = Literal["logits", "probabilities", "one_logit"]
+ChannelOrder = Literal["RGB", "BGR"]
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -51,7 +52,8 @@ class InputSpec(BaseModel):
         channels, height, width: size of one image.
         layout: order of the axes that the model itself takes.
         range: (low, high) that the model's [0, 1] is stretched to before mean and std.
-        mean, std: one value per channel, in units of the stretched range.
+        mean, std: one value per channel of the model's own order, in units of the stretched range.
+        channel_order: order of the colours that the model itself takes.
         dtype: number type that the model itself takes.
         output: what the model gives; probabilities become log p, one logit z becomes (0, z).
         resize: the model's own resizing, where it declares one.
@@ -72,6 +74,7 @@ class InputSpec(BaseModel):
     range: tuple[float, float] = (0.0, 1.0)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    channel_order: ChannelOrder = "RGB"
     dtype: Literal["float32", "float16", "bfloat16", "float64", "uint8"] = "float32"
     output: Output = "logits"
     resize: Resize | None = None
@@ -86,6 +89,8 @@ class InputSpec(BaseModel):
             raise ValueError("std must be positive")
         if self.range[0] >= self.range[1]:
             raise ValueError("range must be (low, high) with low < high")
+        if self.channel_order == "BGR" and self.channels != 3:
+            raise ValueError(f"BGR goes with three channels, and there are {self.channels}")
         return self
 
     @property
@@ -100,7 +105,8 @@ class InputSpec(BaseModel):
 
     def describe(self) -> dict[str, Any]:
         """Return what a report tells of the spec, in JSON types."""
-        return self.model_dump(mode="json", exclude={"assumed"})
+        usual = {"channel_order"} if self.channel_order == "RGB" else set()
+        return self.model_dump(mode="json", exclude={"assumed", *usual})
 
     def check(self, x: Tensor) -> None:
         """Raise InputError unless x is a float batch (n, c, h, w) of this size."""
@@ -115,6 +121,8 @@ class InputSpec(BaseModel):
         low, high = self.range
         if (low, high) != (0.0, 1.0):
             x = x * (high - low) + low
+        if self.channel_order == "BGR":
+            x = x.flip(1)
         if any(self.mean) or any(value != 1 for value in self.std):
             mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
             std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
@@ -152,6 +160,7 @@ class RowSpec(InputSpec):
     range: tuple[float, float] = Field((0.0, 1.0), exclude=True)
     mean: tuple[float, ...] = Field((0.0,), exclude=True)
     std: tuple[float, ...] = Field((1.0,), exclude=True)
+    channel_order: Literal["RGB"] = Field("RGB", exclude=True)
     dtype: Literal["float32"] = Field("float32", exclude=True)
     resize: None = Field(None, exclude=True)
     cut: Literal["end", "middle"] = "end"

@@ -7,14 +7,14 @@ done again from the record alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import stats
 
-from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
 from doorward.core.records import (
     Measurement,
@@ -31,10 +31,13 @@ from doorward.methods import registry
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
+from doorward.models.output_check import check_logits
+from doorward.models.preparation import prepared
 from doorward.scan.confirmation import TriedTrigger, confirm
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
+from doorward.scan.preprocessing import better_fit
 from doorward.stats import metrics
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
@@ -80,41 +83,83 @@ def observe(
         InputError: if the images or their labels do not fit the model.
     """
     images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
-    accuracy = None
-    reason = None
+    seen = _Seen()
     if len(classifier.classes) < 2:
-        reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
+        seen.reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
         context.report_progress("measuring clean accuracy" if images else "trying the model")
-        accuracy, reason = _sanity(classifier, images, context.seed, context.deadline)
-    measurements: list[Measurement] = []
-    not_run: list[NotRun] = []
+        _check(seen, classifier, images, context)
     subject = Subject(classifier=classifier, clean=images.fit if images else None)
-    for detector in detectors:
-        missing = detector.missing(subject)
-        if reason is not None:
-            not_run.append(NotRun(detector=detector.method(), reason=reason))
-        elif missing:
-            not_run.append(NotRun(detector=detector.method(), reason=_why_missing(missing, classifier)))
-        else:
-            context.report_progress(f"{detector.method()}: {detector.title}")
-            measurements.append(
-                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
-            )
-    trials = confirm(measurements, classifier, images) if images and reason is None else []
+    if seen.reason is not None:
+        for detector in detectors:
+            seen.not_run.append(NotRun(detector=detector.method(), reason=seen.reason))
+    else:
+        pixels = None if images is None else decoded(images, classifier)
+        with prepared(classifier, pixels) as preparation:
+            seen.warnings += [f"the model is searched with care: {note}" for note in preparation.notes]
+            _run(seen, detectors, subject, context, blocked=preparation.reason)
+            if images is not None:
+                seen.trials = confirm(seen.measurements, classifier, images)
     return Observed(
         Observations(
-            subject=subject_record(classifier, accuracy=accuracy),
+            subject=subject_record(classifier, accuracy=seen.accuracy),
             data=(images.record(role),) if images else (),
-            reason=reason,
-            confirmations=tuple(trial.confirmation for trial in trials),
-            measurements=tuple(measurements),
-            not_run=tuple(not_run),
+            reason=seen.reason,
+            warnings=tuple(dict.fromkeys([*classifier.notes, *_told(samples), *seen.warnings])),
+            confirmations=tuple(trial.confirmation for trial in seen.trials),
+            measurements=tuple(seen.measurements),
+            not_run=tuple(seen.not_run),
             seconds=context.deadline.spent(),
             environment=environment(context.device),
         ),
-        tuple(trials),
+        tuple(seen.trials),
     )
+
+
+@dataclass
+class _Seen:
+    """What has been seen so far."""
+
+    accuracy: Rate | None = None
+    reason: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    not_run: list[NotRun] = field(default_factory=list)
+    trials: list[TriedTrigger] = field(default_factory=list)
+
+
+def _run(
+    seen: _Seen, detectors: Sequence[Detector], subject: Subject, context: ScanContext, *, blocked: str | None
+) -> None:
+    """Run the detectors that the subject's evidence allows.
+
+    Args:
+        blocked: why a search by gradients would say nothing of this model.
+    """
+    assert subject.classifier is not None
+    for detector in detectors:
+        name, missing = detector.method(), detector.missing(subject)
+        if missing:
+            seen.not_run.append(NotRun(detector=name, reason=_why_missing(missing, subject.classifier)))
+        elif blocked is not None and "gradients" in detector.needs:
+            seen.not_run.append(NotRun(detector=name, reason=blocked))
+            seen.reason = blocked
+        else:
+            context.report_progress(f"{name}: {detector.title}")
+            seen.measurements.append(
+                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
+            )
+
+
+def decoded(images: ImageSplit, classifier: Classifier) -> torch.Tensor:
+    """Return all images of a split, (n, c, h, w) in [0, 1]: those to fit, then those to confirm on."""
+    parts = [part for part in (images.fit, images.confirm) if len(part)]
+    return to_float(torch.cat([to_tensor(part, classifier.spec) for part in parts]))
+
+
+def _told(samples: Samples | None) -> tuple[str, ...]:
+    """Return what was left out, shifted or guessed when the images were opened."""
+    return getattr(samples.provenance, "notes", ()) if samples is not None else ()
 
 
 def subject_record(classifier: Classifier, *, accuracy: Rate | None = None) -> SubjectRecord:
@@ -132,30 +177,33 @@ def subject_record(classifier: Classifier, *, accuracy: Rate | None = None) -> S
     )
 
 
-def _sanity(
-    classifier: Classifier, evidence: ImageSplit | None, seed: int, deadline: Deadline
-) -> tuple[Rate | None, str | None]:
-    """Return the clean accuracy, and why the model's behaviour cannot be judged (None if it can)."""
-    if evidence is None:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-        images = torch.rand(8, *classifier.spec.shape, generator=generator)
-        labels = None
+def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, context: ScanContext) -> None:
+    """Measure the clean accuracy, and find out whether the model's behaviour can be judged at all."""
+    if split is None:
+        generator = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
+        images, labels = torch.rand(8, *classifier.spec.shape, generator=generator), None
     else:
-        parts = [part for part in (evidence.fit, evidence.confirm) if len(part)]
-        images = to_float(torch.cat([to_tensor(part, classifier.spec) for part in parts]))
-        known = [part.labels for part in parts if part.labels is not None]
+        images = decoded(split, classifier)
+        known = [part.labels for part in (split.fit, split.confirm) if len(part) and part.labels is not None]
         labels = np.concatenate(known) if known else None
     try:
-        logits = batched_logits(classifier, images, deadline)
+        logits = batched_logits(classifier, images, context.deadline, raw=True)
     except CouldNotTell as why:
-        return None, f"{why}, or fewer --images"
-    if not bool(torch.isfinite(logits).all()):
-        return None, "the model gives outputs that are not finite"
-    if len(logits) > 1 and bool((logits - logits[:1]).abs().amax() <= 1e-6 * logits.abs().amax()):
-        return None, "the model gives the same output for every image"
-    if labels is None:
-        return None, None
-    predicted = logits.argmax(1).cpu().numpy()
+        seen.reason = f"{why}, or fewer --images"
+        return
+    seen.reason = check_logits(logits).reason
+    if seen.reason is None and labels is not None:
+        seen.accuracy, seen.reason = _accuracy(classifier, logits.argmax(1).cpu().numpy(), labels)
+    if split is not None:
+        better = better_fit(classifier, images, None if labels is None else torch.from_numpy(labels))
+        if better is not None:
+            seen.reason = better.reason
+
+
+def _accuracy(
+    classifier: Classifier, predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+) -> tuple[Rate, str | None]:
+    """Return the clean accuracy, and why it says that nothing can be judged (None if it does not)."""
     accuracy = metrics.rate(int((predicted == labels).sum()), len(labels))
     if len(np.unique(labels)) == 1 < len(labels):
         only = classifier.classes[int(labels[0])]

@@ -17,7 +17,7 @@ from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.models.encode.dispatch import NOUNS
 from doorward.models.outputs import Followed, strip_end
-from doorward.models.spec import DTYPES, InputSpec, Layout, Output
+from doorward.models.spec import DTYPES, ChannelOrder, InputSpec, Layout, Output
 
 #: Name of the file next to a model (or in its directory) that describes it.
 SIDECAR = "doorward.json"
@@ -38,6 +38,7 @@ class LoadOptions:
         output: what the model gives.
         features: name of the layer whose input are the features.
         size: (channels, height, width), where the file does not tell.
+        channel_order: order of the colours that the model takes.
     """
 
     input_range: tuple[float, float] | None = None
@@ -48,6 +49,7 @@ class LoadOptions:
     output: Output | None = None
     features: str | None = None
     size: tuple[int, int, int] | None = None
+    channel_order: ChannelOrder | None = None
 
     def statement(self) -> dict[str, Any]:
         """Return the options as fields of an input spec."""

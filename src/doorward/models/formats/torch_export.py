@@ -683,7 +683,7 @@ def _refuse_training(name: str, values: Mapping[str, Any], *, of_weights: bool) 
     Args:
         of_weights: whether the call depends on no image; standardised weights are made by a batch norm.
     """
-    training = not (of_weights and name == "batch_norm") and (values.get("train") or values.get("training"))
+    training = not (of_weights and "batch_norm" in name) and (values.get("train") or values.get("training"))
     random = name.startswith(("rand", "bernoulli", "multinomial", "normal")) or values.get("dropout_p")
     if training or random:
         raise _UnfitError(f"{name} is exported in training mode: call .eval() before torch.export.export")
