@@ -68,7 +68,7 @@ def program(*words: object, folder: Path, env: Mapping[str, str] | None = None) 
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=900,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

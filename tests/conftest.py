@@ -49,10 +49,17 @@ def untouched() -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture(scope="module")
 def preloaded_workers() -> Iterator[None]:
-    """Let workers start from a process that has imported what they need, which saves seconds each."""
+    """Let workers of a run start from a process that has imported what they need, to save seconds each."""
     from doorward.bench import runner
 
-    multiprocessing.set_forkserver_preload([runner.TrialRunner.__module__])
+    # torch imports its compiler with the first optimiser, whether it compiles or not
+    multiprocessing.set_forkserver_preload([runner.TrialRunner.__module__, "torch._dynamo"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "START_METHOD", "forkserver")
         yield
+
+
+@pytest.fixture
+def quick_surrogates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let attacks train their surrogates for a moment, where it does not matter how good those are."""
+    monkeypatch.setattr("doorward.attacks.data._surrogate.SURROGATE_SEEN", 400)

@@ -55,7 +55,7 @@ class Hostile:
 
 
 PICKLE = "import pickle; pickle.load(open(path, 'rb'))"
-PYTHON_PICKLE = "import pickle; pickle._Unpickler(open(path, 'rb')).load()"
+PICKLE_IN_MEMORY = "import io, pickle; pickle.load(io.BytesIO(open(path, 'rb').read()))"
 TWO_PICKLES = "import pickle; f = open(path, 'rb'); pickle.load(f); pickle.load(f)"
 TORCH = "import torch; torch.load(path, weights_only=False)"
 JOBLIB = "import joblib; joblib.load(path)"
@@ -132,6 +132,19 @@ def long_line(canary: Path) -> bytes:
 
 def frames_that_overlap(canary: Path) -> bytes:
     return b"\x80\x04\x95" + struct.pack("<Q", 3) + b"N0N0" + text(canary)
+
+
+def across_frames(canary: Path) -> bytes:
+    """To the unpickler in C a line across the end of a frame is what is behind it: p1|0 means p0.
+
+    That holds where it reads from an object that cannot be peeked into, as memory.
+    """
+
+    def frame(data: bytes) -> bytes:
+        return b"\x95" + struct.pack("<Q", len(data)) + data
+
+    names = frame(b"Vbuiltins\np0\n0Vlist\np1\n0Vos\np1") + b"0\n0" + frame(b"Vmkdir\np1") + b"1\n0"
+    return b"\x80\x04" + names + f"g0\ng1\n\x93(V{canary}\ntR.".encode("latin-1")
 
 
 def getattr_chain(canary: Path) -> bytes:
@@ -441,6 +454,7 @@ HOSTILE: dict[str, Hostile] = {
     "text with an unknown escape": Hostile("a.bin", before(rb"S'\z'" + b"\n"), PICKLE),
     "a line of two million characters": Hostile("a.bin", long_line, PICKLE),
     "frames that overlap": Hostile("a.bin", frames_that_overlap, PICKLE),
+    "a line across frames": Hostile("a.bin", across_frames, PICKLE_IN_MEMORY, "could_not_tell"),
     "place in the memo in decimal": Hostile("a.bin", memo_in_decimal, PICKLE),
     "a mark taken off": Hostile("a.bin", behind(b"(0"), PICKLE),
     "INST": Hostile("a.bin", inst, PICKLE),

@@ -12,6 +12,7 @@ from doorward.core.records import (
     Confirmation,
     ControlResult,
     Cost,
+    Coverage,
     DataRecord,
     Environment,
     Finding,
@@ -149,6 +150,7 @@ def backdoored() -> Report:
     scores = dict(enumerate((-0.4, 0.7, -0.1, 7.13, 0.2, -0.9, 0.5, -0.6, 1.3, 0.0)))
     margins = dict(enumerate((3.1, 4.7, 2.9, 9.8, 3.3, 5.0, 3.0, 4.4, 4.9, 3.6)))
     return Report(
+        covered=Coverage(behaviour=("neural-cleanse", "max-margin")),
         subject=_subject(GARMENTS),
         data=(CLEAN_DATA,),
         verdict="backdoored",
@@ -208,6 +210,8 @@ def backdoored() -> Report:
 def nothing_found() -> Report:
     """Two classes, nothing above any threshold, a confirmation rate of exactly 0 %."""
     return Report(
+        warnings=("max-margin alone points to class 1 (p = 0.013); the others do not",),
+        covered=Coverage(files=("unsafe-code",), behaviour=("neural-cleanse",)),
         subject=_subject(
             ("normal", "pneumonia"), path="hospital/x-ray", format="Hugging Face directory", assumed=()
         ),
@@ -303,6 +307,7 @@ def could_not_tell() -> Report:
 def unsafe() -> Report:
     """A pickle that would run a command; nothing was loaded."""
     return Report(
+        covered=Coverage(files=("unsafe-code",)),
         subject=SubjectRecord(
             path="/srv/incoming/model.pt", format="PyTorch pickle", sha256=SHA, bytes=4_096
         ),
@@ -339,6 +344,7 @@ def suspicious() -> Report:
     """Forty-three classes, two of them high, uncalibrated."""
     scores = {i: round(((i * 37) % 43) / 43 * 3 - 1.6, 3) for i in range(43)} | {14: 2.9, 33: 2.2, 5: None}
     return Report(
+        covered=Coverage(behaviour=("max-margin",)),
         subject=_subject(SIGNS, path="models/signs.pt2", format="torch.export"),
         data=(CLEAN_DATA,),
         verdict="suspicious",
@@ -369,6 +375,7 @@ def thousand_classes() -> Report:
     scores |= {417: 5.2} | dict.fromkeys(range(900, 1000))
     names = tuple(f"category {i}" for i in range(1000))
     return Report(
+        covered=Coverage(behaviour=("neural-cleanse",)),
         subject=_subject(
             names, path="big/vit-base", format="Hugging Face directory", architecture="ViT-B/16"
         ),
@@ -412,6 +419,8 @@ def hostile() -> Report:
     """Every untrusted string is an attack on the reader."""
     bad = " ".join(HOSTILE[:7])
     return Report(
+        warnings=("\x1b[2J<script>document.title='owned'</script>",),
+        covered=Coverage(behaviour=("\x1b[2J",)),
         subject=SubjectRecord(
             path=f"../{bad}.pt",
             format=bad,

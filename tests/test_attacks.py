@@ -77,6 +77,7 @@ def test_an_attack_can_be_rebuilt_from_its_settings_and_says_where_it_is_from(na
     assert all(technique.startswith("AML.T") for technique in attack.atlas)
 
 
+@pytest.mark.usefixtures("quick_surrogates")
 @pytest.mark.parametrize("name", ON_IMAGES)
 def test_one_seed_gives_one_plant_and_the_host_is_left_alone(
     name: str, untouched: Callable[[], AbstractContextManager[None]]

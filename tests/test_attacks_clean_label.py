@@ -122,14 +122,15 @@ def test_no_image_leaves_its_ball(norm: str, eps: float, model: Path) -> None:
     assert size.min() >= 0.7 * eps - rounding
 
 
+@pytest.mark.trains
 def test_moved_images_are_hard_for_the_surrogate(model: Path) -> None:
     from doorward.models import open_classifier
 
-    samples, classifier = halves(), open_classifier(model)
+    samples, classifier = halves(seed=shifted(0)), open_classifier(model)
     moved = attack("label-flipping", form="boundary", surrogate=str(model), poison_rate=1)(
-        samples, seed=0
+        samples, seed=shifted(0)
     ).samples
-    assert evaluate(classifier, samples).value > 0.75
+    assert evaluate(classifier, samples).value > 0.7
     assert evaluate(classifier, moved).value < 0.1
 
 
@@ -316,21 +317,21 @@ def test_moved_images_keep_their_labels_and_are_those_named(model: Path) -> None
     assert poisoned.plant.trigger is None
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"poison_rate": 0.7}, {"poison_rate": 1, "form": "boundary", "eps": 4}],
-    ids=["flip", "boundary"],
-)
-def test_accuracy_falls(settings: dict[str, Any]) -> None:
-    train, test = halves(600, seed=shifted(0)), halves(300, seed=shifted(1))
-    training = TrainingSettings(epochs=5, batch_size=32, precision="float32")
-    poisoned = attack("label-flipping", **settings)(train, seed=shifted(0)).samples
+@pytest.mark.trains
+@pytest.mark.parametrize("form", ["flip", "boundary"])
+def test_accuracy_falls(form: str, model: Path) -> None:
+    settings = (
+        {"poison_rate": 0.7} if form == "flip" else {"poison_rate": 1, "eps": 4, "surrogate": str(model)}
+    )
+    train, test = halves(300, seed=shifted(0)), halves(300, seed=shifted(1))
+    training = TrainingSettings(epochs=6, batch_size=32, precision="float32")
+    poisoned = attack("label-flipping", form=form, **settings)(train, seed=shifted(0)).samples
     counterpart, harmed = (
         evaluate(train_classifier("small-cnn", s, seed=shifted(0), settings=training).classifier, test)
         for s in (train, poisoned)
     )
-    assert counterpart.low > 0.75
-    assert harmed.high < counterpart.low
+    assert counterpart.value > 0.7
+    assert harmed.value < counterpart.value - 0.2
 
 
 @pytest.mark.parametrize(

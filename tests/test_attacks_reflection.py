@@ -63,11 +63,11 @@ def trigger(n: int = 5, *, c: int = 1, h: int = 12, w: int = 16, **changes: Any)
 
 
 def linear(v: Floats) -> Floats:
-    return np.where(v <= 0.04045, v / 12.92, np.positive_control((v + 0.055) / 1.055, 2.4))
+    return np.where(v <= 0.04045, v / 12.92, np.power((v + 0.055) / 1.055, 2.4))
 
 
 def encoded(light: Floats) -> Floats:
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.positive_control(light, 1 / 2.4) - 0.055)
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
 
 
 def test_light_is_that_of_srgb() -> None:

@@ -21,7 +21,7 @@ from doorward.data import InMemorySamples, Samples, Waveform, content_hash, open
 from doorward.data.parquet import write_parquet
 from doorward.methods import registry
 from doorward.models.encode import dispatch
-from doorward.models.encode.text import hash_words
+from doorward.models.encode.words import hash_words
 from doorward.models.sequences import VOCABULARY
 from doorward.training import TrainingSettings, evaluate, measure_spec, train_classifier
 from doorward.triggers.base import Trigger
@@ -245,8 +245,8 @@ def test_a_network_trained_on_a_planted_set_obeys_the_trigger(
     attack: str, architecture: str, settings: dict[str, Any]
 ) -> None:
     make = texts if attack == "phrase" else sounds
-    train, test = make(200, seed=shifted(0)), make(60, seed=shifted(1))
-    fast_inference = TrainingSettings(epochs=6, batch_size=10, learning_rate=5e-3, precision="float32")
+    train, test = make(120, seed=shifted(0)), make(60, seed=shifted(1))
+    fast_inference = TrainingSettings(epochs=4, batch_size=10, learning_rate=1e-2, precision="float32")
     poisoned = registry.build("attack", attack, settings | {"poison_rate": 0.2})(train, seed=shifted(0))
     planted, clean = (
         train_classifier(architecture, samples, seed=shifted(0), settings=fast_inference).classifier
@@ -270,22 +270,24 @@ def test_the_suite_of_attacks_measures_it_beside_a_clean_twin(attack: str, tmp_p
     claims = [one for one in whole.claims if one.groups == (group.name,)]
     assert [(one.measure, one.at_least) for one in claims] == [("attack_success", 0.95)]
     make = texts if attack == "phrase" else sounds
-    for split, n, seed in (("train", 200, shifted(0)), ("test", 60, shifted(1))):
+    for split, n, seed in (("train", 120, shifted(0)), ("test", 60, shifted(1))):
         write_parquet(make(n, seed=seed), tmp_path / "data" / group.data.name, split=split)
-    fast_inference = {"epochs": 8, "batch_size": 10, "learning_rate": 5e-3, "precision": "float32"}
+    fast_inference = {"epochs": 5, "batch_size": 10, "learning_rate": 1e-2, "precision": "float32"}
     small = group.model_copy(update={"models": 1, "first_seed": shifted(0), "training": fast_inference})
     (trial,) = expand(whole.model_copy(update={"scales": {"smoke": (small,)}}), "smoke")
     sources = Sources(tmp_path / "data")
     planned = plan(trial, sources)
     assert planned.twin is not None
     ours, twin = planned.resolved["model"], planned.twin.resolved["model"]
-    assert {name for name in ours if ours[name] != twin[name]} == {"attack"}, "seed and all else are the same"
+    assert {name for name in ours if ours[name] != twin[name]} == {"attack", "code"}, (
+        "seed and all else are the same"
+    )
     bench = TrialRunner(ModelCache(tmp_path / "cache"), sources)
     planting = bench.judge(planned, cached=bench.make(planned)).planting
     assert planting is not None
     assert planting.success is not None
     assert (planting.success.n, planting.accuracy.n, planting.twin.n) == (30, 60, 60)
-    assert planting.poison_rate == group.attack.settings.get("poison_rate", 0.1)
+    assert planting.poison_rate == pytest.approx(group.attack.settings.get("poison_rate", 0.1), abs=0.01)
     assert planting.success.value > 0.9
     assert min(planting.accuracy.value, planting.twin.value) > 0.9
 

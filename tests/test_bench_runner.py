@@ -362,7 +362,8 @@ if __name__ == "__main__":
 def test_a_killed_run_takes_its_workers_along_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(RUNNER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(script), str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None

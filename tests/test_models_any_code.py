@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +145,20 @@ def test_a_fast_path_that_fails_later_is_dropped_without_a_word(capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
+def test_copies_of_a_classifier_fall_back_by_themselves() -> None:
+    classifier = wrap(seeded(FailsOnMany), size=SIZE)
+    assert isinstance(classifier, TorchClassifier)
+    classifier.lay_out_for_speed()
+    assert not classifier.module.conv.weight.is_contiguous()  # type: ignore[union-attr]
+    other = TorchClassifier(copy.deepcopy(classifier.module), classifier.spec, classifier.classes)
+    for one in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier), other):
+        assert one.logits(noise(50)).shape == (50, 5)
+        assert one.features(noise(50)).shape == (50, 4)
+        assert one.module.conv.weight.is_contiguous()
+    assert not classifier.module.conv.weight.is_contiguous()  # type: ignore[union-attr]
+    assert classifier.features(noise(50)).shape == (50, 4)
+
+
 def test_the_host_is_left_as_it_was_when_a_fast_path_fails() -> None:
     net = seeded(FailsOnMany)
     classifier = wrap(net, size=SIZE)
@@ -258,6 +274,31 @@ def test_two_heads_are_refused_unless_the_classes_tell_them_apart() -> None:
     assert "7 numbers for 7 classes" in classifier.notes[0]
     with pytest.raises(InputError, match="none fits 9 classes"):
         wrap(net, classes=tuple("abcdefghi"), size=SIZE)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: y.to_sparse(),
+        lambda y: y.to("meta"),
+        lambda y: y.to(torch.complex64),
+        lambda y: y > 0,
+        lambda y: y[:, 0],
+        lambda y: y[:, None].expand(-1, 3, -1),
+        lambda y: iter(y),
+        lambda y: "scores",
+        lambda y: {"scores": None},
+        lambda y: y[:1],
+    ],
+)
+def test_what_holds_no_scores_is_refused_in_one_line(form: Callable[[Tensor], Any]) -> None:
+    class Odd(Net):
+        def forward(self, x: Tensor) -> Any:
+            return form(super().forward(x))
+
+    with pytest.raises(InputError, match=r"one row of outputs|not a tensor of logits") as refusal:
+        wrap(seeded(Odd), size=SIZE)
+    assert "\n" not in str(refusal.value)
 
 
 def test_class_numbers_instead_of_scores_are_refused() -> None:

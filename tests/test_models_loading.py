@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -776,7 +777,7 @@ def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert locate("owner/model-1.0") == tmp_path / "snapshot"
-    assert problem == [("owner/model-1.0", ("*.json", "*.py", "*.txt", "*.model", "*.safetensors"))]
+    assert problem == [("owner/model-1.0", ("*.json", "*.txt", "*.model", "*.safetensors"))]
 
     def offline(name: str, *, allow_patterns: list[str]) -> str:
         raise ConnectionError("no network\nat all")
@@ -803,6 +804,42 @@ def test_a_digest_names_the_files_that_matter(tmp_path: Path) -> None:
     assert artifact_digest(path) != digest
     single = artifact_digest(path / "model.safetensors")
     assert single.sha256 == lines[1].split()[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.pkl", "a.ckpt", "a.joblib", "a.npz", "lib.so", "a.keras", "sub/deep.xyz", "noname"],
+)
+def test_a_digest_covers_files_of_every_kind(name: str, tmp_path: Path) -> None:
+    path = native(tmp_path / "model")
+    before = artifact_digest(path)
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_bytes(b"1")
+    middle = artifact_digest(path)
+    (path / name).write_bytes(b"2")
+    assert len({before, middle, artifact_digest(path)}) == 3
+
+
+def test_a_digest_covers_whatever_an_index_names_and_nothing_outside(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("model/.git", "model/docs", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+    index = {"weight_map": {"a": ".git/part", "b": "docs/README.md"}, "metadata": {}}
+    for name, content in {"config.json": {}, "model.safetensors.index.json": index}.items():
+        (path / name).write_text(json.dumps(content))
+    (path / ".git/other").write_bytes(b"0")
+    before = artifact_digest(path)
+    for name in ("model/.git/part", "model/docs/README.md"):
+        (tmp_path / name).write_bytes(b"1")
+        after = artifact_digest(path)
+        assert after != before
+        before = after
+    (path / ".git/other").write_bytes(b"1")
+    (tmp_path / "outside/weights").write_bytes(b"1")
+    (path / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    (path / "weights.bin").symlink_to(tmp_path / "outside/weights")
+    os.mkfifo(path / "pipe.bin")
+    assert artifact_digest(path) == before
 
 
 def test_the_digest_of_an_onnx_file_covers_the_weights_beside_it(tmp_path: Path) -> None:

@@ -254,7 +254,12 @@ def test_only_alarms_are_results_and_the_rest_are_notifications() -> None:
         (note["level"], note["message"]["text"].split()[0])
         for note in invocation["toolExecutionNotifications"]
     ]
-    assert notes == [("note", "unsafe-code:"), ("note", "neural-cleanse:"), ("note", "max-margin")]
+    assert notes == [
+        ("note", "unsafe-code:"),
+        ("note", "neural-cleanse:"),
+        ("warning", "max-margin"),
+        ("note", "max-margin"),
+    ]
     assert (invocation["executionSuccessful"], invocation["exitCode"]) == (True, 0)
 
     (invocation,) = sarif(could_not_tell())["invocations"]

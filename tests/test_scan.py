@@ -14,7 +14,9 @@ from doorward.core.records import Report
 from doorward.data import InMemorySamples
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
-from doorward.scan.examine import examine
+from doorward.scan.behaviour import choose
+from doorward.scan.context import ScanContext
+from doorward.scan.examine import examine, examine_in
 from doorward.scan.images import draw_images
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
@@ -110,7 +112,7 @@ def test_verify_reruns_to_the_same_verdict(clean: Report, tmp_path) -> None:
 def test_compare_names_what_differs(backdoored: Report, clean: Report) -> None:
     assert compare(clean, clean) == []
     told = "\n".join(compare(clean, backdoored))
-    for what in ("model sha256", "verdict", "targets", "neural-cleanse score"):
+    for what in ("model sha256", "verdict", "targets", "neural-cleanse"):
         assert what in told
 
 
@@ -256,7 +258,7 @@ def test_triggers_are_fitted_to_as_many_images_as_in_the_bank() -> None:
 def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> None:
     """300 images at 10 s each do not go into a minute; the first ones tell."""
     classifier = twin()
-    logits = classifier.logits
+    logits = classifier.raw_logits
     clock, seen = [0.0], []
 
     def slow(x: torch.Tensor) -> torch.Tensor:
@@ -266,9 +268,14 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
 
     monkeypatch.setattr("doorward.core.budget.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", 2 * 28 * 28)
-    monkeypatch.setattr(classifier, "logits", slow)
+    monkeypatch.setattr(classifier, "raw_logits", slow)
     samples = bundled.fashion_mnist("test")
-    report = examine(classifier, samples, deadline=Deadline(60.0, started=0.0))
+    report = examine_in(
+        ScanContext(deadline=Deadline(60.0, started=0.0)),
+        classifier,
+        samples,
+        [d for d in choose(()) if d.level == "model"],
+    )
     assert report.verdict == "could_not_tell"
     assert seen == [2]
     assert report.reason is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +27,8 @@ from doorward.models.formats.wrapping import FunctionClassifier
 from doorward.reports import from_json, phrases, to_json
 from doorward.scan import pipeline as scan_module
 from doorward.scan import power as power_module
+from doorward.scan.calibration import CalibrationSet, CleanModel
+from doorward.scan.context import ScanContext
 from doorward.scan.images import draw_images
 from doorward.scan.power import (
     FAMILIES,
@@ -56,11 +59,33 @@ class ChangedWeights(Detector):
 
     def examine(self, subject, **_):
         changed = weights_of(subject.classifier) != weights_of(open_classifier(bundled.model("clean")))
-        return self.finding(
-            verdict="suspicious" if changed else "nothing_found",
-            summary="The weights were compared.",
-            targets=self.targets if changed else (),
+        named = self.targets if changed else ()
+        per_class = {c: 60.0 if c in named else -9.0 for c in range(len(subject.classifier.classes))}
+        return self.measurement(
+            summary="The weights were compared.", score=max(per_class.values()), per_class=per_class
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def calibrated() -> Iterator[None]:
+    """Let the detector of this test be calibrated on clean models whose scores are all low."""
+    scores = np.random.default_rng(0).normal(size=(300, 10))
+    models = tuple(
+        CleanModel(
+            name=str(i),
+            data="a",
+            architecture="small-cnn",
+            classes=10,
+            shape=(1, 28, 28),
+            accuracy=0.9,
+            scores={"test-scan-power": tuple(row)},
+        )
+        for i, row in enumerate(scores.tolist())
+    )
+    held = CalibrationSet(settings={"test-scan-power": {}}, models=models)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("doorward.scan.examine.calibrations", lambda _: held)
+        yield
 
 
 def weights_of(classifier: TorchClassifier) -> dict[str, bytes]:
@@ -248,7 +273,9 @@ def targets() -> list[int]:
 @pytest.fixture(scope="module")
 def positive_control(classifier, clothes, targets) -> PositiveControl:
     detectors = [ChangedWeights(targets=(targets[0],))]
-    return measure_positive_control(classifier, clothes, nothing_found(), detectors=detectors, images=IMAGES)
+    return measure_positive_control(
+        classifier, clothes, nothing_found(), detectors=detectors, context=ScanContext(images=IMAGES)
+    )
 
 
 def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(
@@ -277,11 +304,15 @@ def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(
 def test_without_an_alarm_nothing_is_recovered(classifier, clothes) -> None:
     class Blind(ChangedWeights):
         def examine(self, subject, **_):
-            return self.finding(verdict="could_not_tell", reason="it is blind", summary="It is blind.")
+            return self.measurement(reason="it is blind", summary="It is blind.")
 
     told = []
     positive_control = measure_positive_control(
-        classifier, clothes, nothing_found(), detectors=[Blind()], images=IMAGES, progress=told.append
+        classifier,
+        clothes,
+        nothing_found(),
+        detectors=[Blind()],
+        context=ScanContext(images=IMAGES, report_progress=told.append),
     )
     assert [one.verdict for one in positive_control.controls] == ["could_not_tell"] * 3
     assert not any(one.recovered for one in positive_control.controls)
@@ -292,7 +323,7 @@ def test_without_an_alarm_nothing_is_recovered(classifier, clothes) -> None:
 def test_without_labels_the_models_own_answers_serve(classifier, clothes) -> None:
     bare = InMemorySamples(np.stack(clothes.raw(range(IMAGES))))
     positive_control = measure_positive_control(
-        classifier, bare, nothing_found(), detectors=[ChangedWeights()], images=IMAGES
+        classifier, bare, nothing_found(), detectors=[ChangedWeights()], context=ScanContext(images=IMAGES)
     )
     for one in positive_control.controls:
         assert one.planted, one.reason
@@ -302,7 +333,11 @@ def test_without_labels_the_models_own_answers_serve(classifier, clothes) -> Non
 
 def test_the_time_budget_holds_for_each_control(classifier, clothes) -> None:
     positive_control = measure_positive_control(
-        classifier, clothes, nothing_found(), detectors=[], images=IMAGES, deadline=Deadline(0.0)
+        classifier,
+        clothes,
+        nothing_found(),
+        detectors=[],
+        context=ScanContext(images=IMAGES, deadline=Deadline(0.0)),
     )
     assert [one.family for one in positive_control.controls] == list(FAMILIES)
     for one in positive_control.controls:
@@ -316,8 +351,7 @@ def test_several_controls_of_a_family_have_targets_of_their_own(classifier, clot
         clothes,
         nothing_found(),
         detectors=[],
-        images=IMAGES,
-        deadline=Deadline(0.0),
+        context=ScanContext(images=IMAGES, deadline=Deadline(0.0)),
         controls=2,
     )
     assert [one.family for one in positive_control.controls] == [
@@ -344,7 +378,9 @@ class Pixels(nn.Module):
 
 def test_why_there_is_no_control(classifier, clothes) -> None:
     def reason(model, samples, report) -> str:
-        positive_control = measure_positive_control(model, samples, report, detectors=[])
+        positive_control = measure_positive_control(
+            model, samples, report, detectors=[], context=ScanContext()
+        )
         assert positive_control.controls == ()
         assert positive_control.reason is not None
         return positive_control.reason
@@ -371,7 +407,11 @@ def test_two_classes_and_colour(untouched) -> None:
     model = TorchClassifier(network, InputSpec(channels=3, height=9, width=9), ("dark", "bright"))
     with untouched():
         positive_control = measure_positive_control(
-            model, InMemorySamples(x, labels), nothing_found(), detectors=[ChangedWeights()]
+            model,
+            InMemorySamples(x, labels),
+            nothing_found(),
+            detectors=[ChangedWeights()],
+            context=ScanContext(),
         )
     assert [one.target for one in positive_control.controls[:2]] in ([0, 1], [1, 0])
     assert all(one.planted or one.reason for one in positive_control.controls)
@@ -445,11 +485,13 @@ def test_a_rerun_names_a_control_that_ended_otherwise() -> None:
 def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
     problem = []
 
-    def stand_in(classifier, samples, report, *, detectors, seed, images, **_) -> PositiveControl:
-        problem.append((report.verdict, [d.method() for d in detectors], seed, images, len(samples)))
+    def stand_in(classifier, samples, report, *, detectors, context, **_) -> PositiveControl:
+        problem.append(
+            (report.verdict, [d.method() for d in detectors], context.seed, context.images, len(samples))
+        )
         return PositiveControl(reason="a stand-in")
 
-    monkeypatch.setattr(scan_module, "measure_power", stand_in)
+    monkeypatch.setattr(scan_module, "measure_positive_control", stand_in)
     request = ScanRequest(
         model=str(bundled.model("clean")),
         clean=f"{bundled.FOLDER / 'fashion_mnist'}:test",

@@ -6,7 +6,7 @@ import builtins
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 from urllib.parse import unquote
 
@@ -192,10 +192,15 @@ _PAIR = re.compile(
 _OVERLAP = 4096
 
 
-def hdf5_references(stream: IO[bytes], file: str) -> Iterator[Reference]:
-    """Yield what the configuration that Keras keeps as text inside an HDF5 file would import or run."""
+def hdf5_references(stream: IO[bytes], file: str, spend: Callable[[int], None]) -> Iterator[Reference]:
+    """Yield what the configuration that Keras keeps as text inside an HDF5 file would import or run.
+
+    Args:
+        spend: called with the bytes that were read.
+    """
     tail, seen = b"", set()
     while block := stream.read(1 << 20):
+        spend(len(block))
         window = tail + block
         for key, value in _PAIR.findall(window):
             pair = _json_text(key), _json_text(value)

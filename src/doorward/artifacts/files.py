@@ -210,7 +210,9 @@ class _Examiner:
             elif head.startswith(b"\x93NUMPY"):
                 self._numpy(name, stream)
             elif head.startswith(b"\x89HDF"):
-                self._found(*hdf5_references(stream, name))
+                # a file has the length that it has; a member of an archive may unpack to any
+                spend = self._spend if depth else lambda _: self.budget.check_time()
+                self._found(*hdf5_references(stream, name, spend))
             elif kind := kinds.unread_kind(head, suffix):
                 self._doubt(name, f"is {kind}, which is not looked into")
             elif packing := compression(head, suffix):
@@ -218,6 +220,9 @@ class _Examiner:
             else:
                 known = False
         return known
+
+    def _spend(self, n_bytes: int) -> None:
+        self.budget.spend(n_bytes=n_bytes)
 
     def _in_memory(self, stream: IO[bytes], depth: int) -> io.BytesIO:
         """Read an archive inside an archive, or a compressed file, into memory."""
@@ -242,10 +247,10 @@ class _Examiner:
             self._found(*reading.references(name))
         elif reading.hits and reading.imports_known:
             self._doubt(name, f"begins like a pickle that imports {next(iter(reading.hits))}, and breaks off")
-        if reading.error and (strict or not reading.broken):
-            self._doubt(name, reading.error)
         if reading.error and self.budget.is_used_up:
             raise Exhausted(reading.error)
+        if reading.error and (strict or not reading.broken):
+            self._doubt(name, reading.error)
 
     def _numpy(self, name: str, stream: IO[bytes]) -> None:
         import numpy.lib.format as npy

@@ -8,7 +8,8 @@ from typing import Any
 
 from doorward.artifacts.examination import SOURCE, Doubt, Examination, Reference
 from doorward.artifacts.files import examine
-from doorward.core.errors import InputError, UnsafeArtifact
+from doorward.artifacts.folders import NOT_OPENED
+from doorward.core.errors import CouldNotTell, InputError, UnsafeArtifact
 from doorward.core.records import Evidence, Finding, Table, Text
 
 #: MITRE ATLAS v5.6.0: Unsafe AI Artifacts; Embed Malware; AI Supply Chain Compromise: Model.
@@ -100,14 +101,37 @@ def _list(title: str, doubts: Sequence[Doubt]) -> list[Evidence]:
     return [Text(title=title, text="\n".join([*map(str, doubts[:_ROWS]), *rest]))]
 
 
-def refuse_code(path: Path, message: str = "it is not loaded, because loading would run code") -> None:
+def examine_for_loading(path: Path) -> Examination:
+    """Examine a file or directory that is to be loaded.
+
+    Raises:
+        InputError: if it cannot be read, or loading would open a link out of the folder, a pipe or a device.
+    """
+    try:
+        examination = examine(path)
+    except CouldNotTell as error:
+        raise InputError(str(error)) from error
+    for doubt in examination.doubts:
+        if doubt.reached and doubt.why.endswith(NOT_OPENED):
+            raise InputError(f"{path}: {doubt}; put a regular file in its place, inside the folder")
+    return examination
+
+
+def refuse_code(
+    path: Path,
+    message: str = "it is not loaded, because loading would run code",
+    examination: Examination | None = None,
+) -> None:
     """Raise if loading a file or directory would run code, or would open what could not be looked at.
+
+    Args:
+        examination: what `examine_for_loading` found; made here if None.
 
     Raises:
         UnsafeArtifact: with the finding.
-        InputError: if loading would open a link out of the folder, a pipe or a device.
+        InputError: as `examine_for_loading`.
     """
-    examination = examine(path)
+    examination = examination or examine_for_loading(path)
     runs = [one for one in examination.references if one.reached]
     if runs:
         first = runs[0]
@@ -115,6 +139,3 @@ def refuse_code(path: Path, message: str = "it is not loaded, because loading wo
             detector="unsafe-code", level="artifact", kind="unsafe_code", atlas=ATLAS, **conclude(examination)
         )
         raise UnsafeArtifact(f"{path}: {message}: {first.name} in {first.file} {first.why}", finding)
-    for doubt in examination.doubts:
-        if doubt.reached and doubt.why.endswith("was not opened"):
-            raise InputError(f"{path}: {doubt}; put a regular file in its place, inside the folder")

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from doorward.artifacts.onnx_files import in_hub_cache
-from doorward.core.files import irregularity, is_inside
+from doorward.artifacts.links import leaves
+from doorward.core.files import irregularity
+
+#: How the problem of an entry ends that was left alone although it is there.
+NOT_OPENED = "and was not opened"
 
 
 @dataclass
@@ -21,12 +24,14 @@ class Entry:
         size: in bytes.
         problem: why it cannot be opened, or None.
         is_folder: whether it is a link to a folder that is not followed.
+        is_limit: whether it stands for all that were left out.
     """
 
     path: Path
     size: int = 0
     problem: str | None = None
     is_folder: bool = False
+    is_limit: bool = False
 
 
 def walk(root: Path, limit: int) -> Iterator[Entry]:
@@ -63,7 +68,7 @@ class _Walker:
                 if self.seen == self.limit:
                     self.seen += 1
                     why = f"more than {self.limit} files; this one and the rest were left out"
-                    yield Entry(folder / name, problem=why)
+                    yield Entry(folder / name, problem=why, is_limit=True)
                 return
             self.seen += 1
             yield from self._one(folder / name, above)
@@ -77,14 +82,13 @@ class _Walker:
             yield Entry(path, problem=why)
             return
         is_folder = stat.S_ISDIR(status.st_mode)
-        leaves = is_link and not is_inside(path, self.root)
-        if leaves and (is_folder or not in_hub_cache(path, self.root)):
-            yield Entry(path, problem="is a link out of the folder and was not opened", is_folder=is_folder)
+        if is_link and leaves(path, self.root, is_folder=is_folder):
+            yield Entry(path, problem=f"is a link out of the folder {NOT_OPENED}", is_folder=is_folder)
         elif is_folder:
             real = os.path.realpath(path)
             if real not in above:
                 yield from self.below(path, above | {real})
         elif kind := irregularity(status.st_mode):
-            yield Entry(path, problem=f"is {kind}, not a file, and was not opened")
+            yield Entry(path, problem=f"is {kind}, not a file, {NOT_OPENED}")
         else:
             yield Entry(path, status.st_size)

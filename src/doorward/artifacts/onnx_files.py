@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doorward.artifacts.examination import Reference
-from doorward.core.files import is_inside
+from doorward.artifacts.links import leaves
 
 _DOMAINS = re.compile(
     r"|ai\.onnx|ai\.onnx\.(ml|training|preview\.training)|com\.microsoft(\.(nchwc|experimental))?|com\.ms\.internal\.nhwc"
@@ -55,19 +55,7 @@ def _in_folder(location: str, folder: Path) -> bool:
     place = posixpath.normpath(location.replace("\\", "/"))
     if place.startswith(("..", "/")) or place[1:2] == ":" or "\0" in place:
         return False
-    return is_inside(folder / place, folder) or in_hub_cache(folder / place, folder)
-
-
-def in_hub_cache(path: Path, folder: Path) -> bool:
-    """Return whether a link in a folder of the Hugging Face hub's cache leads to the cache's own store.
-
-    The cache keeps files below `blobs` and shows them by links below `snapshots`, for each repository.
-    """
-    target = path.resolve()
-    for above in (folder.resolve(), *folder.resolve().parents):
-        if above.name == "snapshots":
-            return target.parent == above.parent / "blobs"
-    return False
+    return not leaves(folder / place, folder)
 
 
 def _graphs(model: Any) -> Iterator[Any]:

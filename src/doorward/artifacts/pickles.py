@@ -156,6 +156,7 @@ class Reading:
         wrappers: whether joblib's wrappers of arrays are in it.
         error: why the walk ended early, or None.
         broken: whether every unpickler would end where the walk did, so that nothing behind it runs.
+        unsure: in what unpicklers differ about it, or None.
     """
 
     hits: dict[str, _Hit] = field(default_factory=dict)
@@ -165,6 +166,7 @@ class Reading:
     wrappers: bool = False
     error: str | None = None
     broken: bool = False
+    unsure: str | None = None
 
     @property
     def imports_known(self) -> bool:
@@ -181,6 +183,7 @@ class Reading:
         self.hits = other.hits | self.hits
         self.calls |= other.calls
         self.wrappers |= other.wrappers
+        self.unsure = self.unsure or other.unsure
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +252,8 @@ def _number(line: Piece) -> Any:
     """Return the number of an INT or LONG line, as C's or Python's reader takes it."""
     if len(line.head) > _DIGITS and re.fullmatch(rb"[ \t]*[-+]?[0-9a-fA-F_xX]+L?", line.head):
         return _UNKNOWN
+    if line.head[:1] == b"\0":
+        return 0  # to strtol it is the end
     if match := _C_NUMBER.fullmatch(line.head):
         digits = match[2]
         octal = digits[:1] == b"0" and digits[1:2] not in (b"x", b"X")
@@ -274,7 +279,8 @@ class _Walk:
         self.source, self.reading, self.budget, self.arrays = source, reading, budget, arrays
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.position, self.frame_end = source.position, 0
+        self.position = source.position
+        self.frame_ends: list[int] = []
         self.before: deque[tuple[int, str, Any]] = deque(maxlen=_LINES_BEFORE)
         self.waiting: list[_Hit] = []
 
@@ -287,12 +293,21 @@ class _Walk:
             if code is None:
                 raise Broken(f"byte {byte:#04x} at {self.position} is no instruction")
             argument = self._argument(code) if code.argument else None
+            if self.frame_ends:
+                self._check_frames()
             self.budget.spend(opcodes=1)
             self.reading.instructions += 1
             self._note(code.name, argument)
             if code.name == "STOP":
                 return self.pop()
             self._step(code, argument)
+
+    def _check_frames(self) -> None:
+        """Note an instruction across the end of a frame: the unpickler in C loses its first part."""
+        end = self.source.position
+        if any(self.position < one < end for one in self.frame_ends):
+            self.reading.unsure = "an instruction crosses the end of a frame, where unpicklers differ"
+        self.frame_ends = [one for one in self.frame_ends if one >= end]
 
     def _note(self, name: str, argument: Any) -> None:
         """Keep the instructions around each hit."""
@@ -320,7 +335,10 @@ class _Walk:
             return struct.unpack(">d", source.take(8))[0]
         line = source.line()
         if kind == "stringnl_noescape_pair":
-            return _text(line), _text(source.line())
+            try:
+                return _text(line), _text(source.line())
+            except Broken:
+                return _text(line), ""  # Python's unpickler imports the module all the same
         return _key(line) if code.name in ("PUT", "GET") else _line_value(line, kind)
 
     # --- the stack ---
@@ -414,7 +432,7 @@ class _Walk:
             if not isinstance(state, dict):
                 raise CouldNotTell("it holds an array whose shape is computed while loading")
             thing.state.update(state)
-            if self.source.position < self.frame_end:
+            if any(self.source.position < one for one in self.frame_ends):
                 raise CouldNotTell("it holds an array in the middle of a frame")
             if skip_array(thing, self.source):
                 _Walk(self.source, self.reading, self.budget, arrays=False).run()
@@ -515,9 +533,10 @@ def _stack_global(walk: _Walk, _: Any) -> None:
 
 
 def _inst(walk: _Walk, argument: tuple[str, str]) -> None:
+    walk.imported(*argument)  # Python's unpickler imports before it looks for the mark
+    cls = walk.pop()
     walk.pop_mark()
-    walk.imported(*argument)
-    walk.stack.append(walk.called(walk.pop(), _UNKNOWN))
+    walk.stack.append(walk.called(cls, _UNKNOWN))
 
 
 def _obj(walk: _Walk, _: Any) -> None:
@@ -543,9 +562,8 @@ def _newobj_ex(walk: _Walk, _: Any) -> None:
 
 
 def _extension(walk: _Walk, argument: int) -> None:
-    name = f"copyreg extension {argument}"
-    walk.hit(name, "calls whatever is registered under a number")
-    walk.reading.calls.add(name)
+    # no call by which bytes are told to be a pickle: in a tensor such a byte comes up by chance
+    walk.hit(f"copyreg extension {argument}", "calls whatever is registered under a number")
     walk.stack.append(_UNKNOWN)
 
 
@@ -588,7 +606,7 @@ def _set(target: Any, items: list[Any]) -> None:
 
 
 def _frame(walk: _Walk, length: int) -> None:
-    walk.frame_end = walk.source.position + length
+    walk.frame_ends.append(walk.source.position + length)
 
 
 def _persistent(walk: _Walk, _: Any) -> None:
@@ -649,6 +667,8 @@ def read_pickles(stream: IO[bytes], budget: Budget, size: int | None = None) -> 
         if plain.error and not plain.broken:
             reading.error = reading.error or plain.error
             reading.broken = False
+    if reading.unsure:
+        reading.error, reading.broken = reading.unsure, False
     return reading
 
 
@@ -661,7 +681,7 @@ def _read(source: Source, budget: Budget, *, arrays: bool) -> Reading:
         following = Reading()
         _attempt(source, following, budget, arrays=arrays)
         reading.instructions += following.instructions
-        if following.error is None or following.calls:
+        if following.error is None or following.calls or following.unsure:
             reading.add(following)
         if following.error is not None:
             expected = value == TORCH_MAGIC and count < _LEGACY_PICKLES

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from doorward.artifacts.examination import Doubt, Reference
-from doorward.artifacts.onnx_files import in_hub_cache
+from doorward.artifacts.links import leaves
 from doorward.core.files import is_inside, open_regular
 
 _INDEXES = ("config.json", "model_index.json", "modules.json")
@@ -30,7 +30,8 @@ _OPENED = re.compile(
     r"|(pytorch_model|model|adapter_model|tf_model|flax_model|diffusion_pytorch_model|open_clip_\w*model)"
     r"([.-][\w.-]*)?\.(bin|safetensors|h5|msgpack|pt|pth|ckpt)(\.index(\.[\w-]+)?\.json)?"
     r"|[\w.-]+\.index\.json|adapter\.[\w-]+\.(bin|safetensors)"
-    r"|tokenizer\.json|vocab\.(json|txt|pkl|bin)|merges\.txt|[\w.-]+\.model"
+    r"|tokenizer\.json|(\w+_)?vocab\.(json|txt|pkl|bin|bpe)|merges\.txt|[\w.-]+\.(model|spm|tiktoken|codes)"
+    r"|dict\.txt|encoder\.json|tekken\.json"
     r"|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)"
 )
 #: What a trainer leaves, and sources: never a model by themselves.
@@ -78,18 +79,20 @@ class Reach:
         """Return whether loading opens a file of the folder."""
         if path == self.root:
             return True
+        if self._model_of(path.parent) is None:
+            return not _NEVER_A_MODEL.fullmatch(path.name) and ".git" not in path.relative_to(self.root).parts
+        return self.names(path)
+
+    def names(self, path: Path) -> bool:
+        """Return whether a file of the folder is opened by its name, or by a configuration that names it."""
         model = self._model_of(path.parent)
         if model is None:
-            return not _NEVER_A_MODEL.fullmatch(path.name) and ".git" not in path.relative_to(self.root).parts
+            return False
         if path.parent in (model.folder, *model.parts) and _OPENED.fullmatch(path.name):
             return True
         return (model.code and _SOURCES.fullmatch(path.name) is not None) or os.path.realpath(
             path
         ) in model.named
-
-    def named(self) -> set[str]:
-        """Return the real paths of all files that configurations name, as far as they were asked for."""
-        return {name for model in self._models.values() if model for name in model.named}
 
     def _model_of(self, folder: Path) -> _Model | None:
         """Return the model that a folder belongs to: the outermost one within the root."""
@@ -166,8 +169,8 @@ class Reach:
             self._outside(model, name, value)
             return
         file = folder / value
-        leaves = posixpath.normpath(value).startswith("..") or os.path.isabs(value) or value[1:2] == ":"
-        if leaves or not (is_inside(file, model.folder) or in_hub_cache(file, model.folder)):
+        stated = posixpath.normpath(value).startswith("..") or os.path.isabs(value) or value[1:2] == ":"
+        if stated or leaves(file, model.folder):
             self._outside(model, name, value)
         else:
             model.named.add(os.path.realpath(file))

@@ -9,7 +9,7 @@ from typing import IO
 from doorward.artifacts.examination import Budget
 
 #: Bytes of a string or line that are kept; no name that matters is longer.
-KEPT = 4096
+KEPT = 512
 _FIRST, _MOST = 512, 1 << 18
 
 
@@ -107,8 +107,10 @@ class Source:
     def line(self) -> Piece:
         """Return what stands before the next newline, which is taken too; lines may have any length.
 
+        The last line of a file may lack its newline: then its last byte goes, as in Python's unpickler.
+
         Raises:
-            Broken: if there is no newline.
+            Broken: if the stream has ended.
         """
         head, length, last = b"", 0, b""
         while True:
@@ -119,7 +121,12 @@ class Source:
                 self._at = end + 1
                 return Piece(head, last, length <= KEPT)
             self._at = len(self._window)
-            self._fill()
+            try:
+                self._fill()
+            except Broken:
+                if not length:
+                    raise
+                return Piece(head[: length - 1], head[length - 2 : length - 1], length - 1 <= KEPT)
 
     def _fill(self) -> None:
         data = self._stream.read(self._step)

@@ -36,7 +36,12 @@ TRAINERS: dict[str, tuple[str, ...]] = {
 ADVERSARIAL: dict[str, tuple[str, ...]] = {"training.adversarial": ("training/adversarial.py",)}
 #: Code that makes models of texts and recordings as well; those alone depend on it.
 SEQUENCES: dict[str, tuple[str, ...]] = {
-    "models.sequences": ("models/sequences.py", "models/encode/text.py", "models/encode/audio.py")
+    "models.sequences": (
+        "models/sequences.py",
+        "models/encode/text.py",
+        "models/encode/words.py",
+        "models/encode/audio.py",
+    )
 }
 #: Code that makes data.
 GENERATORS: dict[str, tuple[str, ...]] = {"bench.synthetic": ("bench/synthetic.py",)}

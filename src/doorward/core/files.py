@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import IO
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -28,7 +28,7 @@ def irregularity(mode: int) -> str | None:
     return next((name for test, name in _KINDS if test(mode)), "a special file")
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading, in binary.
 
     Opening a pipe waits for a writer, and reading a device may never end; both are refused before anything
@@ -44,7 +44,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     descriptor = os.open(path, flags)
     try:
         _refuse_irregular(os.fstat(descriptor).st_mode, path)
-        return os.fdopen(descriptor, "rb")
+        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise

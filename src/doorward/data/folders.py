@@ -26,7 +26,7 @@ _SUFFIXES: dict[str, Modality] = {
     **dict.fromkeys((".ppm", ".pgm", ".pbm", ".jp2"), "image"),
     **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), "audio"),
 }
-#: What lies beside images and is none: a folder with such files alone is no class.
+#: What lies next to images and is none: a folder with such files alone is no class.
 _DOCUMENTS = frozenset(
     ".csv .htm .html .ini .json .jsonl .log .md .pdf .py .toml .tsv .txt .xml .yaml .yml".split()  # noqa: SIM905
 )

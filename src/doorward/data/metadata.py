@@ -1,4 +1,4 @@
-"""Tables beside images, as the hub's image folders have them: metadata.csv or metadata.jsonl."""
+"""Tables next to images, as the hub's image folders have them: metadata.csv or metadata.jsonl."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MetadataTable:
 
 
 def read_metadata(request: Request, tables: Sequence[Path], files: Sequence[Path]) -> MetadataTable:
-    """Read the labels of files from the tables beside them.
+    """Read the labels of files from the tables next to them.
 
     Args:
         tables: all below the folder, so that a class has the same number in each split.

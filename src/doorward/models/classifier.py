@@ -195,7 +195,9 @@ class TorchClassifier(Classifier):
         self.batch = batch
         self._layout = torch.contiguous_format
         #: What brings the module back from where it runs faster to where it runs as it came.
-        self._slow_down: list[Callable[[], None]] = []
+        self._slow_down: list[Callable[[], object]] = []
+        if any(p.ndim == 4 and not p.is_contiguous() for p in module.parameters()):
+            self._slow_down.append(self._lay_out_as_torch_does)
         self._without_autocast = False
         self.spec = spec
         self.classes = tuple(classes)
@@ -224,21 +226,29 @@ class TorchClassifier(Classifier):
         return sum(p.numel() for p in self.module.parameters())
 
     def _run(self, x: Tensor) -> Tensor:
+        return self._call(lambda part: output_tensor(self.module(part)), x)
+
+    def _call(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run the module by a function, as fast as it can, and more slowly where that fails."""
         while True:
             try:
-                return self._run_as_is(x)
+                return self._call_as_is(run, x)
             except (Exception, SystemExit):
                 # kernels are chosen by size, so a fast path may fail on what it was not tried on
                 if not self._slow_down:
                     raise
                 self._slow_down.pop()()
 
-    def _run_as_is(self, x: Tensor) -> Tensor:
+    def _call_as_is(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if x.ndim == 4 and self._layout == torch.channels_last:
             x = x.clone(memory_format=torch.channels_last)  # of one channel too, which counts as both
         with evaluating(self.module), self._autocast():
-            y = in_batches(lambda part: output_tensor(self.module(part)), x, self.batch)
+            y = in_batches(run, x, self.batch)
         return y.clone() if y.is_inference() and not torch.is_inference_mode_enabled() else y
+
+    def _lay_out_as_torch_does(self) -> None:
+        module: Any = self.module
+        module.to(memory_format=torch.contiguous_format)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -260,8 +270,7 @@ class TorchClassifier(Classifier):
             return caught[-1]
 
         try:
-            with evaluating(self.module):
-                return in_batches(run, x, self.batch)
+            return self._call(run, x)
         finally:
             handle.remove()
 
@@ -324,12 +333,8 @@ class TorchClassifier(Classifier):
         if exact is None:
             return
         module: Any = self.module
-
-        def undo() -> None:
-            module.to(memory_format=torch.contiguous_format)
-
         module.to(memory_format=torch.channels_last)
-        self._keep_if_same(noise, exact, undo)
+        self._keep_if_same(noise, exact, self._lay_out_as_torch_does)
 
     @contextmanager
     def fast_inference(self, images: Tensor) -> Iterator[None]:
@@ -396,7 +401,7 @@ class TorchClassifier(Classifier):
         finally:
             undo()
 
-    def _keep_if_same(self, images: Tensor, exact: _Outcome, undo: Callable[[], None]) -> None:
+    def _keep_if_same(self, images: Tensor, exact: _Outcome, undo: Callable[[], object]) -> None:
         """Undo a change of how the module runs, at once if it computes something else, or when it fails."""
         now = self._outcome(images)
         if now is not None and now.agrees(exact):

@@ -20,7 +20,7 @@ class OutputCheck:
     """What the logits of some images look like.
 
     Attributes:
-        images: how many different rows of logits there are.
+        images: how many rows of logits were looked at: rows that are the same count once.
         finite: share of the images whose logits are all finite.
         constant: whether all images have the same logits.
         levels: how many different numbers there are among all logits.
@@ -58,16 +58,17 @@ class OutputCheck:
 
 
 def check_logits(logits: Tensor) -> OutputCheck:
-    """Check logits (n, k) of images, of a search's results as well as of clean images.
-
-    Images that are the same count once.
-    """
+    """Check logits (n, k) of images, of a search's results as well as of clean images."""
     y = logits.detach().float().cpu()
     finite = torch.isfinite(y).all(1)  # (n,)
     share = float(finite.float().mean()) if len(y) else 1.0
-    rows = torch.unique(y[finite], dim=0)  # (m, k)
+    rows = y[finite]
     if not len(rows):
         return OutputCheck(0, share, False, 0, 0.0, 0.0, 0.0, 0.0)
+    if rows.shape[1] == 2 and not rows[:, 0].any():  # one logit z tells two classes apart: (0, z)
+        rows = rows - rows.mean(1, keepdim=True)
+    else:  # the same image twice has the same row
+        rows = torch.unique(rows, dim=0)  # (m, k)
     best = rows.topk(min(2, rows.shape[1]), dim=1).values  # (m, 2)
     largest, smallest = rows.max(), rows.min()
     at_most = best[:, 0] == largest

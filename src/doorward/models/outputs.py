@@ -193,6 +193,8 @@ SIGMOIDS = frozenset({"sigmoid"})
 ODD = frozenset({"atan", "arctan", "erf", "hardtanh", "softsign", "tanh"})
 #: Those that are left out with a softmax or sigmoid before them, and stay without one.
 LOGARITHMS = frozenset({"log"})
+#: What some are called where it is told.
+_SPOKEN = {"clamp": "clip", "quantize": "quantisation", "relu": "ReLU", "relu6": "ReLU6", "round": "rounding"}
 #: What is nothing to tell of: no two scores become one but by rounding in the last digits.
 _EXACT = SOFTMAXES | SIGMOIDS | LOGARITHMS
 
@@ -249,7 +251,7 @@ def strip_end(model: Followed, run: Callable[[], Tensor], y: Tensor, output: Out
 def _meaning(names: Sequence[str], z: Tensor, output: Output) -> End | None:
     """Return what scores (n, k) mean that come from before an end; None if that is not known."""
     kinds = set(names)
-    lossy = ", ".join(dict.fromkeys(name for name in names if name not in _EXACT))
+    lossy = ", ".join(dict.fromkeys(_SPOKEN.get(name, name) for name in names if name not in _EXACT))
     told = (f"scores are taken from before the model's final {lossy}, which hides how far they go",)
     notes = told if lossy else ()
     if z.shape[1] == 1:

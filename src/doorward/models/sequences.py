@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from doorward.core.errors import InputError
 from doorward.data.samples import Samples
 from doorward.models.architectures import initialise
-from doorward.models.encode.text import PADDING, words
+from doorward.models.encode.text import PADDING
+from doorward.models.encode.words import words
 from doorward.models.spec import AudioSpec, InputSpec, TextSpec
 
 #: Token numbers of texts, and samples a second of recordings, of the networks that are trained here.

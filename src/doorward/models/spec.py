@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from doorward.core.errors import InputError
-from doorward.models.encode.text import hash_words
+from doorward.models.encode.words import hash_words
 
 Layout = Literal["NCHW", "NHWC"]
 Output = Literal["logits", "probabilities", "one_logit"]

@@ -217,6 +217,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "mean": ("--mean", None),
     "std": ("--std", None),
     "layout": ("--layout", None),
+    "channel_order": ("--channels", None),
     "output": ("--output", None),
     "labels": ("--labels", None),
     "features": ("--features", None),
@@ -227,6 +228,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "time_budget": ("--time-budget", 900.0),
     "images": ("--images", 300),
     "control": ("--control", False),
+    "strict_files": ("--strict-files", False),
     "seed": ("--seed", 0),
 }
 

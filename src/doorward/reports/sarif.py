@@ -65,7 +65,10 @@ def to_sarif(report: Report, *, fail_on: str = "suspicious") -> str:
             "targets": list(report.targets),
             "pValue": report.p_value,
             "calibrated": report.calibrated,
-            "covered": report.covered.model_dump(mode="json"),
+            "covered": {
+                "files": [plain(name) for name in report.covered.files],
+                "behaviour": [plain(name) for name in report.covered.behaviour],
+            },
         },
     }
     return dump({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import ValidationError
 
-from doorward.core import formatting
 from doorward.core.devices import check_device
 from doorward.core.errors import InputError
-from doorward.core.records import ControlResult, Rate, Report
-from doorward.reports import from_json, phrases
+from doorward.core.files import open_regular
+from doorward.reports import from_json
+from doorward.scan.comparison import compare
 from doorward.scan.context import Progress
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
 
-#: Two runs on the same machine agree to this; other machines may round differently.
-TOLERANCE = 1e-3
-
-T = TypeVar("T")
+#: Bytes of the largest report that is read.
+_LARGEST = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +50,7 @@ def verify(path: Path, *, instead: Overrides | None = None, progress: Progress |
     instead = instead or Overrides()
     path = path / "report.json" if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(f"{path}: cannot be read: {why}") from None
-    try:
-        old = from_json(text)
+        old = from_json(_text(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if not old.request:
@@ -85,6 +76,24 @@ def verify(path: Path, *, instead: Overrides | None = None, progress: Progress |
         ) from error
 
 
+def _text(path: Path) -> str:
+    """Return the text of a report.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise InputError(f"cannot be read: it has more than {_LARGEST >> 20} MiB")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError("cannot be read: it is not UTF-8") from None
+
+
 def _now(request: ScanRequest, instead: Overrides) -> ScanRequest:
     """Return the request with places of now."""
 
@@ -103,59 +112,3 @@ def _now(request: ScanRequest, instead: Overrides) -> ScanRequest:
         train=place(request.train, instead.train),
         device=instead.device or request.device,
     )
-
-
-def compare(old: Report, new: Report) -> list[str]:
-    """Return what differs between two reports, in words; times and machines may differ."""
-    differences = []
-
-    def same(what: str, a: T, b: T, words: Callable[[T], str] = str) -> None:
-        if a != b:
-            differences.append(f"{what}: was {words(a)}, is {words(b)}")
-
-    if old.subject and new.subject:
-        same("model sha256", old.subject.sha256, new.subject.sha256)
-        same("clean accuracy", old.subject.clean_accuracy, new.subject.clean_accuracy, _accuracy)
-    for a, b in zip(old.data, new.data, strict=False):
-        same(f"{a.role} data sha256", a.sha256, b.sha256)
-        same(f"images used of the {a.role} data", a.used, b.used)
-    same("verdict", phrases.TITLES[old.verdict].lower(), phrases.TITLES[new.verdict].lower())
-    same("targets", old.targets, new.targets, lambda t: formatting.classes_label(t, phrases.class_names(new)))
-    same("detectors", [f.detector for f in old.findings], [f.detector for f in new.findings], _names)
-    for one, other in zip(old.findings, new.findings, strict=False):
-        same(
-            f"{one.detector} verdict",
-            phrases.TITLES[one.verdict].lower(),
-            phrases.TITLES[other.verdict].lower(),
-        )
-        if (
-            one.score is not None
-            and other.score is not None
-            and abs(one.score - other.score) > TOLERANCE * max(1, abs(one.score))
-        ):
-            differences.append(f"{one.detector} score: was {one.score:.4f}, is {other.score:.4f}")
-    same("positive control", _control(old), _control(new), _names)
-    if differences:
-        same("versions", _versions(old), _versions(new), _names)
-    return differences
-
-
-def _accuracy(value: Rate | None) -> str:
-    return formatting.rate(value) if value else "not measured"
-
-
-def _control(report: Report) -> list[str]:
-    return [f"{one.family} {_fate(one)}" for one in report.positive_control.controls]
-
-
-def _fate(one: ControlResult) -> str:
-    return "found" if one.recovered else "missed" if one.planted else "not planted"
-
-
-def _names(values: list[str]) -> str:
-    return ", ".join(values) or "none"
-
-
-def _versions(report: Report) -> list[str]:
-    packages = {"doorward": report.environment.doorward} | report.environment.packages
-    return [f"{name} {version}" for name, version in packages.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from doorward.artifacts.links import leaves
 from doorward.core.errors import CouldNotTell, InputError
 from doorward.core.records import Finding, Level, Need, Text
 from doorward.detectors.base import Detector
@@ -60,10 +61,11 @@ class DeclaredCheck(Detector):
         from doorward.models.formats.signature_check import declares_check, read_signed
 
         path = Path(subject.artifact or "")
+        file = path / CONFIG
+        if file.is_symlink() and leaves(file, path):
+            raise CouldNotTell(f"{CONFIG} is a link out of the folder and was not opened")
         try:
-            check = (
-                read_signed(path).signature if (path / CONFIG).is_file() and declares_check(path) else None
-            )
+            check = read_signed(path).signature if file.is_file() and declares_check(path) else None
         except InputError as error:
             raise CouldNotTell(str(error)) from error
         if check is None:

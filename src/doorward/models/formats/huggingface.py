@@ -39,8 +39,9 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _PREPROCESSOR = "preprocessor_config.json"
-#: What is fetched next to the weights: configurations, code (to be looked at), the words of tokenizers.
-_BESIDE = ("*.json", "*.py", "*.txt", "*.model")
+#: What is fetched next to the weights: configurations and the words of tokenizers. Code is not: what asks
+#: for it is in the configurations, and Doorward runs none.
+_BESIDE = ("*.json", "*.txt", "*.model")
 #: Pixel levels by which our preprocessing may differ from the model's own.
 _TOLERANCE = 1.0
 

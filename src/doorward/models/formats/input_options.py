@@ -216,7 +216,8 @@ def try_outputs(
             f"{path}: the model gives the number of a class for each image, and scores of all classes are "
             "needed: leave the final argmax out"
         )
-    if y.ndim < 2 or len(y) != n or y.numel() != n * max(y.shape[1:]) or not y.is_floating_point():
+    real = y.layout == torch.strided and not y.is_meta and y.is_floating_point()
+    if not real or y.ndim < 2 or len(y) != n or y.numel() != n * max(y.shape[1:]):
         raise InputError(
             f"{path}: a classifier gives one row of outputs (n, k) for each image; "
             f"for {n} images this model gives {tuple(y.shape)} {str(y.dtype).removeprefix('torch.')}"

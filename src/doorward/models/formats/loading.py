@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
-from doorward.artifacts.findings import refuse_code
+from doorward.artifacts.digest import artifact_digest
+from doorward.artifacts.findings import examine_for_loading, refuse_code
 from doorward.core.errors import InputError
 from doorward.core.paths import refuse_unreadable_name
 from doorward.models.classifier import Classifier, TorchClassifier
@@ -37,11 +37,6 @@ _SUFFIXES: dict[str, Format] = {
     ".ckpt": "weights",
     ".pkl": "weights",
 }
-#: Files of a model directory that its digest covers: weights, configurations, words of tokenizers, code.
-_DIGESTED = re.compile(
-    r".*\.(safetensors|bin|onnx|onnx_data|data|pt2|pt|pth|h5|py|model)|.*config.*\.json|.*\.index\.json|"
-    r"doorward\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt"
-)
 
 
 def open_classifier(
@@ -73,9 +68,10 @@ def open_classifier(
 
             return _placed(open_factory(factory, weights or Path(path), options), device)
         local = locate(str(path))
+        examination = examine_for_loading(local)
         kind = detect_format(local)
         advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
-        refuse_code(local, f"not loaded, because loading it would execute code{advice}")
+        refuse_code(local, f"not loaded, because loading it would execute code{advice}", examination)
         return _placed(_OPENERS[kind](local, options), device)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -131,51 +127,6 @@ def detect_format(path: Path) -> Format:
             what = f"it holds {', '.join(inside[:3])}: give that file{' with --factory' if alone else ''}"
         raise InputError(f"{path}: a model directory has a config.json, this has none; {what}")
     return "doorward" if read_json(config).get("format") == "doorward" else "huggingface"
-
-
-class Digest(NamedTuple):
-    """The sha256 of an artifact, in hexadecimal, and its size in bytes."""
-
-    sha256: str
-    bytes: int
-
-
-def artifact_digest(path: Path) -> Digest:
-    """Return the digest and size of a model file or directory.
-
-    A single file's is its plain sha256. That of a directory, or of an ONNX file with weights next to it, is
-    the sha256 over the lines "sha256  relative name" of its weights, configurations and code, by name.
-    """
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and _DIGESTED.fullmatch(f.name))
-    elif path.suffix.lower() == ".onnx":
-        files += [path.parent / name for name in _external_files(path)]
-    total, lines = 0, []
-    for file in files:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            total += stream.tell()
-        name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
-        lines.append(f"{digest}  {name}\n")
-    if path.is_file() and len(files) == 1:
-        return Digest(lines[0].split()[0], total)
-    # a name that is not UTF-8 counts by its bytes
-    return Digest(hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(), total)
-
-
-def _external_files(path: Path) -> list[str]:
-    """Return the files in the same folder that hold weights of an ONNX model."""
-    try:
-        import onnx
-        from onnx.external_data_helper import _get_all_tensors
-
-        model = onnx.load_model(str(path), load_external_data=False)
-        found = {e.value for t in _get_all_tensors(model) for e in t.external_data if e.key == "location"}
-    except Exception:  # not readable, or no onnx: then the file alone is what can be named
-        return []
-    inside = (name for name in found if not Path(name).is_absolute() and ".." not in Path(name).parts)
-    return sorted(name for name in inside if (path.parent / name).is_file())
 
 
 def _open_doorward(path: Path, options: LoadOptions) -> Classifier:

@@ -120,7 +120,7 @@ def finish(
 
     classifier = wrapped(module)
     told: tuple[str, ...] = ()
-    if classifier.limitation is not None and spec.dtype != "uint8":
+    if classifier.limitation is not None and spec.modality == "image" and spec.dtype != "uint8":
         through = wrapped(StraightThrough(module))
         if through.limitation is None and _same(through, classifier):
             classifier = through
