@@ -46,7 +46,7 @@ def run(*first: str, site: Path | None = None):
     return go
 
 
-def doorward(site: Path):
+def doorward(site: Path | None):
     return run("-c", "from doorward.cli.app import main; main()", site=site)
 
 
@@ -92,9 +92,9 @@ def test_it_is_calibrated_on_ten_models_and_scanned_with(site: Path, tmp_path: P
     assert {f["detector"]: f["uncalibrated"] for f in both["findings"]} == {"max-margin": None, NAME: None}
 
 
-def test_a_class_in_a_file_is_a_detector_too(site: Path, tmp_path: Path) -> None:
+def test_a_class_in_a_file_is_a_detector_too() -> None:
     named = f"{FILE}:FlatImages"
-    report = doorward(site)(
+    report = doorward(None)(
         "scan", str(bundled.model("clean")), "--detector", named, "--format", "json", code=3
     )
     assert "flat-images is not calibrated" in json.loads(report)["reason"]
