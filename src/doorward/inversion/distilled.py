@@ -71,18 +71,18 @@ class DistilledSurrogates:
         with torch.no_grad():
             return torch.stack([network(seen).argmax(1) == target for network in self.networks]).all(0)
 
-    def margins(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return by how much each surrogate prefers the target of each image: (surrogates, n). Differentiable.
+    def margins(self, x: Tensor, targets: Tensor, turn: int) -> Tensor:
+        """Return by how much a surrogate prefers the target of each image: (n,). Differentiable.
 
-        Logits are brought to the scale that is usual for networks.
+        Its logits are brought to the scale that is usual for networks.
 
         Args:
             x: (n, c, h, w) in [0, 1].
             targets: (n,) class numbers.
+            turn: which surrogate; they are counted round and round.
         """
-        seen = self._seen(x)
-        logits = [scale.apply(net(seen)) for net, scale in zip(self.networks, self.scales, strict=True)]
-        return torch.stack([margin(one, targets) for one in logits])
+        i = turn % len(self.networks)
+        return margin(self.scales[i].apply(self.networks[i](self._seen(x))), targets)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return images as the surrogates take them."""
