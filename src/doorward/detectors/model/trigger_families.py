@@ -70,8 +70,8 @@ class TriggerFamilies(ImageDetector):
 
     screening_steps: int = Field(32, ge=24, le=10_000, description="Steps for every class")
     steps: int = Field(80, ge=24, le=10_000, description="Steps for the cheapest classes of each kind")
-    finalists: int = Field(4, ge=2, description="How many of them there are")
-    batch_size: int = Field(16, ge=2, le=1024, description="Images per class and step")
+    finalists: int = Field(3, ge=2, description="How many of them there are")
+    batch_size: int = Field(12, ge=2, le=1024, description="Images per class and step")
     screening_batch: int = Field(8, ge=2, le=1024, description="Images per class and step in the screening")
     many_classes: int = Field(12, ge=2, description="Classes above which those are halved")
     shown: int = Field(
