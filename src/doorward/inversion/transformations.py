@@ -18,7 +18,7 @@ from doorward.inversion.adam import Adam
 from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.problem import InversionProblem
 from doorward.models.logit_scale import LogitScale
-from doorward.triggers.additive import Additive
+from doorward.triggers.additive import Additive, cosines
 from doorward.triggers.base import Trigger
 from doorward.triggers.masked import MaskedPattern
 from doorward.triggers.warp import Warp
@@ -130,7 +130,7 @@ class LowFrequency(Dense):
     def __init__(self, image: Sequence[int]) -> None:
         super().__init__(image)
         c, h, w = image
-        rows, columns = (_cosines(min(self.side, length), length) for length in (h, w))
+        rows, columns = (cosines(min(self.side, length), length) for length in (h, w))
         self.shape = (c, len(rows), len(columns))
         self._rows, self._columns = rows, columns
 
@@ -314,11 +314,3 @@ def _unit(x: Tensor) -> Tensor:
     """Return each of n tensors with norm 1; one that is 0 stays so."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return x / norm.clamp_min(1e-12).view((-1,) + (1,) * (x.dim() - 1))
-
-
-def _cosines(count: int, length: int) -> Tensor:
-    """Return the first rows of the orthonormal cosine transform: (count, length)."""
-    k, i = torch.arange(count, dtype=torch.float64)[:, None], torch.arange(length, dtype=torch.float64)[None]
-    rows = torch.cos(math.pi * (i + 0.5) * k / length) * math.sqrt(2 / length)
-    rows[0] /= math.sqrt(2)
-    return rows.float()

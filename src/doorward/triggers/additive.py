@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,3 +40,11 @@ class Additive(Trigger):
     def tensors(self) -> dict[str, Tensor]:
         """Return the picture."""
         return {"picture": self.picture}
+
+
+def cosines(count: int, length: int) -> Tensor:
+    """Return the first rows of the orthonormal cosine transform: (count, length)."""
+    k, i = torch.arange(count, dtype=torch.float64)[:, None], torch.arange(length, dtype=torch.float64)[None]
+    rows = torch.cos(math.pi * (i + 0.5) * k / length) * math.sqrt(2 / length)
+    rows[0] /= math.sqrt(2)
+    return rows.float()
