@@ -15,7 +15,7 @@ import fnmatch
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,8 +227,12 @@ def write(pair: Pair, way: str, form: str, *, planted: bool, place: Path) -> dic
     return {"model": str(file), "size": None}
 
 
-def scan(given: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """Scan a model and return what a row of the results holds."""
+def scan(given: Mapping[str, Any], data: str, detectors: Sequence[str]) -> dict[str, Any]:
+    """Scan a model and return what a row of the results holds.
+
+    Args:
+        detectors: these alone; all if there is none.
+    """
     from doorward import reports
     from doorward.models import LoadOptions
     from doorward.scan.pipeline import scan as run
@@ -241,6 +245,7 @@ def scan(given: Mapping[str, Any], data: str) -> dict[str, Any]:
             factory=given.get("factory"),
             clean=data,
             images=IMAGES,
+            detectors=tuple(detectors),
             time_budget=3600,
             options=LoadOptions(size=given["size"], input_range=(0.0, 1.0), mean=(0.0,), std=(1.0,)),
         )
@@ -252,6 +257,7 @@ def scan(given: Mapping[str, Any], data: str) -> dict[str, Any]:
         "p_value": report.p_value,
         "reason": report.reason,
         "warnings": [one for one in report.warnings if "searched with care" in one],
+        "detectors": list(detectors) or "all",
         "cpu_seconds": round(time.process_time() - started, 1),
     }
 
@@ -281,7 +287,7 @@ def named(data: str, form: str, way: str, planted: bool) -> str:
     return f"{data}/{form}/{way}/{'planted' if planted else 'clean'}"
 
 
-def measure(work: Path, only: str) -> dict[str, Any]:
+def measure(work: Path, only: str, detectors: Sequence[str]) -> dict[str, Any]:
     """Scan every case that is wanted and was not scanned yet, and return what is known of all."""
     work.mkdir(parents=True, exist_ok=True)
     file, pairs = work / "rows.json", dict[str, Pair]()
@@ -299,7 +305,7 @@ def measure(work: Path, only: str) -> dict[str, Any]:
             }
         place = work / f"{data}-{form}-{list(WAYS).index(way)}-{planted}"
         given = write(pairs[data], way, form, planted=planted, place=place)
-        held["rows"][name] = scan(given, images_of(data, work))
+        held["rows"][name] = scan(given, images_of(data, work), detectors)
         print(name, held["rows"][name]["verdict"], held["rows"][name]["targets"], file=sys.stderr, flush=True)
         file.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     return held
@@ -331,8 +337,9 @@ def main() -> None:
     """Measure, write the results, and end with 4 if anything is not as it must be."""
     made = measuring.working_parser(__doc__)
     made.add_argument("--only", default="*", help="cases to scan, as in 'mnist/factory/*'")
+    made.add_argument("--detector", action="append", default=[], help="scan with this alone; may be repeated")
     options = measuring.here(made)
-    held = measure(options.work, options.only)
+    held = measure(options.work, options.only, options.detector)
     results = measuring.begin(options.threads) | {"classes": CLASSES, "images": IMAGES} | held
     measuring.conclude("hidden_plants", results, table(held), failures(held))
 

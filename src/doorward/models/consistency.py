@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.models.batching import batched_logits
 from doorward.models.classifier import Classifier
-from doorward.models.errors import ModelFailed
 from doorward.models.straight_through import FLAT
 
 #: Images that are tried.
@@ -34,9 +34,10 @@ NOISY = 0.3
 FEWEST, SHARE = 3, 0.15
 #: One level of 8 bits.
 STEP = 1 / 255
-#: Names of torch's functions by which a network can tell exact levels from what lies between them.
+#: Names of torch's functions, without underscores around them, by which a network can tell exact levels from
+#: what lies between.
 ROUNDING = FLAT | {
-    "__mod__", "allclose", "byte", "char", "eq", "equal", "fmod", "frac", "int", "isclose", "long", "ne",
+    "allclose", "byte", "char", "eq", "equal", "fmod", "frac", "int", "isclose", "long", "mod", "ne",
     "remainder", "short",
 }  # fmt: skip
 
@@ -129,15 +130,15 @@ def _alone(classifier: Classifier, x: Tensor) -> Tensor | None:
     """Return logits (n, k) of images that are sent one at a time; None where the model takes none so."""
     try:
         return torch.cat([batched_logits(classifier, part, raw=True) for part in torch.split(x, 1)])
-    except ModelFailed:  # code that squeezes away an axis of length 1 is common, and hides nothing
+    except InputError:  # code that squeezes away an axis of length 1 is common, and hides nothing
         return None
 
 
 def rounds_input(classifier: Classifier, images: Tensor) -> bool:
     """Return whether a model's code rounds or compares numbers of the input's size.
 
-    Only so can it tell exact levels of 8 bits from what lies between, and hide a trigger from searches that
-    send the latter. TorchScript and onnxruntime cannot be watched.
+    So it can tell exact levels of 8 bits from what lies between, and hide a trigger from searches that send
+    the latter. TorchScript and onnxruntime cannot be watched.
 
     Args:
         images: (n, c, h, w) in [0, 1]; two are tried.
@@ -169,9 +170,6 @@ class _Watch(TorchFunctionMode):
         x = args[0] if args else None
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() == self._elements:
             whole = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
-            named = getattr(func, "__name__", "").strip("_") in _NAMES
+            named = getattr(func, "__name__", "").strip("_") in ROUNDING
             self.seen = self.seen or whole or named
         return y
-
-
-_NAMES = frozenset(name.strip("_") for name in ROUNDING)

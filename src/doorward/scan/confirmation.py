@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from doorward.core.errors import InputError
 from doorward.core.records import (
     Confirmation,
     Measurement,
@@ -18,7 +19,6 @@ from doorward.models import Classifier
 from doorward.models.batching import batched_logits
 from doorward.models.classifier import to_levels
 from doorward.models.encode.image import picture, side_by_side, to_float, to_tensor
-from doorward.models.errors import ModelFailed
 from doorward.scan.images import ImageSplit
 from doorward.stats import metrics
 from doorward.triggers.base import Trigger
@@ -85,7 +85,7 @@ def _alone(classifier: Classifier, images: torch.Tensor, otherwise: torch.Tensor
     """Return the class (n,) of each image on its own; `otherwise` where the model takes no single image."""
     try:
         return torch.cat([batched_logits(classifier, one).argmax(1).cpu() for one in torch.split(images, 1)])
-    except ModelFailed:
+    except InputError:
         return otherwise
 
 
