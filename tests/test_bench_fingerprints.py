@@ -28,6 +28,18 @@ import math  # a comment
 class A:
     """A class."""
 
+    title = "Ä: circles"; unit = 1
+    limits: ClassVar[str] = (
+        "Round things "  # alone
+        "alone."
+    )
+    source = "Euclid"
+    steps: int = Field(
+        5,
+        ge=1,
+        description="Steps, " + "all told",
+    )
+
     def area(self, r: float) -> float:
         """Return the area."""
         text = "# no comment"
@@ -47,6 +59,18 @@ class A:
         ("r**2", "r**3", False),
         ('"# no comment"', '"# a comment"', False),
         ("class A", "class B", False),
+        ("circles", "round things", True),
+        ("; unit = 1", "; unit = 2", False),
+        ("alone.", "and nothing else.", True),
+        ('    source = "Euclid"\n', "", True),
+        ("Euclid", "Archimedes", True),
+        ('source = "Euclid"', 'source, b = "Euclid", 1', False),
+        (',\n        description="Steps, " + "all told"', "", True),
+        ("Steps, ", "How many steps, (", True),
+        ("ge=1", "ge=2", False),
+        ("        5,", "        6,", False),
+        ("text =", "title =", False),
+        ('description="Steps, "', 'alias="Steps, "', False),
     ],
 )
 def test_the_hash_of_a_source_is_that_of_its_code(tmp_path: Path, old: str, new: str, same: bool) -> None:

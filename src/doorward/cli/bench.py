@@ -182,7 +182,10 @@ def calibrate(
         help="What the detector counts in the sum over detectors; as in the calibration that is there, or 1.",
     ),
     out: Path | None = typer.Option(
-        None, metavar="FILE", help="The calibration file; where a scan looks for it if not given."
+        None,
+        metavar="FILE",
+        help="The calibration file; where a scan looks for it if not given. Some of the models alone do not "
+        "replace a calibration that comes with Doorward.",
     ),
 ) -> None:
     """Scan clean models with one detector and write its calibration, by which its scores are judged.
@@ -199,6 +202,10 @@ def calibrate(
 
     trials = calibration_trials(detector, scale.value, only)
     name = registry.get("detector", detector).method()
+    if out is None and name in registry.own_modules("detector") and (only or scale is Scale.smoke):
+        raise InputError(
+            f"{name} comes with a calibration on many more models than these; name another file with --out"
+        )
     if weight is None:
         earlier = calibration_file(name)
         weight = Calibration.read(earlier).weight if earlier.is_file() else 1.0

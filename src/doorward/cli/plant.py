@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from doorward.data import Samples
 
 PLANT = "plant.json"
+#: What names of folders begin with into which results are written before they take their place.
+UNFINISHED = ".doorward-"
 #: Settings that name classes, and how they do so.
 CLASS_SETTINGS = {
     "target": "the number of a class, counted from 0, as in target=3",
@@ -172,7 +175,7 @@ def _implant(
 def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
     """Give a folder to write results to; at the end they go to `out`, in place of those of an earlier run.
 
-    Where writing fails, `out` is as it was.
+    Where writing fails, `out` is as it was. What an earlier run left that was killed is removed.
 
     Args:
         earlier: files of ours that may lie in `out`; any plant goes too.
@@ -183,7 +186,8 @@ def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
     near = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     made: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(prefix=".doorward-", dir=near))
+        _remove_leftovers(near)
+        made = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{os.getpid()}-", dir=near))
         yield made
         out.mkdir(parents=True, exist_ok=True)
         for old in (*earlier, *out.glob("plant.*")):
@@ -197,6 +201,22 @@ def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove unfinished results in a folder whose process has ended, as far as that can be told."""
+    if os.name != "posix":  # elsewhere there is no asking whether a process runs that does not end it
+        return
+    for left in folder.glob(f"{UNFINISHED}*-*"):
+        number = left.name.removeprefix(UNFINISHED).partition("-")[0]
+        if not number.isdecimal():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except (ProcessLookupError, OverflowError):
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # it runs, and is somebody else's
+            continue
 
 
 def _check_model(method: ModelAttack, source: str, data: str | None) -> None:

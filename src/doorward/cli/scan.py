@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from doorward.cli.options import (
     Format,
     check_device,
     check_folder,
+    current_folder,
     labels,
     numbers,
     own_code,
@@ -179,7 +179,7 @@ def scan(
         weights=str(weights) if weights else None,
         data_column=data_column,
         label_column=label_column,
-        folder=os.getcwd(),
+        folder=current_folder(),
         options=LoadOptions(
             input_range=(low_high[0], low_high[1]) if low_high else None,
             mean=numbers(mean, "--mean"),

@@ -22,6 +22,7 @@ from doorward.models.fusion import fused
 from doorward.models.logit_scale import LogitScale
 from doorward.models.outputs import follow, usual_path
 from doorward.models.spec import InputSpec
+from doorward.models.straight_through import passed
 
 
 class Classifier(ABC):
@@ -37,6 +38,8 @@ class Classifier(ABC):
         notes: what was left out, shifted or guessed when it was opened, one sentence each, for reports.
         logit_scale: what logits are brought to one scale by, None where they stay as they are
             (see `doorward.models.logit_scale`).
+        eight_bit: whether images are rounded to the levels of 8 bits first; gradients pass straight through.
+        singly: whether images go through one at a time, however many are given.
     """
 
     spec: InputSpec
@@ -47,6 +50,8 @@ class Classifier(ABC):
     limitation: str | None = None
     notes: tuple[str, ...] = ()
     logit_scale: LogitScale | None = None
+    eight_bit: bool = False
+    singly: bool = False
 
     def __init__(self) -> None:
         self._forwards = 0
@@ -90,7 +95,8 @@ class Classifier(ABC):
         self.spec.check(x)
         self._count(x)
         with _failing(len(x)):
-            y = self.spec.to_logits(self._run(self.spec.to_model(x)))  # (n, k)
+            rows = [self._run(self.spec.to_model(part)) for part in self._as_sent(x)]
+            y = self.spec.to_logits(rows[0] if len(rows) == 1 else torch.cat(rows))  # (n, k)
         if y.shape != (len(x), len(self.classes)):
             raise InputError(
                 f"the model gives {y.shape[1]} outputs for {len(self.classes)} classes; use --labels"
@@ -107,6 +113,12 @@ class Classifier(ABC):
         self._count(x)
         with _failing(len(x)):
             return self._run_features(self.spec.to_model(x)).flatten(1).float()
+
+    def _as_sent(self, x: Tensor) -> Sequence[Tensor]:
+        """Return images (n, c, h, w) as parts that go through one after the other."""
+        if self.eight_bit:
+            x = to_levels(x)
+        return torch.split(x, 1) if self.singly and len(x) else [x]
 
     def _count(self, x: Tensor) -> None:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -139,6 +151,12 @@ class Classifier(ABC):
     def frozen(self) -> Iterator[None]:
         """Keep weights from collecting gradients inside the block; all is as it was afterwards."""
         yield
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """Return images in [0, 1] rounded to the levels of 8 bits, as files hold them, with the gradient of x."""
+    levels = x.detach().mul(255).round_().clamp_(0, 255).div_(255)
+    return passed(levels, x) if x.requires_grad else levels
 
 
 @contextmanager

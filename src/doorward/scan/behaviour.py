@@ -38,6 +38,7 @@ from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
 from doorward.scan.preprocessing import better_fit
+from doorward.scan.saturation import unless_saturated
 from doorward.stats import metrics
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
@@ -97,6 +98,7 @@ def observe(
         pixels = None if images is None else decoded(images, classifier)
         with prepared(classifier, pixels) as preparation:
             seen.warnings += [f"the model is searched with care: {note}" for note in preparation.notes]
+            seen.reason = preparation.consistency.reason
             _run(seen, detectors, subject, context, blocked=preparation.reason)
             if images is not None:
                 seen.trials = confirm(seen.measurements, classifier, images)
@@ -146,9 +148,8 @@ def _run(
             seen.reason = blocked
         else:
             context.report_progress(f"{name}: {detector.title}")
-            seen.measurements.append(
-                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
-            )
+            measured = detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
+            seen.measurements.append(unless_saturated(measured))
 
 
 def decoded(images: ImageSplit, classifier: Classifier) -> torch.Tensor:

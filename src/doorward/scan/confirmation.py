@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from doorward.core.errors import InputError
 from doorward.core.records import (
     Confirmation,
     Measurement,
@@ -16,12 +17,15 @@ from doorward.core.records import (
 )
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
+from doorward.models.classifier import to_levels
 from doorward.models.encode.image import picture, side_by_side, to_float, to_tensor
 from doorward.scan.images import ImageSplit
 from doorward.stats import metrics
 from doorward.triggers.base import Trigger
 
 PICTURES = 6
+#: How many images with a trigger go through one at a time, to see whether that makes a difference.
+ALONE = 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class TriedTrigger:
 def confirm(
     measurements: Sequence[Measurement], classifier: Classifier, evidence: ImageSplit
 ) -> list[TriedTrigger]:
-    """Try all recovered triggers on the images that were kept back."""
+    """Try all recovered triggers on the images that were kept back, sent as users would: rounded to 8 bits.
+
+    A few go through one at a time as well. If any is answered otherwise than among others, all do.
+    """
     recovered = [(m, e) for m in measurements for e in m.evidence if isinstance(e, RecoveredTrigger)]
     if not recovered or not len(evidence.confirm):
         return []
@@ -57,12 +64,29 @@ def confirm(
         outside = before != target
         if labels is not None:
             outside &= torch.from_numpy(labels) != target
-        triggered = trigger.apply(images[outside])
-        after = batched_logits(classifier, triggered).argmax(1).cpu()
+        triggered = to_levels(trigger.apply(images[outside]))
+        after = _answers(classifier, triggered)
         success = metrics.rate(int((after == target).sum()), int(outside.sum()))
         confirmation = Confirmation(target=target, detector=measurement.detector, success=success)
         tried.append(TriedTrigger(confirmation, trigger, images[outside], before[outside], triggered, after))
     return tried
+
+
+def _answers(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """Return the class (n,) that users see for each image (n, c, h, w)."""
+    together = batched_logits(classifier, images).argmax(1).cpu()
+    some = images[:ALONE]
+    if classifier.singly or torch.equal(_alone(classifier, some, together[:ALONE]), together[:ALONE]):
+        return together
+    return _alone(classifier, images, together)
+
+
+def _alone(classifier: Classifier, images: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """Return the class (n,) of each image on its own; `otherwise` where the model takes no single image."""
+    try:
+        return torch.cat([batched_logits(classifier, one).argmax(1).cpu() for one in torch.split(images, 1)])
+    except InputError:
+        return otherwise
 
 
 def illustrate(report: Report, classifier: Classifier, trials: Sequence[TriedTrigger]) -> Report:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from doorward.artifacts import Examination, examine
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
-from doorward.core.errors import UnsafeArtifact
+from doorward.core.errors import CouldNotTell, UnsafeArtifact
 from doorward.core.records import (
     DataRecord,
     Finding,
@@ -58,14 +59,15 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     check_device(request.device)
     chosen = choose(request.detectors, strict_files=request.strict_files)
     path = Path(request.weights or request.model) if request.factory else locate(request.model)
-    findings = _examine_files(path, chosen, context)
+    examination = _read_files(path, context)
+    findings = _examine_files(path, chosen, examination, context)
     behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]
     control = PositiveControl()
     if any(f.verdict == "unsafe" for f in findings):
         report = _not_loaded(findings, behavioural, context)
     else:
         try:
-            report, control = _examine_behaviour(request, findings, behavioural, context)
+            report, control = _examine_behaviour(request, examination, findings, behavioural, context)
         except UnsafeArtifact as refusal:
             if refusal.finding is None:
                 raise
@@ -82,11 +84,29 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
     )
 
 
-def _examine_files(path: Path, detectors: list[Detector], context: ScanContext) -> tuple[Finding, ...]:
+def _read_files(path: Path, context: ScanContext) -> Examination | None:
+    """Return what opening the files at a path would run: read once, for the detector and for the loader.
+
+    Returns:
+        None where there are none, they cannot be read, or the time was over before all were.
+    """
+    if not path.exists():
+        return None
+    context.report_progress("looking at the files")
+    try:
+        found = examine(path, deadline=context.deadline)
+    except CouldNotTell:
+        return None
+    return found if context.deadline.left() > 0 else None
+
+
+def _examine_files(
+    path: Path, detectors: list[Detector], examination: Examination | None, context: ScanContext
+) -> tuple[Finding, ...]:
     """Return what detectors find in the files at a path, nothing where there are none."""
     if not path.exists():
         return ()
-    files = Subject(artifact=path)
+    files = Subject(artifact=path, examination=examination)
     findings = []
     for detector in detectors:
         if detector.needs <= files.offers:
@@ -110,7 +130,11 @@ def _not_loaded(findings: tuple[Finding, ...], behavioural: list[Detector], cont
 
 
 def _examine_behaviour(
-    request: ScanRequest, findings: tuple[Finding, ...], detectors: list[Detector], context: ScanContext
+    request: ScanRequest,
+    examination: Examination | None,
+    findings: tuple[Finding, ...],
+    detectors: list[Detector],
+    context: ScanContext,
 ) -> tuple[Report, PositiveControl]:
     """Load the model and its data, and examine how it behaves.
 
@@ -125,6 +149,7 @@ def _examine_behaviour(
         factory=request.factory,
         weights=Path(request.weights) if request.weights else None,
         device=request.device,
+        examination=examination,
     )
     source = request.train if request.clean is None else request.clean
     samples = None

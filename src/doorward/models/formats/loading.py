@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from doorward.artifacts import Examination
 from doorward.artifacts.digest import artifact_digest
 from doorward.artifacts.findings import examine_for_loading, refuse_code
 from doorward.core.errors import InputError
@@ -46,6 +47,7 @@ def open_classifier(
     factory: str | None = None,
     weights: Path | None = None,
     device: str | torch.device = "cpu",
+    examination: Examination | None = None,
 ) -> Classifier:
     """Open a model to be examined. Nothing that the files hold is executed.
 
@@ -56,6 +58,8 @@ def open_classifier(
         factory: "package.module:function" or "file.py:function" that builds the module: the user's own code.
         weights: the weights of a module that `factory` builds, if `path` does not name them.
         device: where the model shall run.
+        examination: what `doorward.artifacts.examine` found in the files, or in the weights with `factory`;
+            they are not read for code again then.
 
     Raises:
         InputError: if there is no model, or none that can be read.
@@ -66,9 +70,10 @@ def open_classifier(
         if factory is not None:
             from doorward.models.formats.factory import open_factory
 
-            return _placed(open_factory(factory, weights or Path(path), options), device)
+            own = open_factory(factory, weights or Path(path), options, examination=examination)
+            return _placed(own, device)
         local = locate(str(path))
-        examination = examine_for_loading(local)
+        examination = examine_for_loading(local, examination)
         kind = detect_format(local)
         advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
         refuse_code(local, f"not loaded, because loading it would execute code{advice}", examination)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,7 +327,26 @@ def _parse(path: Path) -> onnx.ModelProto:
     words += [value.name for value in values]
     if not all(isinstance(word, str) and word.isprintable() for word in words):
         raise InputError(f"{path} is no ONNX model: it has names that are no text")
+    if twice := _named_twice(model):
+        raise InputError(
+            f"{path} is no ONNX model: {twice!r} is made twice, and readers may differ in which counts"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if any(opset.domain in ("", "ai.onnx") and opset.version > newest for opset in model.opset_import):
+        raise InputError(
+            f"{path}: its operators are of a version after {newest}; a newer onnx package may read it"
+        )
     return model
+
+
+def _named_twice(model: onnx.ModelProto) -> str | None:
+    """Return a name that several nodes or weights of one graph give, None if there is none."""
+    for graph in (model.graph, *model.functions):
+        weights = [tensor.name for tensor in getattr(graph, "initializer", ())]
+        counts = Counter([*weights, *(name for node in graph.node for name in node.output if name)])
+        if twice := [name for name, count in counts.items() if count > 1]:
+            return str(twice[0])
+    return None
 
 
 def _describe(model: onnx.ModelProto) -> OnnxInfo:
