@@ -6,7 +6,8 @@ done again from the record alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,7 @@ import torch
 from scipy import stats
 
 from doorward.core.errors import CouldNotTell
+from doorward.core.memory import default_memory
 from doorward.core.records import (
     Measurement,
     NotRun,
@@ -37,7 +39,9 @@ from doorward.scan.confirmation import TriedTrigger, confirm
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
+from doorward.scan.plan import MEASURED
 from doorward.scan.preprocessing import better_fit
+from doorward.scan.schedule import run_in_time
 from doorward.stats import metrics
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
@@ -82,6 +86,28 @@ def observe(
     Raises:
         InputError: if the images or their labels do not fit the model.
     """
+    with _limited(classifier, context.memory):
+        return _observe(classifier, samples, detectors, context, role)
+
+
+@contextmanager
+def _limited(classifier: Classifier, memory: int | None) -> Iterator[None]:
+    """Let a classifier take no more than some bytes inside the block, or than is usual."""
+    before = classifier.memory
+    classifier.memory = default_memory() if memory is None else memory
+    try:
+        yield
+    finally:
+        classifier.memory = before
+
+
+def _observe(
+    classifier: Classifier,
+    samples: Samples | None,
+    detectors: Sequence[Detector],
+    context: ScanContext,
+    role: Literal["clean", "train"],
+) -> Observed:
     images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
     seen = _Seen()
     if len(classifier.classes) < 2:
@@ -97,7 +123,12 @@ def observe(
         pixels = None if images is None else decoded(images, classifier)
         with prepared(classifier, pixels) as preparation:
             seen.warnings += [f"the model is searched with care: {note}" for note in preparation.notes]
-            _run(seen, detectors, subject, context, blocked=preparation.reason)
+            runnable = _allowed(seen, detectors, subject, blocked=preparation.reason)
+            if runnable:
+                ran = run_in_time(runnable, subject, context, _timed_on(classifier, pixels, context))
+                seen.measurements, seen.reason = ran.measurements, seen.reason or ran.reason
+                seen.not_run += ran.not_run
+                seen.warnings = [*ran.notes, *seen.warnings]
             if images is not None:
                 seen.trials = confirm(seen.measurements, classifier, images)
     return Observed(
@@ -128,15 +159,16 @@ class _Seen:
     trials: list[TriedTrigger] = field(default_factory=list)
 
 
-def _run(
-    seen: _Seen, detectors: Sequence[Detector], subject: Subject, context: ScanContext, *, blocked: str | None
-) -> None:
-    """Run the detectors that the subject's evidence allows.
+def _allowed(
+    seen: _Seen, detectors: Sequence[Detector], subject: Subject, *, blocked: str | None
+) -> list[Detector]:
+    """Return the detectors that the subject's evidence allows; why the others do not run goes into `seen`.
 
     Args:
         blocked: why a search by gradients would say nothing of this model.
     """
     assert subject.classifier is not None
+    allowed = []
     for detector in detectors:
         name, missing = detector.method(), detector.missing(subject)
         if missing:
@@ -145,10 +177,18 @@ def _run(
             seen.not_run.append(NotRun(detector=name, reason=blocked))
             seen.reason = blocked
         else:
-            context.report_progress(f"{name}: {detector.title}")
-            seen.measurements.append(
-                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
-            )
+            allowed.append(detector)
+    return allowed
+
+
+def _timed_on(classifier: Classifier, images: torch.Tensor | None, context: ScanContext) -> torch.Tensor:
+    """Return images on which the model's pace is measured: some of those given, or noise."""
+    return _noise(classifier, context) if images is None else images[:MEASURED]
+
+
+def _noise(classifier: Classifier, context: ScanContext) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
+    return torch.rand(8, *classifier.spec.shape, generator=generator)
 
 
 def decoded(images: ImageSplit, classifier: Classifier) -> torch.Tensor:
@@ -180,8 +220,7 @@ def subject_record(classifier: Classifier, *, accuracy: Rate | None = None) -> S
 def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, context: ScanContext) -> None:
     """Measure the clean accuracy, and find out whether the model's behaviour can be judged at all."""
     if split is None:
-        generator = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
-        images, labels = torch.rand(8, *classifier.spec.shape, generator=generator), None
+        images, labels = _noise(classifier, context), None
     else:
         images = decoded(split, classifier)
         known = [part.labels for part in (split.fit, split.confirm) if len(part) and part.labels is not None]

@@ -45,7 +45,8 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
     report = report.model_copy(update={"warnings": (*seen.warnings, *_lonely(report))})
     why = _what_stopped(findings)
     if not compared:
-        why = why or seen.reason or _nothing_judged(judged.findings)
+        told = "; ".join(dict.fromkeys(part for part in (why, seen.reason) if part))
+        why = told or _nothing_judged(judged.findings)
     return report.model_copy(update={"verdict": "could_not_tell", "reason": why}) if why else report
 
 

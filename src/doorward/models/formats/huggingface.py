@@ -19,6 +19,7 @@ from torch import nn
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier
 from doorward.models.encode.image import fit_image, to_float
+from doorward.models.errors import NotExamined
 from doorward.models.formats.factory import refuse_misfits
 from doorward.models.formats.huggingface_text_audio import audio_spec, text_spec
 from doorward.models.formats.input_options import (
@@ -86,7 +87,7 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
             return (_open_audio_classifier if _is_audio(name) else opener)(path, name, options)
     tasks = ", ".join(f"...{task}" for task in TASKS)
     what = f"a {name}" if name else "a configuration that names no architecture"
-    raise InputError(
+    raise NotExamined(
         f"{path}: expected a classifier of images, texts or recordings ({tasks}), this is {what}"
     )
 
@@ -94,7 +95,7 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
 def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
     with quiet():
         module = _load_module(path, "AutoModelForImageClassification")
-        processor = _load_processor(path)
+        processor = load_processor(path)
     config = module.config
     sidecar = read_sidecar(path)
     channels = getattr(config, "num_channels", 3)
@@ -217,7 +218,7 @@ def _load_module(path: Path, kind: str) -> Any:
     return module.eval()
 
 
-def _load_processor(path: Path) -> Any | None:
+def load_processor(path: Path) -> Any | None:
     """Return the model's own image processor, in its Pillow form, or None if it declares none."""
     import transformers
 
