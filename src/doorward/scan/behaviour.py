@@ -40,12 +40,14 @@ from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
 from doorward.scan.plan import MEASURED
-from doorward.scan.preprocessing import better_fit
+from doorward.scan.preprocessing import TRIED, better_fit, passes
 from doorward.scan.schedule import run_in_time
 from doorward.stats import metrics
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
+#: Share of the time in which preprocessings are compared, and images below which that says nothing.
+TRYING, FEWEST_TRIED = 0.1, 20
 
 
 def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
@@ -225,6 +227,7 @@ def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, contex
         images = decoded(split, classifier)
         known = [part.labels for part in (split.fit, split.confirm) if len(part) and part.labels is not None]
         labels = np.concatenate(known) if known else None
+    begun = context.deadline.spent()
     try:
         logits = batched_logits(classifier, images, context.deadline, raw=True)
     except CouldNotTell as why:
@@ -234,9 +237,33 @@ def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, contex
     if seen.reason is None and labels is not None:
         seen.accuracy, seen.reason = _accuracy(classifier, logits.argmax(1).cpu().numpy(), labels)
     if split is not None:
-        better = better_fit(classifier, images, None if labels is None else torch.from_numpy(labels))
-        if better is not None:
-            seen.reason = better.reason
+        seconds = (context.deadline.spent() - begun) / len(images)
+        _compare_preprocessing(seen, classifier, images, labels, seconds, context)
+
+
+def _compare_preprocessing(
+    seen: _Seen,
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: npt.NDArray[np.int64] | None,
+    seconds: float,
+    context: ScanContext,
+) -> None:
+    """Try the usual preprocessings on as many images as a tenth of the time allows.
+
+    Args:
+        seconds: that an image takes through the model.
+    """
+    needed = seconds * passes(classifier, labelled=labels is not None)
+    allowed = TRYING * context.deadline.left()
+    tried = TRIED if needed * TRIED <= allowed else int(allowed / needed)
+    if tried < FEWEST_TRIED:
+        seen.warnings.append("the assumed preprocessing was not compared with others, for lack of time")
+        return
+    known = None if labels is None else torch.from_numpy(labels)
+    better = better_fit(classifier, images, known, tried=tried)
+    if better is not None:
+        seen.reason = better.reason
 
 
 def _accuracy(

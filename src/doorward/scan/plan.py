@@ -30,6 +30,8 @@ UNKNOWN = 1_600
 KEPT = 0.03
 #: What a measurement is worth that has no calibration, next to one that has: it is evidence alone.
 UNCALIBRATED = 0.1
+#: What a measurement at quick settings is worth, next to one at full settings.
+REDUCED = 0.7
 #: Detectors beyond which plans are made one detector at a time.
 MOST = 7
 
@@ -194,7 +196,8 @@ def options_of(detector: Detector, pace: Pace, *, classes: int, images: int) -> 
         calibration = calibrations([name], {name: one.settings()})
         weight, known = calibration.weights.get(name, 1.0), calibration.knows(one, classes)
         seconds = pace.seconds(work_of(one, classes=classes, images=images))
-        found.append(Option(name, one, reduced, seconds, weight * (1.0 if known else UNCALIBRATED)))
+        worth = weight * (1.0 if known else UNCALIBRATED) * (REDUCED if reduced else 1.0)
+        found.append(Option(name, one, reduced, seconds, worth))
     return tuple(found)
 
 
