@@ -18,7 +18,7 @@ from doorward.scan.plan import MOST, QUICK, Option, Pace, best_plan, options_of,
 from doorward.scan.schedule import run_in_time
 from test_detectors_model import subject
 
-NAMES = ("max-margin", "blend-search", "patch-search", "neural-cleanse")
+NAMES = ("max-margin", "blend-search", "patch-search", "trigger-families", "neural-cleanse")
 
 
 def option(name: str, seconds: float, worth: float = 1.0, reduced: bool = False) -> Option:
@@ -78,6 +78,7 @@ def test_estimates_are_near_what_detectors_send_through(name: str, quick: bool) 
     full = registry.build("detector", name, {})
     lowered = quick_settings(full) if quick else {}
     small = {"steps": 12, "first_steps": 6, "further_steps": 8, "mixtures": 256, "starts": 2}
+    small |= {"screening_steps": 24}
     own = {key: min(value, lowered.get(key, value)) for key, value in small.items() if key in full.settings()}
     detector = registry.build("detector", name, lowered | own)
     given = subject(6, 12.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.seeds import make_generator
 from doorward.inversion.problem import InversionProblem
 from doorward.models import networks
+from doorward.models.batching import margin
 from doorward.models.classifier import computes_bfloat16
 from doorward.models.fusion import fused
+from doorward.models.logit_scale import measure_logit_scale
 from doorward.models.spec import InputSpec
 from doorward.training.augment import moved, shifted_places
 
@@ -45,7 +48,8 @@ class DistilledSurrogates:
         images: how many are made; 6,400 if None.
 
     Attributes:
-        networks: they take images as large as `all_predict` makes them, around 0.
+        networks: they take images of the size that they were taught on, around 0.
+        scales: of the logits of each, on the clean images.
 
     Raises:
         CouldNotTell: if the deadline is too near.
@@ -67,6 +71,12 @@ class DistilledSurrogates:
         seen, goal = self._lesson(problem, varied, deadline)
         guard = TimeGuard(deadline, SURROGATES * EPOCHS, work="learning what the model says of clean images")
         self.networks = [_taught(seen, goal, generator, guard) for _ in range(SURROGATES)]
+        # half as long where the processor multiplies so
+        self._dtype = torch.bfloat16 if computes_bfloat16(problem.images.device) else torch.float32
+        self._quick = [copy.deepcopy(network).to(self._dtype) for network in self.networks]
+        clean = self._seen(problem.images)
+        with torch.no_grad():
+            self.scales = [measure_logit_scale(net(clean)) for net in self.networks]
 
     def _lesson(
         self, problem: InversionProblem, varied: Variations, deadline: Deadline
@@ -93,6 +103,20 @@ class DistilledSurrogates:
         seen = self._seen(x)
         with torch.no_grad():
             return torch.stack([network(seen).argmax(1) == target for network in self.networks]).all(0)
+
+    def margins(self, x: Tensor, targets: Tensor, turn: int) -> Tensor:
+        """Return by how much a surrogate prefers the target of each image: (n,). Differentiable.
+
+        Its logits are brought to the scale that is usual for networks.
+
+        Args:
+            x: (n, c, h, w) in [0, 1].
+            targets: (n,) class numbers.
+            turn: which surrogate; they are counted round and round.
+        """
+        i = turn % len(self.networks)
+        seen = self._seen(x).to(self._dtype, memory_format=torch.channels_last)
+        return margin(self.scales[i].apply(self._quick[i](seen).float()), targets)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return images as the surrogates take them."""

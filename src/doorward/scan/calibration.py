@@ -240,6 +240,16 @@ class CalibrationSet(Record):
             return f"too few clean models with {len(seen.per_class)} classes, or about as many, were scanned"
         return None
 
+    def silent(self, seen: Measurement, classes: int) -> str | None:
+        """Say why nothing was to be expected of a detector that could not tell; None where something was.
+
+        Args:
+            classes: of the model, as other detectors judged them; 0 if none did.
+        """
+        if seen.reason is None or not classes or (seen.detector, bucket(classes)) in self._usable:
+            return None
+        return f"no clean model with {classes} classes, or about as many, has a score"
+
     def knows(self, detector: Detector, classes: int) -> bool:
         """Return whether a detector with its settings can be compared on models of so many classes."""
         blank = detector.measurement(summary="", per_class=dict.fromkeys(range(classes), 0.0))
@@ -294,15 +304,19 @@ class CalibrationSet(Record):
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
         if not names:
             return None
-        fused = self._together(names)
+        fused = self._together(names, classes)
         found = self._rank({name: scores[name] for name in fused}, SUSPICIOUS)
         alone = [self._rank({name: scores[name]}, BACKDOORED) for name in names if name not in fused]
         standings = {name: s for one in (found, *alone) for name, s in one.standings.items()}
         return Comparison(p_value=found.p_value, standings=standings, fused=tuple(fused))
 
-    def _together(self, names: Sequence[str]) -> list[str]:
-        """Return the detectors that were calibrated on the same models, as those with most of them were."""
-        scanned = {n: {m.name for m in self.models if m.scores.get(n) is not None} for n in names}
+    def _together(self, names: Sequence[str], classes: int) -> list[str]:
+        """Return the detectors that were calibrated on the same models, as those with most of them were.
+
+        Models with two classes count for models with two classes alone: some detectors do not judge them.
+        """
+        alike = [m for m in self.models if _alike(m.classes) == _alike(classes)]
+        scanned = {n: {m.name for m in alike if m.scores.get(n) is not None} for n in names}
         most = max(scanned.values(), key=len)
         return [name for name in names if len(scanned[name] & most) >= SHARED * len(most)]
 
@@ -521,7 +535,8 @@ def judge(
     Args:
         covered: whether the calibration has models like this one.
     """
-    reasons = {m.detector: calibration.mismatch(m) for m in measurements}
+    classes = max((len(m.per_class) for m in measurements), default=0)
+    reasons = {m.detector: calibration.mismatch(m) or calibration.silent(m, classes) for m in measurements}
     scores = {
         m.detector: [m.per_class[t] for t in sorted(m.per_class)]
         for m in measurements

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from doorward.core.records import Cost
 from doorward.detectors.base import Detector
+from doorward.inversion import distilled
+from doorward.inversion.transformations import FAMILIES
 from doorward.models import Classifier
 from doorward.models.batching import chunk_images
 from doorward.scan.calibration import calibrations
@@ -80,6 +82,13 @@ QUICK: dict[str, dict[str, Any]] = {
         "mixtures": 1_600,
     },
     "blend-search": {"steps": 60, "batch_size": 4},
+    "trigger-families": {
+        "screening_steps": 24,
+        "steps": 40,
+        "finalists": 2,
+        "batch_size": 8,
+        "screening_batch": 4,
+    },
     "neural-cleanse": {"steps": 80, "first_steps": 25, "batch_size": 8, "restarts": 0, "candidates": 2},
 }
 
@@ -133,10 +142,18 @@ def _neural_cleanse(s: Mapping[str, Any], k: int, n: int) -> Cost:
     )
 
 
+def _trigger_families(s: Mapping[str, Any], k: int, n: int) -> Cost:
+    size = max(1, s["screening_batch"] // (1 if k <= s["many_classes"] else 2))
+    screening = k * s["screening_steps"] * size if k > s["finalists"] else 0
+    finals = min(k, s["finalists"]) * s["steps"] * s["batch_size"]
+    return Cost(forwards=distilled.IMAGES, gradients=len(FAMILIES) * (screening + finals))
+
+
 _WORK: dict[str, Callable[[Mapping[str, Any], int, int], Cost]] = {
     "max-margin": _max_margin,
     "blend-search": _blend_search,
     "patch-search": _patch_search,
+    "trigger-families": _trigger_families,
     "neural-cleanse": _neural_cleanse,
 }
 
