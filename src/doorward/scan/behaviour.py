@@ -130,7 +130,7 @@ def _observe(
                 ran = run_in_time(runnable, subject, context, _timed_on(classifier, pixels, context))
                 seen.measurements, seen.reason = ran.measurements, seen.reason or ran.reason
                 seen.not_run += ran.not_run
-                seen.warnings = [*ran.notes, *seen.warnings]
+                seen.left_out = ran.notes
             if images is not None:
                 seen.trials = confirm(seen.measurements, classifier, images)
     return Observed(
@@ -138,7 +138,9 @@ def _observe(
             subject=subject_record(classifier, accuracy=seen.accuracy),
             data=(images.record(role),) if images else (),
             reason=seen.reason,
-            warnings=tuple(dict.fromkeys([*classifier.notes, *_told(samples), *seen.warnings])),
+            warnings=tuple(
+                dict.fromkeys([*seen.left_out, *classifier.notes, *_told(samples), *seen.warnings])
+            ),
             confirmations=tuple(trial.confirmation for trial in seen.trials),
             measurements=tuple(seen.measurements),
             not_run=tuple(seen.not_run),
@@ -151,10 +153,15 @@ def _observe(
 
 @dataclass
 class _Seen:
-    """What has been seen so far."""
+    """What has been seen so far.
+
+    Attributes:
+        left_out: what did not run, or not in full, for lack of time; a report says that first.
+    """
 
     accuracy: Rate | None = None
     reason: str | None = None
+    left_out: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from doorward.core.budget import Deadline, about
+from doorward.core.errors import CouldNotTell
 from doorward.core.formatting import joined
 from doorward.core.records import Measurement, NotRun
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.scan.context import ScanContext
-from doorward.scan.plan import KEPT, Option, best_plan, measure_pace, options_of, reduced_note
+from doorward.scan.plan import KEPT, Option, Pace, best_plan, measure_pace, options_of, reduced_note
 
 #: How many times longer than the time left a detector's estimate has to be for it not to be tried.
 HOPELESS = 2.0
@@ -49,9 +50,15 @@ def run_in_time(detectors: Sequence[Detector], subject: Subject, context: ScanCo
         detectors: those whose needs the subject serves.
         images: (n, c, h, w) in [0, 1] on which the pace of the model is measured.
     """
+    assert subject.classifier is not None
     if context.deadline.seconds is None:
         return _run_all(detectors, subject, context)
-    return _Schedule(detectors, subject, context, images).run()
+    context.report_progress("measuring how long the model takes")
+    try:
+        pace = measure_pace(subject.classifier, images)
+    except (CouldNotTell, RuntimeError):  # the detectors say what is wrong with the model
+        return _run_all(detectors, subject, context)
+    return _Schedule(detectors, subject, context, pace).run()
 
 
 def _run_all(detectors: Sequence[Detector], subject: Subject, context: ScanContext) -> Ran:
@@ -66,19 +73,14 @@ def _run_all(detectors: Sequence[Detector], subject: Subject, context: ScanConte
 
 
 class _Schedule:
-    """Choose and run one detector after the other.
-
-    Args: as `run_in_time` takes them.
-    """
+    """Choose and run one detector after the other, by what an image takes through the model."""
 
     def __init__(
-        self, detectors: Sequence[Detector], subject: Subject, context: ScanContext, images: Tensor
+        self, detectors: Sequence[Detector], subject: Subject, context: ScanContext, pace: Pace
     ) -> None:
         assert subject.classifier is not None
         self.subject, self.context, self.ran = subject, context, Ran()
         self._order = {detector.method(): i for i, detector in enumerate(detectors)}
-        context.report_progress("measuring how long the model takes")
-        pace = measure_pace(subject.classifier, images)
         sizes = {
             "classes": len(subject.classifier.classes),
             "images": 0 if subject.clean is None else len(subject.clean),
