@@ -91,6 +91,20 @@ def test_logits_and_gradients_in_parts_are_those_of_the_whole(most: int) -> None
     assert own.cost.forwards == before.forwards + 8, "an image counts once"
 
 
+def test_parts_leave_the_fast_path_as_it_is() -> None:
+    own, x = classifier(), images(8)
+    own.memory = 1 << 30
+    assert own.most_at_once is not None
+    own.memory = int(2.001 * 3 * own._bytes_per_image)
+    with own.fast_inference(x):
+        before = (list(own._slow_down), own._layout, own._without_autocast)
+        assert own._layout == torch.channels_last
+        at = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(own.logits(at).sum(), at)
+        assert (own._slow_down, own._layout, own._without_autocast) == before
+    assert bool(gradient.abs().sum() > 0)
+
+
 def test_the_usual_chunk_stays_where_it_fits() -> None:
     own, usual = classifier(), CHUNK_ELEMENTS // (3 * SIDE * SIDE)
     assert chunk_images(own) == usual

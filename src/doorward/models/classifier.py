@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from doorward.core.errors import CouldNotTell, DoorwardError, InputError
 from doorward.core.records import Cost, Need
@@ -139,12 +139,10 @@ class Classifier(ABC):
         parts = torch.split(x, most)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return torch.cat([self._run_part(part) for part in parts])
-        return torch.cat(
-            [
-                checkpoint(self._run_part, part, use_reentrant=False, preserve_rng_state=False)
-                for part in parts
-            ]
-        )
+        kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        # an early stop is an exception inside the module, which would look as if a fast path had failed
+        with set_checkpoint_early_stop(False):
+            return torch.cat([checkpoint(self._run_part, part, **kept) for part in parts])
 
     def _run_part(self, x: Tensor) -> Tensor:
         return self.spec.to_logits(self._run(self.spec.to_model(x)))
