@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def of_maps(path: Path) -> None:
 
 
 def script(path: Path) -> None:
-    torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())).save(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have programs made in another way
+        torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())).save(str(path))
 
 
 def weights(path: Path) -> None:
@@ -77,7 +80,7 @@ FILES = {
     "forest.joblib": (None, ("a joblib file", "skl2onnx")),
     "texts.onnx": (of_texts, ("only its file was examined", "'tokens' of this ONNX model is (any, 12)")),
     "sounds.onnx": (of_sounds, ("only its file was examined", "this ONNX model has 2: sound, state")),
-    "maps.onnx": (of_maps, ("classif",)),
+    "maps.onnx": (of_maps, ("only its file was examined", "an output of shape (n, classes)")),
     "net.jit": (script, ("a TorchScript program", "torch.onnx.export")),
     "net.pt": (script, ("a TorchScript program", "torch.jit.load('net.pt')")),
     "weights.pth": (weights, ("weights alone", "--factory package.module:function")),
@@ -111,6 +114,17 @@ def test_a_saved_model_is_known_by_its_folder(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01" + bytes(64))
     with pytest.raises(NotExamined, match=r"SavedModel; convert it .*--saved-model"):
         open_classifier(tmp_path)
+
+
+def test_a_folder_of_timm_says_how_it_is_opened(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    own = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input_size": [3, 96, 96]}
+    config = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": own}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(NotExamined) as told:
+        open_classifier(tmp_path)
+    assert "timm.create_model('resnet10t', num_classes=7)" in str(told.value)
+    assert str(told.value).endswith("--mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --size 3,96,96")
 
 
 @pytest.mark.parametrize("name", ["keras.h5", "texts.onnx", "net.pt", "small.tflite", "weights.pth"])

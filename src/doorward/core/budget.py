@@ -20,7 +20,7 @@ class Deadline:
     """
 
     seconds: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     missed: bool = False
     on_progress: Callable[[], None] | None = None
 

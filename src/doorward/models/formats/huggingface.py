@@ -85,10 +85,30 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
         if task in name:
             # some audio models are named as text models are
             return (_open_audio_classifier if _is_audio(name) else opener)(path, name, options)
+    if "pretrained_cfg" in config:
+        raise NotExamined(_of_timm(path, config))
     tasks = ", ".join(f"...{task}" for task in TASKS)
     what = f"a {name}" if name else "a configuration that names no architecture"
     raise NotExamined(
         f"{path}: expected a classifier of images, texts or recordings ({tasks}), this is {what}"
+    )
+
+
+def _of_timm(path: Path, config: Mapping[str, Any]) -> str:
+    """Return what to do with a directory of timm's, with the normalisation that it states."""
+    name, count = config.get("architecture"), config.get("num_classes")
+    own = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
+    stated = [
+        f"--{option} {','.join(map(str, own[option]))}"
+        for option in ("mean", "std")
+        if isinstance(own.get(option), list)
+    ]
+    size = own.get("input_size")
+    stated += [f"--size {','.join(map(str, size))}"] if isinstance(size, list) else []
+    return (
+        f"{path}: a model of timm: write a function that returns timm.create_model({name!r}, "
+        f"num_classes={count}), and give it with --factory file.py:function "
+        f"--weights {path / 'model.safetensors'} {' '.join(stated)}".rstrip()
     )
 
 
