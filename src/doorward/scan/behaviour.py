@@ -46,6 +46,8 @@ from doorward.stats import metrics
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
+#: How many recovered triggers of a detector are tried out, about.
+TRIED_OUT = 3
 #: Share of the time in which preprocessings are compared, and images below which that says nothing.
 TRYING, FEWEST_TRIED = 0.1, 20
 
@@ -127,7 +129,9 @@ def _observe(
             seen.warnings += [f"the model is searched with care: {note}" for note in preparation.notes]
             runnable = _allowed(seen, detectors, subject, blocked=preparation.reason)
             if runnable:
-                ran = run_in_time(runnable, subject, context, _timed_on(classifier, pixels, context))
+                timed_on = _timed_on(classifier, pixels, context)
+                afterwards = TRIED_OUT * len(runnable) * (len(images.confirm) if images else 0)
+                ran = run_in_time(runnable, subject, context, timed_on, afterwards=afterwards)
                 seen.measurements, seen.reason = ran.measurements, seen.reason or ran.reason
                 seen.not_run += ran.not_run
                 seen.left_out = ran.notes

@@ -28,8 +28,6 @@ from doorward.scan.calibration import calibrations
 MEASURED = 16
 #: What a detector of unknown cost is taken to need for each class: a search of 100 steps with 16 images.
 UNKNOWN = 1_600
-#: Share of the time that is kept for what comes after the detectors.
-KEPT = 0.03
 #: What a measurement is worth that has no calibration, next to one that has: it is evidence alone.
 UNCALIBRATED = 0.1
 #: What a measurement at quick settings is worth, next to one at full settings.

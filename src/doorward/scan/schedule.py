@@ -15,12 +15,14 @@ from doorward.core.records import Measurement, NotRun
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.scan.context import ScanContext
-from doorward.scan.plan import KEPT, Option, Pace, best_plan, measure_pace, options_of, reduced_note
+from doorward.scan.plan import Option, Pace, best_plan, measure_pace, options_of, reduced_note
 
 #: How many times longer than the time left a detector's estimate has to be for it not to be tried.
 HOPELESS = 2.0
 #: How many times its estimate a detector is given.
 SLACK = 1.3
+#: Shares of the time, at least and at most, that are kept for what comes after the detectors.
+LEAST_KEPT, MOST_KEPT = 0.03, 0.2
 #: Seconds below which what a detector took says nothing of how good the estimates are.
 TELLING = 1.0
 #: Seconds from one message on the progress to the next.
@@ -43,12 +45,20 @@ class Ran:
         return "; ".join(f"{one.detector}: {one.reason}" for one in self.not_run)
 
 
-def run_in_time(detectors: Sequence[Detector], subject: Subject, context: ScanContext, images: Tensor) -> Ran:
+def run_in_time(
+    detectors: Sequence[Detector],
+    subject: Subject,
+    context: ScanContext,
+    images: Tensor,
+    *,
+    afterwards: int = 0,
+) -> Ran:
     """Run detectors, as many and as thoroughly as the time allows.
 
     Args:
         detectors: those whose needs the subject serves.
         images: (n, c, h, w) in [0, 1] on which the pace of the model is measured.
+        afterwards: how many images go through the model, about, when the detectors have run.
     """
     assert subject.classifier is not None
     if context.deadline.seconds is None:
@@ -58,7 +68,9 @@ def run_in_time(detectors: Sequence[Detector], subject: Subject, context: ScanCo
         pace = measure_pace(subject.classifier, images)
     except (CouldNotTell, RuntimeError):  # the detectors say what is wrong with the model
         return _run_all(detectors, subject, context)
-    return _Schedule(detectors, subject, context, pace).run()
+    left = context.deadline.left()
+    kept = min(max(LEAST_KEPT * left, afterwards * pace.forward), MOST_KEPT * left)
+    return _Schedule(detectors, subject, context, pace, kept).run()
 
 
 def _run_all(detectors: Sequence[Detector], subject: Subject, context: ScanContext) -> Ran:
@@ -73,13 +85,22 @@ def _run_all(detectors: Sequence[Detector], subject: Subject, context: ScanConte
 
 
 class _Schedule:
-    """Choose and run one detector after the other, by what an image takes through the model."""
+    """Choose and run one detector after the other, by what an image takes through the model.
+
+    Args:
+        kept: seconds that have to be left when all have run.
+    """
 
     def __init__(
-        self, detectors: Sequence[Detector], subject: Subject, context: ScanContext, pace: Pace
+        self,
+        detectors: Sequence[Detector],
+        subject: Subject,
+        context: ScanContext,
+        pace: Pace,
+        kept: float,
     ) -> None:
         assert subject.classifier is not None
-        self.subject, self.context, self.ran = subject, context, Ran()
+        self.subject, self.context, self.kept, self.ran = subject, context, kept, Ran()
         self._order = {detector.method(): i for i, detector in enumerate(detectors)}
         sizes = {
             "classes": len(subject.classifier.classes),
@@ -90,9 +111,8 @@ class _Schedule:
 
     def run(self) -> Ran:
         """Run what fits."""
-        kept = KEPT * self.context.deadline.left()
         while self._choices:
-            left = self.context.deadline.left() - kept
+            left = self.context.deadline.left() - self.kept
             plan = best_plan([self._rated(options) for options in self._choices.values()], left)
             if left <= 0 or (len(plan) == 1 and plan[0].seconds > HOPELESS * left):
                 self._give_up(left)
