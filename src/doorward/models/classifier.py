@@ -137,7 +137,7 @@ class Classifier(ABC):
         if most is None or len(x) <= most:
             return self._run_part(x)
         parts = torch.split(x, most)
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not torch.is_grad_enabled():
             return torch.cat([self._run_part(part) for part in parts])
         kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         # an early stop is an exception inside the module, which would look as if a fast path had failed

@@ -72,6 +72,8 @@ class FineTunedAttack:
         if not isinstance(classifier, TorchClassifier) or "gradients" not in classifier.capabilities:
             why = classifier.limitation or f"a {classifier.format} model is run by another library"
             raise InputError(f"{name} fine-tunes the model, which has no gradients: {why}")
+        if not any(p.is_floating_point() for p in classifier.module.parameters()):
+            raise InputError(f"{name} fine-tunes the model, which has no weights that can be trained")
         if classifier.spec.modality != "image" or "image" not in self.attack.modalities:
             raise InputError(f"{name}: a trained model is taught a trigger on images alone")
         assert samples is not None, "the command line asks for them"
