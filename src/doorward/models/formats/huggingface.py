@@ -89,7 +89,7 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
         raise NotExamined(_of_timm(path, config))
     tasks = ", ".join(f"...{task}" for task in TASKS)
     what = f"a {name}" if name else "a configuration that names no architecture"
-    raise NotExamined(
+    raise (NotExamined if name else InputError)(
         f"{path}: expected a classifier of images, texts or recordings ({tasks}), this is {what}"
     )
 

@@ -164,7 +164,13 @@ def _open_exported(path: Path, options: LoadOptions) -> Classifier:
 def _open_weights(path: Path, options: LoadOptions) -> Classifier:
     if (path.parent / "config.json").is_file():
         raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
-    raise NotExamined(torch_format(path).described(path))
+    other = torch_format(path)
+    if other is not None:
+        raise NotExamined(other.described(path))
+    raise InputError(
+        f"{path}: a {path.suffix} file is read as weights alone, and this holds none; they go with the "
+        "function that builds their network, --factory package.module:function"
+    )
 
 
 def _open_onnx(path: Path, options: LoadOptions) -> Classifier:

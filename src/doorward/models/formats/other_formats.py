@@ -102,9 +102,23 @@ def other_format(path: Path) -> OtherFormat | None:
     return _by_content(path) or _SUFFIXES.get(path.suffix.lower())
 
 
-def torch_format(path: Path) -> OtherFormat:
-    """Return what a torch file without a factory is: a TorchScript program, or weights."""
-    return _by_content(path) or _TORCH
+def torch_format(path: Path) -> OtherFormat | None:
+    """Return what a file named as torch's is: a TorchScript program, or weights; None if it is neither."""
+    return _by_content(path) or (_TORCH if _holds_weights(path) else None)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Return whether a file begins as torch's do (a zip archive, a pickle), or as safetensors."""
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(9)
+            size = stream.seek(0, 2)
+    except OSError:
+        return False
+    length = int.from_bytes(head[:8], "little")
+    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) or (
+        head[8:] == b"{" and 0 < length <= size - 8
+    )
 
 
 def _by_content(path: Path) -> OtherFormat | None:
