@@ -13,7 +13,7 @@ from doorward.core.errors import InputError
 from doorward.data import InMemorySamples
 from doorward.models import LoadOptions, open_classifier
 from doorward.models.encode.image import fit_image, to_tensor
-from doorward.models.formats.beside import PREPROCESSOR, read_beside, without_facts
+from doorward.models.formats.companions import PREPROCESSOR, read_companions, without_facts
 from doorward.models.spec import InputSpec, Resize
 
 onnx = pytest.importorskip("onnx")
@@ -131,5 +131,5 @@ def test_an_export_of_another_size_keeps_its_own(tmp_path: Path) -> None:
 
 
 def test_without_such_a_file_nothing_is_stated(tmp_path: Path) -> None:
-    assert read_beside(tmp_path / "model.onnx").input == {}
+    assert read_companions(tmp_path / "model.onnx").input == {}
     assert without_facts({"height": 4, "resize": {}, "mean": (0.0,)}, {"height": 5}) == {"mean": (0.0,)}

@@ -15,7 +15,7 @@ from doorward.core.errors import InputError
 from doorward.core.paths import refuse_unreadable_name
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.errors import NotExamined
-from doorward.models.formats.beside import read_beside, without_facts
+from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import (
     LoadOptions,
     read_json,
@@ -177,17 +177,17 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     from doorward.models.formats.onnx.loader import inspect_onnx, load_onnx
 
     info = inspect_onnx(path)
-    sidecar, beside = read_sidecar(path), read_beside(path)
+    sidecar, companions = read_sidecar(path), read_companions(path)
     layout = options.layout or sidecar.input.get("layout") or info.layout
     facts: dict[str, Any] = {"layout": layout}
     facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
     facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
     known = {name: value for name, value in facts.items() if value is not None}
-    stated = without_facts(beside.input, known)
+    stated = without_facts(companions.input, known)
     spec = resolve_spec(path, known, options.statement(), sidecar.input, stated)
-    labels = options.labels or sidecar.classes or beside.classes
+    labels = options.labels or sidecar.classes or companions.classes
     classifier = load_onnx(path, spec, labels, features=options.features)
-    classifier.notes = (*beside.notes, *classifier.notes)
+    classifier.notes = (*companions.notes, *classifier.notes)
     return classifier
 
 

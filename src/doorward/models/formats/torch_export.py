@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from doorward.core.errors import InputError
 from doorward.models.classifier import TorchClassifier, in_batches
 from doorward.models.errors import NotExamined
-from doorward.models.formats.beside import read_beside, without_facts
+from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import (
     LoadOptions,
     dtype_name,
@@ -772,8 +772,8 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     Raises:
         InputError: if it is no image classifier, or the options do not fit it.
     """
-    sidecar, beside = read_sidecar(path), read_beside(path)
-    labels = options.labels or sidecar.classes or beside.classes
+    sidecar, companions = read_sidecar(path), read_companions(path)
+    labels = options.labels or sidecar.classes or companions.classes
     program = read_program(path, None if labels is None else len(labels))
     shape = program.image_shape
     if len(shape) != 4:
@@ -788,7 +788,7 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     axes = shape[1:] if layout != "NHWC" else (shape[3], shape[1], shape[2])
     facts: dict[str, Any] = {"dtype": dtype} | ({"layout": layout} if layout else {})
     facts |= {n: v for n, v in zip(("channels", "height", "width"), axes, strict=True) if v is not None}
-    spec = resolve_spec(path, facts, *stated, without_facts(beside.input, facts))
+    spec = resolve_spec(path, facts, *stated, without_facts(companions.input, facts))
     batch = shape[0]
     if batch is not None and batch * math.prod(spec.shape) > MOST_ELEMENTS:
         raise InputError(f"{path}: the program takes {batch:,} images at a time, which is too many")
@@ -808,7 +808,7 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
         architecture="torch.export program",
         batch=None if any_batch else batch,
     )
-    classifier.notes = (*beside.notes, *program.notes, *scores.notes)
+    classifier.notes = (*companions.notes, *program.notes, *scores.notes)
     return classifier
 
 

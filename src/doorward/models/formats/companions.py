@@ -18,7 +18,7 @@ _SIZES = {"height", "width"}
 
 
 @dataclass(frozen=True)
-class Beside:
+class Companions:
     """What the files next to an exported model state.
 
     Attributes:
@@ -32,7 +32,7 @@ class Beside:
     notes: tuple[str, ...] = ()
 
 
-def read_beside(path: Path) -> Beside:
+def read_companions(path: Path) -> Companions:
     """Read what lies next to an exported file, or above its folder `onnx`.
 
     Raises:
@@ -41,15 +41,17 @@ def read_beside(path: Path) -> Beside:
     folders = [path.parent, *([path.parent.parent] if path.parent.name == _EXPORTS else [])]
     folder = next((one for one in folders if (one / PREPROCESSOR).is_file()), None)
     if folder is None:
-        return Beside()
+        return Companions()
     if importlib.util.find_spec("transformers") is None:
-        return Beside(notes=(f"the {PREPROCESSOR} next to the model was not read: that needs transformers",))
+        return Companions(
+            notes=(f"the {PREPROCESSOR} next to the model was not read: that needs transformers",)
+        )
     from doorward.models.formats.huggingface import describe_processor, load_processor, quiet
 
     with quiet():
         processor = load_processor(folder)
     declared = {} if processor is None else describe_processor(processor, folder)
-    return Beside(declared, _classes(folder))
+    return Companions(declared, _classes(folder))
 
 
 def without_facts(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
