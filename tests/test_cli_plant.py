@@ -354,7 +354,7 @@ def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
     file = export_pt2(counterpart, tmp_path / "model/a.pt2")
     out = tmp_path / "out"
     for model in (CLEAN, file, CLEAN / "model.safetensors"):
-        with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model; give"):
+        with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model: give"):
             run("badnets", model, out)
     for data in (source, bundled.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
         with pytest.raises(InputError, match="trojannet changes a trained model, and here is none: "):

@@ -20,6 +20,7 @@ from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
     from doorward.attacks.data.base import DataAttack
+    from doorward.attacks.model._fine_tuned import FineTunedAttack
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import Samples
 
@@ -69,11 +70,13 @@ def plant(
     """Poison a data set, or change a model, on purpose.
 
     Most attacks take training data, put a trigger on some samples and change their labels; others take a
-    trained model and change that. The truth of the plant (trigger, targets, ids of the poisoned samples)
-    goes to plant.json.
+    trained model and change that. Where SOURCE is a model and --data gives images of its classes, an attack
+    of the first kind teaches the model its trigger by a short fine-tune, and its other answers stay. The
+    truth of the plant (trigger, targets, ids of the poisoned samples) goes to plant.json.
 
     Exit code: 0, or 2 for unreadable input.
     """
+    from doorward.attacks.data.base import DataAttack
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import open_samples
     from doorward.methods import registry
@@ -83,16 +86,23 @@ def plant(
         if isinstance(settings.get(name), str):
             raise InputError(f"--set {name} takes {takes}, got {settings[name]!r}")
     method = registry.build("attack", attack, settings)
+    if not isinstance(method, ModelAttack) and data is not None and _is_model(Path(source)):
+        from doorward.attacks.model._fine_tuned import FineTunedAttack
+
+        method = FineTunedAttack(method)
     images = partial(open_samples, column=data_column, label_column=label_column)
-    if isinstance(method, ModelAttack):
+    if not isinstance(method, DataAttack):
         _check_model(method, source, data)
         check_out(out, force=force, inputs=[source] if data is None else [source, data])
         _implant(method, source, out, data, seed=seed, split=split, images=images)
     else:
         if data is not None:
-            raise InputError(f"{attack} poisons SOURCE itself; --data goes with attacks that change a model")
+            raise InputError(f"{attack} poisons SOURCE itself; --data goes with a SOURCE that is a model")
         if _is_model(Path(source)):
-            raise InputError(f"{attack} poisons training data, and {source} is a model; give labelled data")
+            raise InputError(
+                f"{attack} poisons training data, and {source} is a model: give labelled data, or images for "
+                "the model to be taught on with --data DATA"
+            )
         check_out(out, force=force, inputs=[source])
         _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
 
@@ -120,7 +130,7 @@ def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> No
 
 
 def _implant(
-    method: ModelAttack,
+    method: ModelAttack | FineTunedAttack,
     source: str,
     out: Path,
     data: str | None,
@@ -219,7 +229,7 @@ def _remove_leftovers(folder: Path) -> None:
             continue
 
 
-def _check_model(method: ModelAttack, source: str, data: str | None) -> None:
+def _check_model(method: ModelAttack | FineTunedAttack, source: str, data: str | None) -> None:
     """Raise unless a source is a model and data are given where they are needed.
 
     Raises:

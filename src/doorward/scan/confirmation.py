@@ -23,6 +23,7 @@ from doorward.scan.images import ImageSplit
 from doorward.stats import metrics
 from doorward.triggers.base import Trigger
 
+#: Images that are drawn with and without a trigger.
 PICTURES = 6
 #: How many images with a trigger go through one at a time, to see whether that makes a difference.
 ALONE = 8
@@ -33,7 +34,8 @@ class TriedTrigger:
     """What a recovered trigger did to images that were kept back.
 
     Attributes:
-        images, before: those outside the target class, (n, c, h, w), and what the model sees in them, (n,).
+        images, before: the first of those outside the target class, (n, c, h, w), and what the model sees in
+            them, (n,).
         triggered, after: the same with the trigger.
     """
 
@@ -68,7 +70,9 @@ def confirm(
         after = _answers(classifier, triggered)
         success = metrics.rate(int((after == target).sum()), int(outside.sum()))
         confirmation = Confirmation(target=target, detector=measurement.detector, success=success)
-        tried.append(TriedTrigger(confirmation, trigger, images[outside], before[outside], triggered, after))
+        # a copy of the few that are drawn: all of them, for every trigger, would fill the memory
+        drawn = [one[:PICTURES].clone() for one in (images[outside], before[outside], triggered, after)]
+        tried.append(TriedTrigger(confirmation, trigger, *drawn))
     return tried
 
 
@@ -106,9 +110,8 @@ def illustrate(report: Report, classifier: Classifier, trials: Sequence[TriedTri
 
 def _pictures(tried: TriedTrigger, classes: tuple[str, ...]) -> list[Picture]:
     name = classes[tried.confirmation.target]
-    shown = slice(PICTURES)
-    names = [classes[int(c)] for c in tried.before[shown]]
-    seen = [classes[int(c)] for c in tried.after[shown]]
+    names = [classes[int(c)] for c in tried.before]
+    seen = [classes[int(c)] for c in tried.after]
     return [
         Picture(
             title=f"Recovered trigger for {name}",
@@ -118,11 +121,11 @@ def _pictures(tried: TriedTrigger, classes: tuple[str, ...]) -> list[Picture]:
         Picture(
             title="Images before",
             alt=f"Images that the model sees as {', '.join(names)}",
-            png=picture(side_by_side(list(tried.images[shown]))),
+            png=picture(side_by_side(list(tried.images))),
         ),
         Picture(
             title="The same images with the trigger",
             alt=f"The same images with the trigger; the model now sees {', '.join(seen)}",
-            png=picture(side_by_side(list(tried.triggered[shown]))),
+            png=picture(side_by_side(list(tried.triggered))),
         ),
     ]

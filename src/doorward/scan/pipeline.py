@@ -10,6 +10,7 @@ from doorward.artifacts import Examination, examine
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import CouldNotTell, UnsafeArtifact
+from doorward.core.memory import GIB
 from doorward.core.records import (
     DataRecord,
     Finding,
@@ -25,6 +26,7 @@ from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.models import Classifier, open_classifier
 from doorward.models.encode.dispatch import NOUNS
+from doorward.models.errors import NotExamined
 from doorward.models.formats.loading import artifact_digest, locate
 from doorward.scan.behaviour import choose, subject_record
 from doorward.scan.calibration import CalibrationSet
@@ -54,6 +56,7 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
         device=request.device,
         deadline=Deadline(request.time_budget),
         images=request.images,
+        memory=None if request.memory is None else int(request.memory * GIB),
         report_progress=progress or say_nothing,
     )
     check_device(request.device)
@@ -72,6 +75,8 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
             if refusal.finding is None:
                 raise
             report = _not_loaded((*findings, refusal.finding), behavioural, context)
+        except NotExamined as why:
+            report = _files_alone(findings, behavioural, str(why), context)
     subject = report.subject or SubjectRecord(path=request.model, format="not loaded")
     named = {"path": request.model, **artifact_digest(path)._asdict()}
     return report.model_copy(
@@ -124,6 +129,22 @@ def _not_loaded(findings: tuple[Finding, ...], behavioural: list[Detector], cont
         subject=None,
         findings=findings,
         not_run=tuple(NotRun(detector=d.method(), reason=reason) for d in behavioural),
+        environment=environment(context.device),
+    )
+    return conclude(seen, CalibrationSet.of(()))
+
+
+def _files_alone(
+    findings: tuple[Finding, ...], behavioural: list[Detector], why: str, context: ScanContext
+) -> Report:
+    """Report on a model of which the files alone can be examined."""
+    seen = Observations(
+        subject=None,
+        findings=findings,
+        not_run=tuple(
+            NotRun(detector=d.method(), reason="its behaviour is not examined") for d in behavioural
+        ),
+        reason=why,
         environment=environment(context.device),
     )
     return conclude(seen, CalibrationSet.of(()))

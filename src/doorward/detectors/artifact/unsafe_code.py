@@ -44,7 +44,7 @@ class UnsafeCode(Detector):
     )
     limits: ClassVar[str] = (
         "It sees code, not behaviour: weights that hold a backdoor run no code and pass; formats it does "
-        "not know (GGUF, TensorFlow graphs, 7z, zstd) are not looked into, and are named as such."
+        "not know (GGUF, TensorFlow graphs, TorchScript, 7z, zstd) are not looked into, and are named."
     )
     atlas: ClassVar[tuple[str, ...]] = ATLAS
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text", "audio"})

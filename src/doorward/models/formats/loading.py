@@ -15,12 +15,15 @@ from doorward.artifacts.findings import examine_for_loading, refuse_code
 from doorward.core.errors import InputError
 from doorward.core.paths import refuse_unreadable_name
 from doorward.models.classifier import Classifier, TorchClassifier
+from doorward.models.errors import NotExamined
+from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import (
     LoadOptions,
     read_json,
     read_sidecar,
     resolve_spec,
 )
+from doorward.models.formats.other_formats import other_format, torch_format
 from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import DTYPES
 
@@ -62,6 +65,7 @@ def open_classifier(
             they are not read for code again then.
 
     Raises:
+        NotExamined: if there is a model of a kind that only the files are examined of.
         InputError: if there is no model, or none that can be read.
         UnsafeArtifact: if loading it would execute code.
     """
@@ -115,11 +119,16 @@ def detect_format(path: Path) -> Format:
     """Return what kind of model lies at a path, by its suffix or its config.json.
 
     Raises:
-        InputError: if it is none that can be read; the message says what can.
+        NotExamined: if it is of a known kind that is not read; the message says what it can be converted to.
+        InputError: if it is of none; the message says what can be read.
     """
+    suffix = path.suffix.lower()
+    other = None if path.is_file() and suffix in _SUFFIXES else other_format(path)
+    if other is not None:
+        raise NotExamined(other.described(path))
     if path.is_file():
-        if path.suffix.lower() in _SUFFIXES:
-            return _SUFFIXES[path.suffix.lower()]
+        if suffix in _SUFFIXES:
+            return _SUFFIXES[suffix]
         raise InputError(
             f"{path}: a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
         )
@@ -160,9 +169,12 @@ def _open_exported(path: Path, options: LoadOptions) -> Classifier:
 def _open_weights(path: Path, options: LoadOptions) -> Classifier:
     if (path.parent / "config.json").is_file():
         raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
+    other = torch_format(path)
+    if other is not None:
+        raise NotExamined(other.described(path))
     raise InputError(
-        f"{path}: a {path.suffix} file is read as weights alone: "
-        "give the function that builds their network with --factory package.module:function"
+        f"{path}: a {path.suffix} file is read as weights alone, and this holds none; they go with the "
+        "function that builds their network, --factory package.module:function"
     )
 
 
@@ -170,14 +182,18 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     from doorward.models.formats.onnx.loader import inspect_onnx, load_onnx
 
     info = inspect_onnx(path)
-    sidecar = read_sidecar(path)
+    sidecar, companions = read_sidecar(path), read_companions(path)
     layout = options.layout or sidecar.input.get("layout") or info.layout
     facts: dict[str, Any] = {"layout": layout}
     facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
     facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
     known = {name: value for name, value in facts.items() if value is not None}
-    spec = resolve_spec(path, known, options.statement(), sidecar.input)
-    return load_onnx(path, spec, options.labels or sidecar.classes, features=options.features)
+    stated = without_facts(companions.input, known)
+    spec = resolve_spec(path, known, options.statement(), sidecar.input, stated)
+    labels = options.labels or sidecar.classes or companions.classes
+    classifier = load_onnx(path, spec, labels, features=options.features)
+    classifier.notes = (*companions.notes, *classifier.notes)
+    return classifier
 
 
 _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {
