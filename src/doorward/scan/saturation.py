@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from doorward.core.records import Measurement
 
 #: How near scores lie to each other that count as alike. None of the calibration models comes near: with all
@@ -18,5 +20,10 @@ def unless_saturated(measured: Measurement) -> Measurement:
     if measured.reason is not None or len(known) < 2 or known[0] - known[len(known) // 2] > ALIKE:
         return measured
     reason = "most classes reach the same score, as where a model's outputs are bounded"
-    told = {"reason": reason, "summary": f"Could not tell: {reason}", "score": None, "per_class": {}}
+    told: dict[str, Any] = {
+        "reason": reason,
+        "summary": f"Could not tell: {reason}",
+        "score": None,
+        "per_class": {},
+    }
     return measured.model_copy(update=told)
