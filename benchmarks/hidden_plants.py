@@ -117,6 +117,8 @@ def hidden(
             super().__init__()
             self.own = networks.build("small-cnn", spec, classes=CLASSES)
             self.twin = networks.build("small-cnn", spec, classes=CLASSES) if WAYS[way].gate else None
+            self.mean: Tensor
+            self.std: Tensor
             self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
             self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

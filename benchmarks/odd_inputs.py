@@ -207,7 +207,7 @@ def scripted(folder: Path) -> Path:
     from torch import nn
 
     with contextlib.suppress(DeprecationWarning):
-        module = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+        module = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))  # type: ignore[no-untyped-call]
         module.save(str(folder / "model.pt"))
     return folder / "model.pt"
 
@@ -469,7 +469,7 @@ def ask(case: Case, folder: Path) -> Answer:
             main()
         except SystemExit as end:
             code = int(end.code or 0)
-    text = output.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    text = output.buffer.getvalue().decode()
     return Answer(code, text)
 
 

@@ -220,7 +220,9 @@ def changed_by(file: Path) -> set[str]:
     return {unit for unit, code in hashes().items() if code != before[unit]}
 
 
-SEARCHES = {f"detector {name}" for name in ("blend-search", "neural-cleanse", "patch-search")}
+SEARCHES = {
+    f"detector {name}" for name in ("blend-search", "neural-cleanse", "patch-search", "trigger-families")
+}
 BEHAVIOUR = SEARCHES | {"detector max-margin"}
 READING = {"detector declared-check", "detector unsafe-code"}
 
@@ -231,16 +233,16 @@ READING = {"detector declared-check", "detector unsafe-code"}
         ("scan/behaviour.py", BEHAVIOUR | READING),
         ("scan/confirmation.py", BEHAVIOUR | READING),
         ("detectors/base.py", BEHAVIOUR | READING),
-        ("stats/outliers.py", BEHAVIOUR),
+        ("stats/outliers.py", BEHAVIOUR - {"detector trigger-families"}),
         ("inversion/sources.py", SEARCHES),
-        ("inversion/masks.py", SEARCHES - {"detector patch-search"}),
+        ("inversion/masks.py", {"detector blend-search", "detector neural-cleanse"}),
         ("detectors/model/neural_cleanse.py", {"detector neural-cleanse"}),
-        ("training/augment.py", {"detector patch-search", "training.loop"}),
+        ("training/augment.py", {"detector patch-search", "detector trigger-families", "training.loop"}),
         ("training/loop.py", {"training.loop"}),
         ("training/adversarial.py", {"attack clean-label", "attack label-flipping", "training.adversarial"}),
         ("attacks/data/_surrogate.py", {"attack clean-label", "attack label-flipping"}),
         ("attacks/data/reflection.py", {"attack reflection"}),
-        ("triggers/warp.py", {"attack warp"}),
+        ("triggers/warp.py", {"attack warp", "detector trigger-families"}),
         ("models/architectures.py", {"models.architectures"}),
         ("models/encode/text.py", {"models.sequences"}),
         ("bench/synthetic.py", {"bench.synthetic"}),

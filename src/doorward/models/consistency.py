@@ -148,7 +148,7 @@ def rounds_input(classifier: Classifier, images: Tensor) -> bool:
     x = images[:2]
     with _Watch(x.numel()) as watch:
         batched_logits(classifier, x, raw=True)
-    return watch.seen
+    return bool(watch.seen)
 
 
 class _Watch(TorchFunctionMode):
@@ -157,7 +157,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, elements: int) -> None:
         super().__init__()
         self._elements = elements
-        self.seen = False
+        self.seen: bool = False
 
     def __torch_function__(
         self,

@@ -20,10 +20,5 @@ def unless_saturated(measured: Measurement) -> Measurement:
     if measured.reason is not None or len(known) < 2 or known[0] - known[len(known) // 2] > ALIKE:
         return measured
     reason = "most classes reach the same score, as where a model's outputs are bounded"
-    told: dict[str, Any] = {
-        "reason": reason,
-        "summary": f"Could not tell: {reason}",
-        "score": None,
-        "per_class": {},
-    }
-    return measured.model_copy(update=told)
+    told: dict[str, Any] = {"reason": reason, "score": None, "per_class": {}}
+    return measured.model_copy(update=told | {"summary": f"Could not tell: {reason}"})
