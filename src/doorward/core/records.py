@@ -118,6 +118,16 @@ class Measurement(Record):
     scores: dict[str, float] | str | None = Field(
         None, description="Score by sample id, or the file with them"
     )
+    suspects: dict[int, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Ids of the samples that a class's score is about; they are flagged if the class is",
+    )
+    sources: dict[int, int] = Field(
+        default_factory=dict, description="The class that a class's suspect samples seem to come from"
+    )
+    published_threshold: float | None = Field(
+        None, description="From which score on the method's authors find a class poisoned, if they say so"
+    )
     evidence: tuple[Evidence, ...] = ()
     atlas: tuple[str, ...] = Field(
         (), description="MITRE ATLAS ids of the techniques that an alarm points to"
