@@ -237,4 +237,6 @@ def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
         registry.build("detector", name, {}) for name in registry.modules("detector")
     ]
     found = [d for d in chosen if isinstance(d, Detector) and "artifact" not in d.needs]
+    if not named:  # training data are inspected where a suite says so
+        found = [d for d in found if "train" not in d.needs]
     return sorted(found, key=lambda d: (d.order, d.method()))

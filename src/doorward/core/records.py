@@ -141,6 +141,17 @@ class Measurement(Record):
     source: str = ""
 
 
+class FlaggedSample(Record):
+    """One training sample that is flagged: where it lies, its label, and where it seems to come from."""
+
+    id: str
+    row: int = Field(description="Its number in the set, from 0")
+    place: str = Field(description="The file, or the row of a file, that it was read from")
+    label: int
+    source: int | None = Field(None, description="The class that it seems to come from")
+    score: float | None = None
+
+
 class Finding(Measurement):
     """A measurement, or what was read in files, with what follows from it."""
 
@@ -153,6 +164,7 @@ class Finding(Measurement):
     )
     targets: tuple[int, ...] = ()
     flagged_ids: tuple[str, ...] = ()
+    flagged_samples: tuple[FlaggedSample, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -292,6 +304,7 @@ class Coverage(Record):
 
     files: tuple[str, ...] = Field((), description="Detectors that read the files")
     behaviour: tuple[str, ...] = Field((), description="Calibrated detectors that examined the behaviour")
+    training_data: tuple[str, ...] = Field((), description="Detectors that inspected the training data")
 
 
 class Report(Record):

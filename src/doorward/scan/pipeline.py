@@ -1,14 +1,15 @@
-"""Scan a model: choose detectors by the evidence at hand, run them, and conclude one verdict."""
+"""Scan a model and its training data: choose detectors, run them, and conclude one verdict."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
-from doorward.core.errors import UnsafeArtifact
+from doorward.core.errors import InputError, UnsafeArtifact
 from doorward.core.records import (
     DataRecord,
     Finding,
@@ -33,6 +34,15 @@ from doorward.scan.examine import examine_in
 from doorward.scan.images import match_labels
 from doorward.scan.power import measure_positive_control
 from doorward.scan.request import ScanRequest
+from doorward.scan.training_data import (
+    Inspection,
+    check_training_set,
+    inspect,
+    join,
+    labelled_for,
+    looks_at_training_data,
+    train_on,
+)
 from doorward.scan.verdict import conclude
 from doorward.training import evaluate
 
@@ -40,13 +50,36 @@ from doorward.training import evaluate
 EXAMINED = "image"
 
 
-def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
-    """Scan a model from its file and return the report.
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan found.
 
-    The files are examined before anything is loaded; what would execute code is reported and not loaded.
+    Attributes:
+        inspection: of the training data, if there are any.
+    """
+
+    report: Report
+    inspection: Inspection | None = None
+
+
+def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
+    """Scan a model from its file, its training data, or both, and return the report.
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
+    """
+    return scan_in_full(request, progress=progress).report
+
+
+def scan_in_full(request: ScanRequest, *, progress: Progress | None = None) -> Scanned:
+    """Scan a model from its file, its training data, or both.
+
+    The files are examined before anything is loaded; what would execute code is reported and not loaded.
+    Where no model is given, one is trained on the training data and these are inspected with it.
+
+    Raises:
+        InputError: if something is missing, unreadable or does not fit.
+        TrainingDiverged: if no model can be trained on the data.
     """
     context = ScanContext(
         seed=request.seed,
@@ -56,30 +89,81 @@ def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
         report_progress=progress or say_nothing,
     )
     check_device(request.device)
-    chosen = choose(request.detectors, strict_files=request.strict_files)
+    chosen = _chosen(request)
+    if request.model is None:
+        return _scan_data(request, chosen, context)
     path = Path(request.weights or request.model) if request.factory else locate(request.model)
     findings = _examine_files(path, chosen, context)
     behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]
-    control = PositiveControl()
+    control, inspection = PositiveControl(), None
     if any(f.verdict == "unsafe" for f in findings):
         report = _not_loaded(findings, behavioural, context)
     else:
         try:
-            report, control = _examine_behaviour(request, findings, behavioural, context)
+            report, control, inspection = _examine_behaviour(request, findings, behavioural, context)
         except UnsafeArtifact as refusal:
             if refusal.finding is None:
                 raise
             report = _not_loaded((*findings, refusal.finding), behavioural, context)
     subject = report.subject or SubjectRecord(path=request.model, format="not loaded")
     named = {"path": request.model, **artifact_digest(path)._asdict()}
-    return report.model_copy(
-        update={
-            "subject": subject.model_copy(update=named),
-            "positive_control": control,
-            "request": request.to_json(),
-            "seconds": context.deadline.spent(),
-        }
+    update = {"subject": subject.model_copy(update=named), "positive_control": control}
+    return Scanned(_finished(report, request, context, **update), inspection)
+
+
+def _finished(report: Report, request: ScanRequest, context: ScanContext, **update: object) -> Report:
+    """Return a report with what was asked for and how long it took."""
+    told = {"request": request.to_json(), "seconds": context.deadline.spent()}
+    return report.model_copy(update={**update, **told})
+
+
+def _chosen(request: ScanRequest) -> list[Detector]:
+    """Return the detectors to run: those named, or all for which there is a model or training data."""
+    chosen = choose(request.detectors, strict_files=request.strict_files)
+    if request.detectors:
+        return chosen
+    if request.model is None:
+        return [d for d in chosen if looks_at_training_data(d)]
+    return [d for d in chosen if request.train is not None or not looks_at_training_data(d)]
+
+
+def _scan_data(request: ScanRequest, chosen: list[Detector], context: ScanContext) -> Scanned:
+    """Train a model on training data and inspect them with it.
+
+    Detectors of models run if they are named: the model is our own, made to see what is in the data.
+
+    Raises:
+        InputError: if the data are missing, unreadable or unfit.
+        TrainingDiverged: if no model can be trained on them.
+    """
+    if request.train is None:
+        raise InputError("give a MODEL to scan, or training data with --train DATA, or both")
+    context.report_progress("opening the data")
+    train = _open(request, request.train, train=True)
+    check_training_set(train)
+    classifier = train_on(train, context, keep=Path(request.keep_model) if request.keep_model else None)
+    files = [d for d in chosen if "artifact" in d.needs]
+    report, _, inspection = _examine(
+        request, classifier, None, train, (), [d for d in chosen if d not in files], context
     )
+    notes = f"no model was given: a {classifier.architecture} was trained on the data to inspect them with"
+    update = {
+        "subject": subject_record(classifier).model_copy(
+            update={"path": request.keep_model or f"(trained on {request.train})", "format": "trained here"}
+        ),
+        "warnings": (*report.warnings, notes),
+        "not_run": (
+            *report.not_run,
+            *(NotRun(detector=d.method(), reason="needs the files of a model") for d in files),
+        ),
+    }
+    return Scanned(_finished(report, request, context, **update), inspection)
+
+
+def _open(request: ScanRequest, source: str, *, train: bool) -> Samples:
+    """Open data as the request says where inputs and labels are; of training data, the training split."""
+    split = {"prefer": ("train",)} if train else {}
+    return open_samples(source, column=request.data_column, label_column=request.label_column, **split)
 
 
 def _examine_files(path: Path, detectors: list[Detector], context: ScanContext) -> tuple[Finding, ...]:
@@ -111,7 +195,7 @@ def _not_loaded(findings: tuple[Finding, ...], behavioural: list[Detector], cont
 
 def _examine_behaviour(
     request: ScanRequest, findings: tuple[Finding, ...], detectors: list[Detector], context: ScanContext
-) -> tuple[Report, PositiveControl]:
+) -> tuple[Report, PositiveControl, Inspection | None]:
     """Load the model and its data, and examine how it behaves.
 
     Raises:
@@ -126,11 +210,58 @@ def _examine_behaviour(
         weights=Path(request.weights) if request.weights else None,
         device=request.device,
     )
-    source = request.train if request.clean is None else request.clean
-    samples = None
-    if source is not None:
-        context.report_progress("opening the data")
-        samples = open_samples(source, column=request.data_column, label_column=request.label_column)
+    context.report_progress("opening the data")
+    clean = None if request.clean is None else _open(request, request.clean, train=False)
+    train = None if request.train is None else _open(request, request.train, train=True)
+    return _examine(request, classifier, clean, train, findings, detectors, context)
+
+
+def _examine(
+    request: ScanRequest,
+    classifier: Classifier,
+    clean: Samples | None,
+    train: Samples | None,
+    findings: tuple[Finding, ...],
+    detectors: list[Detector],
+    context: ScanContext,
+) -> tuple[Report, PositiveControl, Inspection | None]:
+    """Examine how a model behaves and what it was trained on.
+
+    Raises:
+        InputError: if the data do not fit the model.
+    """
+    of_data = [d for d in detectors if looks_at_training_data(d)]
+    of_models = [d for d in detectors if d not in of_data]
+    if train is not None and of_data:
+        train = labelled_for(classifier, train)
+    report, control = _examine_model(
+        request, classifier, train if clean is None else clean, findings, of_models, context
+    )
+    if train is None or not of_data:
+        without = [
+            NotRun(detector=d.method(), reason="needs training data: give them with --train DATA")
+            for d in of_data
+        ]
+        return report.model_copy(update={"not_run": (*report.not_run, *without)}), control, None
+    trusted = clean if clean is None else match_labels(clean, classifier)
+    inspection = inspect(classifier, train, of_data, context, clean=trusted)
+    examined = bool(of_models) and classifier.spec.modality == EXAMINED
+    return join(report, inspection, model_examined=examined), control, inspection
+
+
+def _examine_model(
+    request: ScanRequest,
+    classifier: Classifier,
+    samples: Samples | None,
+    findings: tuple[Finding, ...],
+    detectors: list[Detector],
+    context: ScanContext,
+) -> tuple[Report, PositiveControl]:
+    """Examine how a model behaves.
+
+    Raises:
+        InputError: if the samples do not fit the model.
+    """
     if classifier.spec.modality != EXAMINED:
         context.report_progress("measuring clean accuracy")
         report = _unexamined(request, classifier, samples, findings, detectors, context)

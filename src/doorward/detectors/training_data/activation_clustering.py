@@ -138,7 +138,7 @@ class ActivationClustering(TrainingDataDetector):
         "predicts, or all of its label",
     )
     gain: float = Field(
-        0.72,
+        0.8,
         ge=0,
         le=1,
         description="Share of an axis's variance that a split must explain for a class to be a candidate; a "

@@ -1,0 +1,310 @@
+"""Inspect training data: run the detectors of poison, judge what they measured, and join it to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from doorward.core.errors import CouldNotTell, InputError
+from doorward.core.formatting import joined
+from doorward.core.records import (
+    SEVERITY,
+    DataRecord,
+    Finding,
+    FlaggedSample,
+    Measurement,
+    NotRun,
+    Report,
+    Verdict,
+)
+from doorward.data import Samples
+from doorward.detectors.base import Detector
+from doorward.detectors.subject import Subject
+from doorward.models import Classifier, TorchClassifier, networks
+from doorward.models.formats.native import save_native
+from doorward.scan.calibration import BACKDOORED, CalibrationSet, calibrations
+from doorward.scan.context import ScanContext
+from doorward.scan.exhibits import exhibits
+from doorward.scan.images import match_labels
+from doorward.training import TrainingProgress, default_settings, measure_spec, train_classifier
+
+#: Share of clean training sets that may be flagged: the p-value up to which there is an alarm.
+ALARM = BACKDOORED
+#: Epochs that a model is trained for at least, so that it learns poison which is rare.
+LEAST_EPOCHS = 5
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a training set.
+
+    Attributes:
+        samples: the set, with the model's class numbers.
+        findings: of the detectors that ran.
+        verdict: of them all.
+        reason: why they could not tell, if so.
+    """
+
+    samples: Samples
+    findings: tuple[Finding, ...]
+    not_run: tuple[NotRun, ...]
+    verdict: Verdict
+    reason: str | None
+
+    @property
+    def flagged(self) -> frozenset[str]:
+        """Return the ids of the samples that are flagged."""
+        return frozenset(one for finding in self.findings for one in finding.flagged_ids)
+
+
+def looks_at_training_data(detector: Detector) -> bool:
+    """Return whether a detector looks for poison in training data."""
+    return "train" in detector.needs
+
+
+def inspect(
+    classifier: Classifier,
+    train: Samples,
+    detectors: Sequence[Detector],
+    context: ScanContext,
+    *,
+    clean: Samples | None = None,
+) -> Inspection:
+    """Look for poison in the training set of a classifier.
+
+    Args:
+        train: labelled, as `labelled_for` returns it.
+        clean: samples that are trusted, where there are any.
+    """
+    subject = Subject(classifier=classifier, train=train, clean=clean)
+    measured, not_run = [], []
+    for detector in detectors:
+        missing = detector.missing(subject)
+        if missing:
+            why = classifier.limitation or f"not reachable in this {classifier.format} model"
+            not_run.append(
+                NotRun(detector=detector.method(), reason=f"needs {joined(sorted(missing))}: {why}")
+            )
+            continue
+        context.report_progress(f"{detector.method()}: {detector.title}")
+        measured.append(
+            detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
+        )
+    findings = tuple(
+        judge_samples(one, calibrations([one.detector]), modality=classifier.spec.modality)
+        for one in measured
+    )
+    rows = {value: row for row, value in enumerate(train.ids)} if any(f.flagged for f in findings) else {}
+    findings = tuple(_shown(finding, train, rows, classifier) for finding in findings)
+    verdict, reason = _verdict(findings, not_run)
+    return Inspection(train, findings, tuple(not_run), verdict, reason)
+
+
+def labelled_for(classifier: Classifier, train: Samples) -> Samples:
+    """Return the training samples with the model's class numbers.
+
+    Raises:
+        InputError: if they have no labels, or not the model's, or are of one class.
+    """
+    check_training_set(train)
+    return match_labels(train, classifier)
+
+
+def check_training_set(train: Samples) -> None:
+    """Raise unless there are samples of two classes at least.
+
+    Raises:
+        InputError: saying what is missing.
+    """
+    where = train.provenance.path
+    if train.labels is None:
+        raise InputError(
+            f"{where} has no labels, and poison is a matter of labels: give labelled training data, or name "
+            "the column of the labels with --label-column"
+        )
+    if not len(train):
+        raise InputError(f"{where} holds no samples")
+    present = np.unique(train.labels)
+    if len(present) < 2:
+        raise InputError(
+            f"{where} has one class only, {train.classes[int(present[0])]!r}; two are needed at least"
+        )
+
+
+def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: str = "image") -> Finding:
+    """Return what follows from a detector's scores of a training set's classes.
+
+    A class is flagged if its score reaches the threshold that the method's authors give, and at most one in a
+    hundred clean training sets has a class with so high a score. Where no such sets were measured, or only
+    of another kind of input, the published threshold decides alone, and the finding is not calibrated. A
+    detector without either has no part in the verdict.
+    """
+    base = {name: getattr(seen, name) for name in Measurement.model_fields} | {"atlas": (), "suspects": {}}
+    if seen.reason is not None or seen.score is None:
+        return Finding(**base | {"verdict": "could_not_tell", "reason": seen.reason or "it gives no score"})
+    unfit = _unfit(seen, calibration, modality)
+    if seen.published_threshold is None and unfit is not None:
+        return Finding(**base | {"verdict": "nothing_found", "scores": None, "uncalibrated": unfit})
+    threshold, p_value = seen.published_threshold or 0.0, None
+    if unfit is None:
+        highest = _highest(seen.detector, calibration)
+        p_value = (1 + sum(one >= seen.score for one in highest)) / (1 + len(highest))
+        allowed = int(ALARM * (1 + len(highest))) - 1  # so many clean sets may score as high
+        if allowed >= 0:
+            enough = float(np.nextafter(highest[allowed], np.inf)) if allowed < len(highest) else threshold
+            threshold = max(threshold, enough)
+    flagged = tuple(c for c, one in sorted(seen.per_class.items()) if one is not None and one >= threshold)
+    ids = tuple(dict.fromkeys(one for c in flagged for one in seen.suspects.get(c, ())))
+    scores = seen.scores if isinstance(seen.scores, dict) else {}
+    return Finding(
+        **base
+        | {
+            "verdict": "suspicious" if flagged else "nothing_found",
+            "threshold": threshold,
+            "p_value": p_value,
+            "calibrated": unfit is None,
+            "targets": flagged,
+            "flagged_ids": ids,
+            "scores": {one: scores[one] for one in ids if one in scores},
+            "atlas": seen.atlas if flagged else (),
+        }
+    )
+
+
+def _unfit(seen: Measurement, calibration: CalibrationSet, modality: str) -> str | None:
+    """Return why a measurement cannot be compared with clean training sets, None if it can."""
+    if modality != "image":
+        return "clean training sets of images alone have been measured"
+    why = calibration.mismatch(seen)
+    return (
+        None if why is None else why.replace("clean models were scanned", "clean training sets were measured")
+    )
+
+
+def _highest(detector: str, calibration: CalibrationSet) -> list[float]:
+    """Return the highest score that a class of each clean training set has, in falling order."""
+    scores = (model.scores.get(detector) for model in calibration.models)
+    found = [max((one for one in own if one is not None), default=0.0) for own in scores if own is not None]
+    return sorted(found, reverse=True)
+
+
+def _shown(finding: Finding, train: Samples, rows: dict[str, int], classifier: Classifier) -> Finding:
+    """Return a finding with what is to be told and shown of each flagged sample."""
+    if not finding.flagged_ids:
+        return finding
+    assert train.labels is not None
+    scores = finding.scores if isinstance(finding.scores, dict) else {}
+    listed = tuple(
+        FlaggedSample(
+            id=one,
+            row=rows[one],
+            place=train.where(rows[one]),
+            label=int(train.labels[rows[one]]),
+            source=finding.sources.get(int(train.labels[rows[one]])),
+            score=scores.get(one),
+        )
+        for one in finding.flagged_ids
+    )
+    drawn = exhibits(train, listed, classifier.classes)
+    return finding.model_copy(update={"flagged_samples": listed, "evidence": (*drawn, *finding.evidence)})
+
+
+def _verdict(findings: Sequence[Finding], not_run: Sequence[NotRun]) -> tuple[Verdict, str | None]:
+    """Return the verdict on a training set, and why there is none."""
+    if any(finding.flagged for finding in findings):
+        return "suspicious", None
+    if any(finding.threshold is not None for finding in findings):
+        return "nothing_found", None
+    reasons = dict.fromkeys(
+        [*(f.reason for f in findings if f.reason), *(f"{n.detector} {n.reason}" for n in not_run)]
+    )
+    ranked = "the detectors that ran rank samples, and none says whether there is poison"
+    return "could_not_tell", "; ".join(reasons) or ranked
+
+
+def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Report:
+    """Return the report on a model with what was found in its training data: one verdict over both.
+
+    Args:
+        model_examined: whether the report's own verdict is about the model's behaviour; else that on the data
+            stands for both.
+    """
+    verdicts = [(inspection.verdict, inspection.reason)]
+    if model_examined or SEVERITY[report.verdict] > SEVERITY["could_not_tell"]:
+        verdicts.append((report.verdict, report.reason))
+    verdict, reason = max(verdicts, key=lambda one: SEVERITY[one[0]])
+    own = [f for f in inspection.findings if f.flagged]
+    judged = [f for f in inspection.findings if f.threshold is not None]
+    update = {
+        "verdict": verdict,
+        "reason": reason if verdict == "could_not_tell" else None,
+        "targets": tuple(dict.fromkeys([*report.targets, *(t for f in own for t in f.targets)])),
+        "findings": (*report.findings, *inspection.findings),
+        "not_run": (*report.not_run, *inspection.not_run),
+        "covered": report.covered.model_copy(update={"training_data": tuple(f.detector for f in judged)}),
+        "data": (*(one for one in report.data if one.role != "train"), _record(inspection.samples)),
+    }
+    if report.p_value is None and judged:
+        update |= {
+            "p_value": judged[0].p_value,
+            "calibrated": judged[0].calibrated,
+            "uncalibrated": None
+            if judged[0].calibrated
+            else "how often a clean training set of this kind looks the same has not been measured",
+        }
+    return report.model_copy(update=update)
+
+
+def _record(samples: Samples) -> DataRecord:
+    origin = samples.provenance
+    return DataRecord(
+        role="train",
+        path=origin.path,
+        sha256=origin.sha256,
+        rows=origin.rows,
+        used=len(samples),
+        labelled=True,
+    )
+
+
+def train_on(
+    samples: Samples, context: ScanContext, *, architecture: str | None = None, keep: Path | None = None
+) -> TorchClassifier:
+    """Return a model trained on a suspect set for long enough to learn poison that is rare.
+
+    Args:
+        keep: a folder to write the model to.
+
+    Raises:
+        CouldNotTell: if the time budget does not suffice.
+        InputError: if the samples cannot be trained on.
+        TrainingDiverged: if the loss is no longer finite.
+    """
+    spec = measure_spec(samples)
+    name = architecture or networks.usual(spec)
+    settings = default_settings(name, images=len(samples), side=min(spec.height, spec.width))
+    settings = settings.model_copy(update={"epochs": max(LEAST_EPOCHS, settings.epochs)})
+
+    def told(now: TrainingProgress) -> None:
+        if context.deadline.left() == 0:
+            raise CouldNotTell(
+                f"the time budget ended in epoch {now.epoch + 1} of {now.epochs} of training a model on the "
+                "data; give more with --time-budget, or a MODEL that was trained on them"
+            )
+        if now.step % 20 == 0:
+            share = round(100 * now.step / now.steps)
+            context.report_progress(
+                f"training {name} on the data: epoch {now.epoch + 1} of {now.epochs}, {share} %"
+            )
+
+    trained = train_classifier(
+        name, samples, seed=context.seed, spec=spec, settings=settings, device=context.device, progress=told
+    )
+    if keep is not None:
+        save_native(
+            trained.classifier.module, architecture=name, spec=spec, classes=samples.classes, directory=keep
+        )
+    return trained.classifier
