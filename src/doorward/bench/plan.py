@@ -34,6 +34,8 @@ ACCURACY_IMAGES, SUCCESS_IMAGES = 2000, 500
 ROBUST_IMAGES = 200
 #: Test images of generated data, and training images where none are asked for.
 GENERATED = 2000
+#: How the name of a data set begins whose classes are joined.
+MERGED = "merged:"
 #: Grows when what is measured of planting changes.
 PLANTING = 1
 
@@ -69,10 +71,12 @@ class Sources:
     def contents(self, data: Data) -> Contents:
         """Name the content of training and test images, without making any.
 
+        A name `merged:N:NAME` is the data set with its classes joined into N, so that each has several modes.
+
         Raises:
             InputError: if they are not there, or have not the classes asked for.
         """
-        if data.world is not None:
+        if data.world is not None and not data.name.startswith(MERGED):
             made = f"{data.name}/{synthetic.EDITION}"
             channels = synthetic.FAMILIES[data.name.split("-")[0]].channels
             shape = (channels, data.world.size, data.world.size)
@@ -113,6 +117,10 @@ class Sources:
         Raises:
             InputError: if the data set is not there, has no labels, or not those classes.
         """
+        if data.name.startswith(MERGED):
+            _, groups, name = data.name.split(":", 2)
+            whole = self.part(data.model_copy(update={"name": name}), split)
+            return merged(whole, int(groups))
         if data.world is not None:
             rows = data.rows or GENERATED if split == "train" else GENERATED
             return synthetic.open_synthetic(data.name, split=split, rows=rows, **data.world.model_dump())
@@ -137,6 +145,15 @@ class Sources:
         if name.startswith("reference:"):
             return open_samples(bundled.FOLDER / name.removeprefix("reference:"), split=split)
         return open_samples(self._folder(name), split=split)
+
+
+def merged(samples: Samples, classes: int) -> Samples:
+    """Return samples whose classes are joined into fewer: i becomes i modulo `classes`."""
+    numbers = np.arange(len(samples.classes)) % classes
+    names = [
+        "+".join(samples.classes[i] for i in np.flatnonzero(numbers == c).tolist()) for c in range(classes)
+    ]
+    return samples.relabel(numbers, names)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ class Measurement(Record):
         default_factory=dict,
         description="Ids of the samples that a class's score is about; they are flagged if the class is",
     )
-    sources: dict[int, int] = Field(
-        default_factory=dict, description="The class that a class's suspect samples seem to come from"
+    sources: dict[str, int] = Field(
+        default_factory=dict, description="The class that a suspect sample seems to come from, by its id"
     )
     published_threshold: float | None = Field(
         None, description="From which score on the method's authors find a class poisoned, if they say so"

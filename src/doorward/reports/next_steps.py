@@ -99,7 +99,7 @@ def _after_poison(report: Report) -> tuple[Step, ...]:
     if not trained_here and report.subject is not None:
         steps.append(
             Step(
-                "Mend the model: flagged samples get the label that they seem to have had, and training goes on:",
+                "Mend the model: flagged samples get the label that they seem to have had, and it trains on:",
                 f"doorward repair {_quoted(report.subject.path)} MENDED --train {data}",
             )
         )

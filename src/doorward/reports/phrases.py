@@ -5,6 +5,7 @@ Strings that come from a model, a data set or a path are untrusted: reporters pa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ TITLES: dict[Verdict, str] = {
     "nothing_found": "Nothing found",
 }
 
+#: Share of the flagged samples that seem to come from a class for it to be named.
+SOURCE_SHARE = 0.05
 #: Flagged samples that the text report lists.
 LISTED = 3
 
@@ -106,8 +109,9 @@ def _poison(report: Report, found: Iterable[Finding]) -> str:
     ids = {one for finding in found for one in finding.flagged_ids}
     classes = class_names(report)
     labels = dict.fromkeys(t for finding in found for t in finding.targets)
-    sources = dict.fromkeys(s for f in found for t, s in f.sources.items() if t in f.targets)
-    from_where = f" and seem to come from {with_noun(tuple(sources), classes)}" if sources else ""
+    counts = Counter(source for finding in found for source in finding.sources.values())
+    sources = [source for source, count in counts.most_common() if count >= SOURCE_SHARE * counts.total()]
+    from_where = f" and seem to come from {with_noun(tuple(sorted(sources)), classes)}" if sources else ""
     also = (
         ""
         if all(t in labels for t in report.targets)
@@ -291,8 +295,8 @@ def caveats(report: Report) -> tuple[str, ...]:
         )
         if in_files_alone(report)
         else (
-            "It is not proof: some clean training sets look like this too, where a group of samples of a class "
-            "belongs elsewhere, as with wrong labels.",
+            "It is not proof: some clean training sets look like this too, where a group of samples of one "
+            "class belongs elsewhere, as with wrong labels.",
             "It does not say who poisoned the data, or that it was on purpose.",
             "There may be poison that was not found. What was flagged need not be all.",
         )

@@ -15,8 +15,8 @@ from doorward.core.records import (
     DataRecord,
     Finding,
     FlaggedSample,
-    Measurement,
     NotRun,
+    Observations,
     Report,
     Verdict,
 )
@@ -25,14 +25,15 @@ from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.models import Classifier, TorchClassifier, networks
 from doorward.models.formats.native import save_native
-from doorward.scan.calibration import BACKDOORED, CalibrationSet, calibrations
+from doorward.scan.behaviour import subject_record
+from doorward.scan.calibration import calibrations
 from doorward.scan.context import ScanContext
+from doorward.scan.environment import environment
 from doorward.scan.exhibits import exhibits
 from doorward.scan.images import match_labels
+from doorward.scan.poison import judge_samples, verdict_on
 from doorward.training import TrainingProgress, default_settings, measure_spec, train_classifier
 
-#: Share of clean training sets that may be flagged: the p-value up to which there is an alarm.
-ALARM = BACKDOORED
 #: Epochs that a model is trained for at least, so that it learns poison which is rare.
 LEAST_EPOCHS = 5
 
@@ -79,28 +80,47 @@ def inspect(
         train: labelled, as `labelled_for` returns it.
         clean: samples that are trusted, where there are any.
     """
+    seen = observe_training_data(classifier, train, detectors, context, clean=clean)
+    findings = tuple(
+        judge_samples(one, calibrations([one.detector]), modality=classifier.spec.modality)
+        for one in seen.measurements
+    )
+    rows = {value: row for row, value in enumerate(train.ids)} if any(f.flagged for f in findings) else {}
+    findings = tuple(_shown(finding, train, rows, classifier) for finding in findings)
+    verdict, reason = verdict_on(findings, seen.not_run)
+    return Inspection(train, findings, seen.not_run, verdict, reason)
+
+
+def observe_training_data(
+    classifier: Classifier,
+    train: Samples,
+    detectors: Sequence[Detector],
+    context: ScanContext,
+    *,
+    clean: Samples | None = None,
+) -> Observations:
+    """Run the detectors on the training set of a classifier; conclude nothing."""
     subject = Subject(classifier=classifier, train=train, clean=clean)
     measured, not_run = [], []
     for detector in detectors:
         missing = detector.missing(subject)
         if missing:
             why = classifier.limitation or f"not reachable in this {classifier.format} model"
-            not_run.append(
-                NotRun(detector=detector.method(), reason=f"needs {joined(sorted(missing))}: {why}")
-            )
+            reason = f"needs {joined(sorted(missing))}: {why}"
+            not_run.append(NotRun(detector=detector.method(), reason=reason))
             continue
         context.report_progress(f"{detector.method()}: {detector.title}")
         measured.append(
             detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
         )
-    findings = tuple(
-        judge_samples(one, calibrations([one.detector]), modality=classifier.spec.modality)
-        for one in measured
+    return Observations(
+        subject=subject_record(classifier),
+        data=(_record(train),),
+        measurements=tuple(measured),
+        not_run=tuple(not_run),
+        seconds=context.deadline.spent(),
+        environment=environment(context.device),
     )
-    rows = {value: row for row, value in enumerate(train.ids)} if any(f.flagged for f in findings) else {}
-    findings = tuple(_shown(finding, train, rows, classifier) for finding in findings)
-    verdict, reason = _verdict(findings, not_run)
-    return Inspection(train, findings, tuple(not_run), verdict, reason)
 
 
 def labelled_for(classifier: Classifier, train: Samples) -> Samples:
@@ -134,63 +154,6 @@ def check_training_set(train: Samples) -> None:
         )
 
 
-def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: str = "image") -> Finding:
-    """Return what follows from a detector's scores of a training set's classes.
-
-    A class is flagged if its score reaches the threshold that the method's authors give, and at most one in a
-    hundred clean training sets has a class with so high a score. Where no such sets were measured, or only
-    of another kind of input, the published threshold decides alone, and the finding is not calibrated. A
-    detector without either has no part in the verdict.
-    """
-    base = {name: getattr(seen, name) for name in Measurement.model_fields} | {"atlas": (), "suspects": {}}
-    if seen.reason is not None or seen.score is None:
-        return Finding(**base | {"verdict": "could_not_tell", "reason": seen.reason or "it gives no score"})
-    unfit = _unfit(seen, calibration, modality)
-    if seen.published_threshold is None and unfit is not None:
-        return Finding(**base | {"verdict": "nothing_found", "scores": None, "uncalibrated": unfit})
-    threshold, p_value = seen.published_threshold or 0.0, None
-    if unfit is None:
-        highest = _highest(seen.detector, calibration)
-        p_value = (1 + sum(one >= seen.score for one in highest)) / (1 + len(highest))
-        allowed = int(ALARM * (1 + len(highest))) - 1  # so many clean sets may score as high
-        if allowed >= 0:
-            enough = float(np.nextafter(highest[allowed], np.inf)) if allowed < len(highest) else threshold
-            threshold = max(threshold, enough)
-    flagged = tuple(c for c, one in sorted(seen.per_class.items()) if one is not None and one >= threshold)
-    ids = tuple(dict.fromkeys(one for c in flagged for one in seen.suspects.get(c, ())))
-    scores = seen.scores if isinstance(seen.scores, dict) else {}
-    return Finding(
-        **base
-        | {
-            "verdict": "suspicious" if flagged else "nothing_found",
-            "threshold": threshold,
-            "p_value": p_value,
-            "calibrated": unfit is None,
-            "targets": flagged,
-            "flagged_ids": ids,
-            "scores": {one: scores[one] for one in ids if one in scores},
-            "atlas": seen.atlas if flagged else (),
-        }
-    )
-
-
-def _unfit(seen: Measurement, calibration: CalibrationSet, modality: str) -> str | None:
-    """Return why a measurement cannot be compared with clean training sets, None if it can."""
-    if modality != "image":
-        return "clean training sets of images alone have been measured"
-    why = calibration.mismatch(seen)
-    return (
-        None if why is None else why.replace("clean models were scanned", "clean training sets were measured")
-    )
-
-
-def _highest(detector: str, calibration: CalibrationSet) -> list[float]:
-    """Return the highest score that a class of each clean training set has, in falling order."""
-    scores = (model.scores.get(detector) for model in calibration.models)
-    found = [max((one for one in own if one is not None), default=0.0) for own in scores if own is not None]
-    return sorted(found, reverse=True)
-
-
 def _shown(finding: Finding, train: Samples, rows: dict[str, int], classifier: Classifier) -> Finding:
     """Return a finding with what is to be told and shown of each flagged sample."""
     if not finding.flagged_ids:
@@ -203,26 +166,13 @@ def _shown(finding: Finding, train: Samples, rows: dict[str, int], classifier: C
             row=rows[one],
             place=train.where(rows[one]),
             label=int(train.labels[rows[one]]),
-            source=finding.sources.get(int(train.labels[rows[one]])),
+            source=finding.sources.get(one),
             score=scores.get(one),
         )
         for one in finding.flagged_ids
     )
     drawn = exhibits(train, listed, classifier.classes)
     return finding.model_copy(update={"flagged_samples": listed, "evidence": (*drawn, *finding.evidence)})
-
-
-def _verdict(findings: Sequence[Finding], not_run: Sequence[NotRun]) -> tuple[Verdict, str | None]:
-    """Return the verdict on a training set, and why there is none."""
-    if any(finding.flagged for finding in findings):
-        return "suspicious", None
-    if any(finding.threshold is not None for finding in findings):
-        return "nothing_found", None
-    reasons = dict.fromkeys(
-        [*(f.reason for f in findings if f.reason), *(f"{n.detector} {n.reason}" for n in not_run)]
-    )
-    ranked = "the detectors that ran rank samples, and none says whether there is poison"
-    return "could_not_tell", "; ".join(reasons) or ranked
 
 
 def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Report:

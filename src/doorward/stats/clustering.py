@@ -81,7 +81,7 @@ def whitened(features: Tensor, rows: Rows, dimensions: int) -> Tensor:
     a chunk at a time.
     """
     index = torch.from_numpy(rows)
-    parts = index.split(CHUNK)
+    parts: tuple[Tensor, ...] = torch.split(index, CHUNK)
     n, d = len(rows), features.shape[1]
     mean = sum(features[part].double().sum(0) for part in parts) / n  # (d,)
     shift = torch.as_tensor(mean).float()
@@ -155,13 +155,15 @@ def independent(z: Tensor, there: Tensor, *, steps: int = 200, tolerance: float 
         turn = new
         if float(moved) < tolerance:
             break
-    return z @ turn.mT
+    rotated: Tensor = z @ turn.mT
+    return rotated
 
 
 def _orthogonal(w: Tensor) -> Tensor:
     """Return the nearest orthogonal matrices to w (b, r, r)."""
     u, _, v = torch.linalg.svd(w)
-    return u @ v
+    product: Tensor = u @ v
+    return product
 
 
 def two_means(z: Tensor, there: Tensor, *, steps: int = 100) -> Tensor:

@@ -94,6 +94,15 @@ class Cluster:
         others = self.verdicts.taken_for[self.verdicts.taken_for != self.label]
         return int(np.bincount(others).argmax()) if len(others) else None
 
+    def sources(self) -> dict[int, int]:
+        """Return which other class each row of the suspect cluster seems to come from."""
+        if self.verdicts is None:
+            return {}
+        usual = self.source()
+        given = dict(zip(self.rows[self.inside].tolist(), self.verdicts.taken_for.tolist(), strict=True))
+        named = {row: usual if c == self.label else c for row, c in given.items()}
+        return {row: c for row, c in named.items() if c is not None}
+
     def certainty(self) -> float:
         """Return how sure the model that was trained without them is of the classes it takes them for."""
         assert self.verdicts is not None
@@ -186,7 +195,7 @@ class ActivationClustering(TrainingDataDetector):
             suspects={
                 one.label: tuple(ids[i] for i in one.rows[_flaggable(one)]) for one in (asked or clusters)
             },
-            sources={one.label: source for one in asked if (source := one.source()) is not None},
+            sources={ids[row]: c for one in asked for row, c in one.sources().items()},
             evidence=(_table(clusters, scores, classes),),
         )
 
