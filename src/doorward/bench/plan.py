@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -76,11 +76,11 @@ class Sources:
         Raises:
             InputError: if they are not there, or have not the classes asked for.
         """
-        if data.world is not None and not data.name.startswith(MERGED):
-            made = f"{data.name}/{synthetic.EDITION}"
-            channels = synthetic.FAMILIES[data.name.split("-")[0]].channels
+        if data.world is not None:
+            made, joined = f"{data.name}/{synthetic.EDITION}", unmerged(data.name)
+            channels = synthetic.FAMILIES[joined.name.split("-")[0]].channels
             shape = (channels, data.world.size, data.world.size)
-            images, classes = data.rows or GENERATED, data.world.classes
+            images, classes = data.rows or GENERATED, joined.classes or data.world.classes
             return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
         train, test = self.part(data, "train"), self.part(data, "test")
         return Contents(
@@ -117,10 +117,10 @@ class Sources:
         Raises:
             InputError: if the data set is not there, has no labels, or not those classes.
         """
-        if data.name.startswith(MERGED):
-            _, groups, name = data.name.split(":", 2)
-            whole = self.part(data.model_copy(update={"name": name}), split)
-            return merged(whole, int(groups))
+        joined = unmerged(data.name)
+        if joined.classes is not None:
+            whole = self.part(data.model_copy(update={"name": joined.name}), split)
+            return merged(whole, joined.classes)
         if data.world is not None:
             rows = data.rows or GENERATED if split == "train" else GENERATED
             return synthetic.open_synthetic(data.name, split=split, rows=rows, **data.world.model_dump())
@@ -145,6 +145,25 @@ class Sources:
         if name.startswith("reference:"):
             return open_samples(bundled.FOLDER / name.removeprefix("reference:"), split=split)
         return open_samples(self._folder(name), split=split)
+
+
+class Joined(NamedTuple):
+    """The data set that a name is about, and how many classes its own are joined into; None for none."""
+
+    name: str
+    classes: int | None
+
+
+def unmerged(name: str) -> Joined:
+    """Read a name such as `merged:5:mnist`.
+
+    >>> unmerged("merged:5:mnist"), unmerged("mnist")
+    (Joined(name='mnist', classes=5), Joined(name='mnist', classes=None))
+    """
+    if not name.startswith(MERGED):
+        return Joined(name, None)
+    _, classes, inner = name.split(":", 2)
+    return Joined(inner, int(classes))
 
 
 def merged(samples: Samples, classes: int) -> Samples:

@@ -162,8 +162,10 @@ def _scan_data(request: ScanRequest, chosen: list[Detector], context: ScanContex
 
 def _open(request: ScanRequest, source: str, *, train: bool) -> Samples:
     """Open data as the request says where inputs and labels are; of training data, the training split."""
-    split = {"prefer": ("train",)} if train else {}
-    return open_samples(source, column=request.data_column, label_column=request.label_column, **split)
+    column, label_column = request.data_column, request.label_column
+    if train:
+        return open_samples(source, column=column, label_column=label_column, prefer=("train",))
+    return open_samples(source, column=column, label_column=label_column)
 
 
 def _examine_files(path: Path, detectors: list[Detector], context: ScanContext) -> tuple[Finding, ...]:
@@ -202,6 +204,7 @@ def _examine_behaviour(
         InputError: if something is missing, unreadable or does not fit.
         UnsafeArtifact: if loading the model would execute code after all.
     """
+    assert request.model is not None, "else there is nothing to load"
     context.report_progress("loading the model")
     classifier = open_classifier(
         request.model,

@@ -188,7 +188,7 @@ def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Rep
     verdict, reason = max(verdicts, key=lambda one: SEVERITY[one[0]])
     own = [f for f in inspection.findings if f.flagged]
     judged = [f for f in inspection.findings if f.threshold is not None]
-    update = {
+    update: dict[str, object] = {
         "verdict": verdict,
         "reason": reason if verdict == "could_not_tell" else None,
         "targets": tuple(dict.fromkeys([*report.targets, *(t for f in own for t in f.targets)])),

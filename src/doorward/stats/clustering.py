@@ -88,7 +88,8 @@ def whitened(features: Tensor, rows: Rows, dimensions: int) -> Tensor:
     if n <= d and n <= SMALL:
         x = features[index].float() - shift  # (n, d)
         values, vectors = _top(((x @ x.T) / n).double(), min(dimensions, n - 1))
-        return (vectors * n**0.5).float()  # left singular vectors of unit variance
+        unit: Tensor = vectors * n**0.5  # left singular vectors of unit variance
+        return unit.float()
     covariance = torch.zeros(d, d, dtype=torch.float64)
     for part in parts:
         x = features[part].float() - shift

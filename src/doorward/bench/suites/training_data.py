@@ -178,8 +178,8 @@ CPU = (
 SUITE = Suite(
     name="training-data",
     title="Inspect training data",
-    about="Poisoned and clean training sets, each with a model that was trained on it and on nothing else. No "
-    "trusted data are given. A set is flagged if one of its classes is.",
+    about="Poisoned and clean training sets, each with a model that was trained on it and on nothing else. "
+    "No trusted data are given. A set is flagged if one of its classes is.",
     scan_settings=ScanSettings(detectors=DETECTORS),
     scales={
         "smoke": (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,14 @@ class Reclassified:
     own: npt.NDArray[np.float32]
     taken_for: Rows
     elsewhere: npt.NDArray[np.float32]
+
+    def parts(self, sizes: Sequence[int]) -> list[Reclassified]:
+        """Return consecutive parts of these sizes."""
+        ends = np.cumsum([0, *sizes])
+        return [
+            Reclassified(self.own[a:b], self.taken_for[a:b], self.elsewhere[a:b])
+            for a, b in pairwise(ends.tolist())
+        ]
 
 
 def reclassify(

@@ -43,7 +43,7 @@ class Learned:
     @property
     def obeyed(self) -> npt.NDArray[np.bool_]:
         """Return which samples the model gives their own label: the others it has not learnt."""
-        return self.labels == self.predicted
+        return np.asarray(self.labels == self.predicted)
 
 
 _KEPT: WeakKeyDictionary[Subject, Learned] = WeakKeyDictionary()

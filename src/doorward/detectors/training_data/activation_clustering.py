@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 #: What a class's score measures, by rule, and from which score on the paper finds it poisoned.
 SCORE_NAMES: dict[Rule, str] = {
-    "combined": "share of the cluster that a model trained without it takes for other classes",
+    "combined": "share of the cluster that leaves the class, beyond what does anyway",
     "reclassification": "log of how many of the cluster go to the commonest other class, for each that stays",
     "relative-size": "share by which the smaller cluster falls short of half of the class",
     "silhouette": "silhouette coefficient of the two clusters",
@@ -40,6 +40,9 @@ PUBLISHED: dict[Rule, float] = {
 }
 #: Samples of a cluster below which it is no candidate.
 FEWEST_IN_CLUSTER = 5
+#: Other samples of a class that are kept out of the training as well, to compare with: at most so many, and
+#: at most a third of them.
+MOST_COMPARED = 200
 #: How steeply the place between two centres counts: at either centre it is nearly certain.
 STEEPNESS = 6.0
 
@@ -53,6 +56,8 @@ class Cluster:
         split: of these into two; the suspect cluster is its smaller one.
         swapped: whether the larger cluster is the suspect one after all.
         verdicts: what a model trained without the suspect cluster takes its samples for.
+        usual: share of other samples of the class, kept out of that training as well, that it takes for other
+            classes: as many leave a class anyway, the more the weaker the model is.
     """
 
     label: int
@@ -60,6 +65,7 @@ class Cluster:
     split: Split
     swapped: bool = False
     verdicts: Reclassified | None = None
+    usual: float = 0.0
 
     @property
     def inside(self) -> npt.NDArray[np.bool_]:
@@ -78,6 +84,10 @@ class Cluster:
         """Return the share of the suspect cluster that is taken for other classes."""
         assert self.verdicts is not None
         return float((self.verdicts.taken_for != self.label).mean())
+
+    def excess(self) -> float:
+        """Return how many more leave than usual, of those that could: 0 for as many, 1 for all."""
+        return max(0.0, self.leaving() - self.usual) / (1 - self.usual) if self.usual < 1 else 0.0
 
     def odds(self) -> float:
         """Return the logarithm of l / p of the paper, turned round, half a sample added to both."""
@@ -120,10 +130,12 @@ class ActivationClustering(TrainingDataDetector):
     another class are taken for that. The settings `rule=reclassification group_by=prediction gain=0` are the
     paper's.
 
-    We depart from the paper in four ways. Only samples that the model gives their own label are clustered,
+    We depart from the paper in five ways. Only samples that the model gives their own label are clustered,
     so that wrong labels which it has not learnt do not count. Only classes that split clearly are asked
-    about, at once, with one network trained from scratch. If the larger cluster leaves as well, the one that
-    the network is surer of is the poison, so that poison may be most of a class. A sample's score joins where
+    about, at once, with one network trained from scratch. What counts is how many
+    more of the cluster leave the class than of other samples that the network has not seen either, since a
+    weak one mistakes many. If the larger cluster leaves as well, the one that the network is surer of is the
+    poison, so that poison may be most of a class. A sample's score joins where
     it lies between the two centres and what the network takes it for.
     """
 
@@ -157,7 +169,7 @@ class ActivationClustering(TrainingDataDetector):
         6_000, ge=100, description="Samples that a network is trained on for reclassification, at most"
     )
     retraining_seen: int = Field(
-        40_000, ge=1_000, description="Samples that go through in that training, about"
+        30_000, ge=1_000, description="Samples that go through in that training, about"
     )
 
     def score_samples(
@@ -232,15 +244,15 @@ class ActivationClustering(TrainingDataDetector):
         left = [
             Cluster(one.label, one.rows, one.split, swapped=True)
             for one in asked
-            if one.leaving() >= PUBLISHED["combined"] and one.split.minor.sum() >= FEWEST_IN_CLUSTER
+            if one.excess() >= PUBLISHED["combined"]
         ]
         if not left:
             return
         self._ask(left, subject, grouped, deadline, derive_seed(seed, "larger"))
         for other in left:
             own = next(one for one in asked if one.label == other.label)
-            if other.leaving() >= PUBLISHED["combined"] and other.certainty() > own.certainty():
-                own.swapped, own.verdicts = True, other.verdicts
+            if other.excess() >= PUBLISHED["combined"] and other.certainty() > own.certainty():
+                own.swapped, own.verdicts, own.usual = True, other.verdicts, other.usual
 
     def _ask(
         self,
@@ -253,7 +265,11 @@ class ActivationClustering(TrainingDataDetector):
         """Fill in what a network that was trained without the suspect clusters takes them for."""
         assert subject.classifier is not None
         assert subject.train is not None
-        excluded = np.concatenate([one.rows[one.inside] for one in asked])
+        rng = np.random.default_rng(seed)
+        suspect = [one.rows[one.inside] for one in asked]
+        others = [rng.permutation(one.rows[~one.inside]) for one in asked]
+        compared = [rows[: min(MOST_COMPARED, len(rows) // 3)] for rows in others]
+        excluded = np.concatenate([*suspect, *compared])
         kept = np.setdiff1d(np.flatnonzero(grouped >= 0), excluded)
         verdicts = reclassify(
             subject.classifier,
@@ -265,13 +281,10 @@ class ActivationClustering(TrainingDataDetector):
             seed=seed,
             deadline=deadline,
         )
-        start = 0
-        for one in asked:
-            part = slice(start, start + int(one.inside.sum()))
-            one.verdicts = Reclassified(
-                verdicts.own[part], verdicts.taken_for[part], verdicts.elsewhere[part]
-            )
-            start = part.stop
+        parts = verdicts.parts([len(rows) for rows in (*suspect, *compared)])
+        for one, own, other in zip(asked, parts[: len(asked)], parts[len(asked) :], strict=True):
+            one.verdicts = own
+            one.usual = float((other.taken_for != one.label).mean()) if len(other.own) else 0.0
 
     def _score(self, one: Cluster) -> float:
         """Return a class's score by the rule."""
@@ -281,7 +294,7 @@ class ActivationClustering(TrainingDataDetector):
             return one.split.silhouette
         if self.rule == "reclassification":
             return one.odds() if one.verdicts else float(-np.log(len(one.rows) + 0.5))
-        return one.leaving() if one.verdicts else 0.0
+        return one.excess() if one.verdicts else 0.0
 
     def _sample_scores(self, clusters: list[Cluster], scores: dict[int, float], n: int) -> Floats:
         """Return a score in [0, 1] of each sample: its class's, times how much it belongs to the cluster.
@@ -334,7 +347,16 @@ def _summary(asked: list[Cluster], scores: dict[int, float], classes: tuple[str,
 def _table(clusters: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]) -> Table:
     return Table(
         title="Each class, split in two",
-        columns=("class", "samples", "smaller cluster", "split explains", "silhouette", "leaves", "source"),
+        columns=(
+            "class",
+            "samples",
+            "smaller cluster",
+            "split explains",
+            "silhouette",
+            "leaves",
+            "others leave",
+            "source",
+        ),
         rows=tuple(
             (
                 classes[one.label],
@@ -343,6 +365,7 @@ def _table(clusters: list[Cluster], scores: dict[int, float], classes: tuple[str
                 round(one.gain, 3),
                 round(one.split.silhouette, 3),
                 round(one.leaving(), 4) if one.verdicts else None,
+                round(one.usual, 4) if one.verdicts else None,
                 None if (source := one.source()) is None else classes[source],
             )
             for one in sorted(clusters, key=lambda one: -scores[one.label])

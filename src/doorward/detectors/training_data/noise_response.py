@@ -108,7 +108,7 @@ class NoiseResponse(TrainingDataDetector):
         rows, few = rows_by_class(seen.labels, len(classifier.classes))
         if not rows:
             raise CouldNotTell("no class has enough samples")
-        base = {
+        base: dict[str, object] = {
             "unknown_classes": few,
             "evidence": (_table(rows, kept, classifier.classes),),
         }
@@ -161,8 +161,8 @@ class NoiseResponse(TrainingDataDetector):
             if len(given) < FEWEST_CLEAN:
                 continue
             p[members] = conformal_p(kept[members], given)
-            unusual = int((p[members] <= self.most_false).sum())
-            excess[c] = -float(stats.binom.logsf(unusual - 1, len(members), self.most_false)) / np.log(10)
+            count = int((p[members] <= self.most_false).sum())
+            excess[c] = -float(stats.binom.logsf(count - 1, len(members), self.most_false)) / np.log(10)
         if not excess:
             raise CouldNotTell(f"no class has {FEWEST_CLEAN} clean samples to tell its threshold by")
         top = max(excess, key=lambda c: excess[c])

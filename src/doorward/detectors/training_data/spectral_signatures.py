@@ -31,7 +31,7 @@ def outlier_scores(features: Tensor, rows: npt.NDArray[np.int64]) -> Floats:
     Features (n, d) are centred on the mean of these very rows, those of one label, poison included. Neither
     rows nor columns are scaled.
     """
-    parts = torch.from_numpy(rows).split(CHUNK)
+    parts: tuple[Tensor, ...] = torch.split(torch.from_numpy(rows), CHUNK)
     mean = torch.stack([features[part].double().sum(0) for part in parts]).sum(0) / len(rows)  # (d,)
     scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     for part in parts:
