@@ -136,6 +136,13 @@ def scan(
     label_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
     ),
+    skip_unreadable: int = typer.Option(
+        0,
+        min=0,
+        metavar="N",
+        help="Leave out up to so many samples that cannot be read, and say so; without it the first ends the "
+        "scan.",
+    ),
 ) -> None:
     """Look for a backdoor in a model, and for poison in training data.
 
@@ -209,6 +216,7 @@ def scan(
         data_column=data_column,
         label_column=label_column,
         folder=os.getcwd(),
+        skip_unreadable=skip_unreadable,
         keep_model=str(keep_model) if keep_model else None,
         options=LoadOptions(
             input_range=(low_high[0], low_high[1]) if low_high else None,

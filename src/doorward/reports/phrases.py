@@ -273,6 +273,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "images": ("--images", 300),
     "control": ("--control", False),
     "strict_files": ("--strict-files", False),
+    "skip_unreadable": ("--skip-unreadable", 0),
     "seed": ("--seed", 0),
 }
 

@@ -21,6 +21,7 @@ from doorward.core.records import (
 )
 from doorward.core.seeds import derive_seed
 from doorward.data import Samples, open_samples
+from doorward.data.readable import without_unreadable
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.models import Classifier, open_classifier
@@ -46,6 +47,8 @@ from doorward.scan.training_data import (
 from doorward.scan.verdict import conclude
 from doorward.training import evaluate
 
+#: Splits of clean data, the best first.
+SPLITS = ("test", "validation", "val", "train")
 #: The kind of input whose models are examined for how they behave; of others only the files are.
 EXAMINED = "image"
 
@@ -163,9 +166,9 @@ def _scan_data(request: ScanRequest, chosen: list[Detector], context: ScanContex
 def _open(request: ScanRequest, source: str, *, train: bool) -> Samples:
     """Open data as the request says where inputs and labels are; of training data, the training split."""
     column, label_column = request.data_column, request.label_column
-    if train:
-        return open_samples(source, column=column, label_column=label_column, prefer=("train",))
-    return open_samples(source, column=column, label_column=label_column)
+    prefer = ("train",) if train else SPLITS
+    samples = open_samples(source, column=column, label_column=label_column, prefer=prefer)
+    return without_unreadable(samples, request.skip_unreadable) if request.skip_unreadable else samples
 
 
 def _examine_files(path: Path, detectors: list[Detector], context: ScanContext) -> tuple[Finding, ...]:

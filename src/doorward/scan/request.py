@@ -29,6 +29,7 @@ class ScanRequest:
         factory, weights: the user's own function that builds the module, and the weights for it.
         data_column, label_column: where the images and their labels are, where it cannot be told.
         options: what the user states of the model.
+        skip_unreadable: most samples that are left out since they cannot be read; else they end the scan.
         keep_model: where the model that is trained on the training data is written to; nowhere if None.
         folder: where the scan was asked for; `doorward.scan.rerun` finds relative paths from there.
     """
@@ -49,6 +50,7 @@ class ScanRequest:
     label_column: str | None = None
     folder: str | None = None
     keep_model: str | None = None
+    skip_unreadable: int = 0
     options: LoadOptions = field(default_factory=LoadOptions)
 
     def to_json(self) -> dict[str, Any]:
