@@ -322,8 +322,8 @@ def test_training_data_are_inspected_cleaned_and_the_model_is_mended(planted: Pa
     assert mended.code == 0, mended
     told = json.loads((tmp_path / "mended" / "repair.json").read_text(encoding="utf-8"))
     assert told["repair"]["repair"] == "relabelling"
-    assert told["obeyed_before"]["value"] > 0.9
-    assert told["obeyed_after"]["value"] < 0.05
+    assert told["flagged_label_before"]["value"] > 0.9
+    assert told["flagged_label_after"]["value"] < 0.05
     assert told["accuracy_after"]["value"] > 0.95
     assert (tmp_path / "mended" / "model.safetensors").is_file()
 

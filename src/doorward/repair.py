@@ -25,7 +25,7 @@ from doorward.stats import metrics
 from doorward.training import TrainingProgress, evaluate, predict
 
 #: Share of the flagged samples that a mended model may still give their flagged label.
-OBEYED = 0.05
+KEPT_LABEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class RepairReport(Record):
     Attributes:
         before, after: verdicts on the training data, with the model as it came and with the mended one.
         flagged: how many samples.
-        obeyed_before, obeyed_after: how often the model gives flagged samples the label that they were
-            flagged with.
+        flagged_label_before, flagged_label_after: how often the model gives flagged samples the label that
+            they were flagged with.
         accuracy_before, accuracy_after: on the clean samples; on training samples that were kept, where none
             are given.
         measured_on: which of these.
@@ -74,8 +74,8 @@ class RepairReport(Record):
     before: Verdict
     after: Verdict
     flagged: int = 0
-    obeyed_before: Rate | None = None
-    obeyed_after: Rate | None = None
+    flagged_label_before: Rate | None = None
+    flagged_label_after: Rate | None = None
     accuracy_before: Rate | None = None
     accuracy_after: Rate | None = None
     measured_on: str = ""
@@ -173,7 +173,7 @@ def choose_repair(request: RepairRequest, damage: Damage) -> tuple[Repair, tuple
     if settings:
         raise InputError("settings go with a repair that is named, as in --method relabelling")
     known = [registry.build("repair", name, {}) for name in registry.modules("repair")]
-    unfit = []
+    unfit: list[NotRun] = []
     for one in sorted(known, key=lambda one: (one.order, one.method())):
         why = one.unfit(damage)
         if why is None:
@@ -209,18 +209,18 @@ def _compared(damage: Damage, repaired: Repaired, context: ScanContext) -> dict[
     flagged = train.select(rows)
     kept = train.select(np.setdiff1d(np.arange(len(train)), rows))
     tests = kept if damage.clean is None or damage.clean.labels is None else damage.clean
-    obeyed, accuracy = {}, {}
+    kept_label, accuracy = {}, {}
     for when, classifier in (("before", damage.classifier), ("after", repaired.classifier)):
-        obeys = int((predict(classifier, flagged) == train.labels[rows]).sum())
-        obeyed[when] = metrics.rate(obeys, len(rows))
+        count = int((predict(classifier, flagged) == train.labels[rows]).sum())
+        kept_label[when] = metrics.rate(count, len(rows))
         accuracy[when] = evaluate(classifier, tests)
     again = _inspected(repaired.classifier, repaired.train or kept, replace(context))
-    still = obeyed["after"].value > OBEYED
+    still = kept_label["after"].value > KEPT_LABEL
     return {
         "after": "suspicious" if still else again.verdict,
         "flagged": len(rows),
-        "obeyed_before": obeyed["before"],
-        "obeyed_after": obeyed["after"],
+        "flagged_label_before": kept_label["before"],
+        "flagged_label_after": kept_label["after"],
         "accuracy_before": accuracy["before"],
         "accuracy_after": accuracy["after"],
         "measured_on": "kept training samples" if tests is kept else "clean samples",

@@ -99,8 +99,8 @@ def _lines(report: RepairReport) -> list[str]:
     rates = (
         (
             "flagged samples that get the label they were flagged with",
-            report.obeyed_before,
-            report.obeyed_after,
+            report.flagged_label_before,
+            report.flagged_label_after,
         ),
         (f"accuracy on {report.measured_on}", report.accuracy_before, report.accuracy_after),
     )

@@ -119,7 +119,7 @@ def _poison(report: Report, found: Iterable[Finding]) -> str:
     )
     return (
         f"{len(ids):,} training samples look poisoned: they are labelled {with_noun(tuple(labels), classes)}"
-        f"{from_where}. A model that is trained on them may obey a hidden trigger.{also}"
+        f"{from_where}. A model that is trained on them may answer to a hidden trigger.{also}"
     )
 
 

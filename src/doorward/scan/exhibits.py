@@ -151,7 +151,8 @@ def _spectrogram(sound: Waveform) -> Tensor:
     row[: len(heard)] = heard
     bands = LogMel(RATE)(torch.from_numpy(row)[None])[0].flip(1)  # (1, bands, t), low ones at the bottom
     low, high = bands.amin(), bands.amax()
-    return (bands - low) / (high - low).clamp_min(1e-6)
+    grey: Tensor = (bands - low) / (high - low).clamp_min(1e-6)
+    return grey
 
 
 def _spread(rows: list[int], most: int) -> list[int]:

@@ -41,7 +41,7 @@ class Learned:
     confidence: npt.NDArray[np.float32]
 
     @property
-    def obeyed(self) -> npt.NDArray[np.bool_]:
+    def agrees(self) -> npt.NDArray[np.bool_]:
         """Return which samples the model gives their own label: the others it has not learnt."""
         return np.asarray(self.labels == self.predicted)
 

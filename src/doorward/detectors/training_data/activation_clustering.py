@@ -217,7 +217,7 @@ class ActivationClustering(TrainingDataDetector):
             return seen.labels
         if self.group_by == "prediction":
             return seen.predicted
-        return np.where(seen.obeyed, seen.labels, -1)
+        return np.where(seen.agrees, seen.labels, -1)
 
     def _candidates(self, clusters: list[Cluster]) -> list[Cluster]:
         """Return the classes to ask about: those that split clearly; none where the rule does not ask."""

@@ -112,20 +112,24 @@ class NoiseResponse(TrainingDataDetector):
             "unknown_classes": few,
             "evidence": (_table(rows, kept, classifier.classes),),
         }
-        if subject.clean is None or subject.clean.labels is None:
-            means = {c: float(kept[own].mean()) for c, own in rows.items()}
-            top = max(means, key=lambda c: means[c])
-            return self.measurement(
-                summary=f"Samples of class {classifier.classes[top]!r} keep most of the label's probability "
-                f"under noise: {means[top]:.2f} on average. Without clean samples there is no threshold",
-                score=means[top],
-                per_class={c: means.get(c) for c in range(len(classifier.classes))},
-                score_name="mean probability that the label keeps under noise",
-                scores=dict(zip(samples.ids, kept.tolist(), strict=True)),
-                **base,
-            )
-        return self._with_thresholds(
-            classifier, subject.clean, samples, kept, rows, generator, deadline, base
+        enough = _classes_with(subject.clean, FEWEST_CLEAN)
+        if subject.clean is not None and enough:
+            known = {c: own for c, own in rows.items() if c in enough}
+            if known:
+                return self._with_thresholds(
+                    classifier, subject.clean, samples, kept, known, generator, deadline, base
+                )
+        means = {c: float(kept[own].mean()) for c, own in rows.items()}
+        top = max(means, key=lambda c: means[c])
+        return self.measurement(
+            summary=f"Samples of class {classifier.classes[top]!r} keep most of the label's probability "
+            f"under noise: {means[top]:.2f} on average. Without {FEWEST_CLEAN} clean samples of a class "
+            "there is no threshold",
+            score=means[top],
+            per_class={c: means.get(c) for c in range(len(classifier.classes))},
+            score_name="mean probability that the label keeps under noise",
+            scores=dict(zip(samples.ids, kept.tolist(), strict=True)),
+            **base,
         )
 
     def _retained(
@@ -158,13 +162,9 @@ class NoiseResponse(TrainingDataDetector):
         excess: dict[int, float] = {}
         for c, members in rows.items():
             given = own[clean.labels == c]
-            if len(given) < FEWEST_CLEAN:
-                continue
             p[members] = conformal_p(kept[members], given)
             count = int((p[members] <= self.most_false).sum())
             excess[c] = -float(stats.binom.logsf(count - 1, len(members), self.most_false)) / np.log(10)
-        if not excess:
-            raise CouldNotTell(f"no class has {FEWEST_CLEAN} clean samples to tell its threshold by")
         top = max(excess, key=lambda c: excess[c])
         names, ids = classifier.classes, samples.ids
         unusual = p[rows[top]] <= self.most_false
@@ -178,6 +178,13 @@ class NoiseResponse(TrainingDataDetector):
             suspects={c: tuple(ids[i] for i in rows[c][p[rows[c]] <= self.most_false]) for c in excess},
             **base,
         )
+
+
+def _classes_with(clean: Samples | None, count: int) -> set[int]:
+    """Return the classes of which so many labelled samples are given."""
+    if clean is None or clean.labels is None:
+        return set()
+    return {c for c, n in enumerate(np.bincount(clean.labels).tolist()) if n >= count}
 
 
 def _table(rows: dict[int, npt.NDArray[np.int64]], kept: Floats, classes: tuple[str, ...]) -> Table:
