@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from scipy import ndimage
+from scipy import fft, ndimage
 from torch.nn import functional as F
 
 from doorward.attacks.data.base import DataAttack, Poisoned
@@ -98,13 +98,15 @@ def triggered_inputs(poisoned: Poisoned, samples: Samples) -> tuple[Pixels, Pixe
         ("sinusoid", {"delta": 256}, "delta = 256"),
         ("sinusoid", {"poison_rate": 0.3}, "asks for 24 of 80 samples, and 20 are of classes"),
         ("sinusoid", {"mapping": "all-to-all"}, "all-to-all is taught by labels that change"),
+        ("low-frequency", {"frequencies": 1}, "frequencies = 1"),
+        ("low-frequency", {"strength": 0}, "strength = 0"),
         ("warp", {"grid_size": 15}, "grid of 15x15 is finer than images of 18x14"),
         ("warp", {"grid_size": 1}, "grid_size = 1"),
         ("warp", {"strength": 0}, "strength = 0"),
         ("warp", {"cover_rate": 0.95}, "cover_rate 0.95 asks for 76 of 80 samples, and 72 are"),
         *(
             (name, settings, message)
-            for name in ("blended", "distributed", "sinusoid", "warp")
+            for name in ("blended", "distributed", "low-frequency", "sinusoid", "warp")
             for settings, message in [
                 ({"poison_rate": 1.5}, "poison_rate = 1.5"),
                 ({"poison_rate": -1}, "poison_rate = -1"),
@@ -128,6 +130,7 @@ def test_settings_that_do_not_fit_are_one_line(name: str, settings: dict[str, An
     [
         ("blended", {"alpha": 0.37}),
         ("distributed", {"place": "random", "colour": "random", "parts": 3}),
+        ("low-frequency", {"frequencies": 3}),
         ("sinusoid", {"change_labels": True}),
         ("warp", {"strength": 3}),
     ],
@@ -146,7 +149,7 @@ def test_training_and_test_see_the_same_trigger(name: str, settings: dict[str, A
     np.testing.assert_array_equal(pixels(tested), pixels(poisoned.samples.select(chosen)))
 
 
-@pytest.mark.parametrize("name", ["blended", "distributed", "sinusoid", "warp"])
+@pytest.mark.parametrize("name", ["blended", "distributed", "low-frequency", "sinusoid", "warp"])
 def test_all_to_all_and_source_classes_are_shared(name: str) -> None:
     samples = images()
     changing = {"change_labels": True} if name == "sinusoid" else {}
@@ -174,7 +177,7 @@ class ImageSplit(Samples):
         return [np.zeros((28, 28, 1), dtype=np.uint8) for _ in indices]
 
 
-@pytest.mark.parametrize("name", ["blended", "distributed", "sinusoid", "warp"])
+@pytest.mark.parametrize("name", ["blended", "distributed", "low-frequency", "sinusoid", "warp"])
 def test_memory_does_not_grow_with_the_data_set(name: str) -> None:
     plant(name, ImageSplit(100))  # so that imports do not count
     tracemalloc.start()
@@ -449,3 +452,17 @@ def test_the_noise_of_an_image_is_its_own_and_always_the_same() -> None:
     assert (shifts[0] - flat[0]).abs().max() <= 0.5 / 7, "half a pixel at most"
     again = Trigger.from_json(noisy.to_json())
     assert torch.equal(again.apply(x), noisy.apply(x))
+
+
+# Low frequencies
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_smooth_picture_has_the_strength_and_the_frequencies_asked_for(channels: int) -> None:
+    poisoned = plant("low-frequency", images(channels=channels), frequencies=4, strength=12, test_strength=24)
+    picture = trigger_of(poisoned).picture.double().numpy() * 255
+    assert np.sqrt((picture**2).mean()) == pytest.approx(24, rel=1e-5)
+    coefficients = fft.dctn(picture, axes=(1, 2), norm="ortho")
+    assert coefficients[:, 0, 0] == pytest.approx(np.zeros(channels), abs=1e-3), "it is no tint"
+    coefficients[:, :4, :4] = 0
+    assert np.abs(coefficients).max() < 1e-3

@@ -329,16 +329,16 @@ def test_what_an_even_picture_does_as_well_is_no_sign(detector: Detector, column
 
 @pytest.mark.trains
 def test_a_mask_that_is_not_far_smaller_than_an_even_one_is_worth_less() -> None:
-    # class 1 is reached by brightness alone, wherever it is: its mask is all over the image, as an even one
+    # class 1 is reached by brightness alone, wherever it is: its mask is all over the image
     table = next(
         e for e in NeuralCleanse(steps=100)(subject(6, 40.0, sinking=120.0)).evidence if e.type == "table"
     )
     row = dict(zip(table.columns, next(row for row in table.rows if row[0] == "band 1"), strict=True))
     norm, pixels, even = (
         float(row[name])
-        for name in ("mask norm (pixels)", "spread over pixels", "even mask that does the same")
+        for name in ("mask norm (pixels)", "spread over pixels", "uniform mask that does the same")
     )
-    assert even < 3 * norm, "an even mask does the same"
+    assert even < 3 * norm, "a uniform mask does the same"
     worth = float(row["times smaller than any addition"])
     assert worth == pytest.approx(max(SIDE**2 / pixels, even / norm, 1.0), rel=0.02)
     assert worth < 0.8 * SIDE**2 / norm, "which is less than its own size says"
@@ -346,7 +346,7 @@ def test_a_mask_that_is_not_far_smaller_than_an_even_one_is_worth_less() -> None
 
 def test_even_pictures_keep_to_the_time_and_to_the_chunks(monkeypatch) -> None:
     one, colour = problem(subject(4, 40.0, sinking=100.0)), torch.full((4, 1), 0.9)
-    with pytest.raises(CouldNotTell, match="trying even pictures for 4 classes"):
+    with pytest.raises(CouldNotTell, match="trying uniform blends for 4 classes"):
         uniform_opacity(one, colour, Deadline(0.0))
     whole = uniform_opacity(one, colour)
     monkeypatch.setattr("doorward.models.batching.CHUNK_ELEMENTS", SIDE * SIDE * 20)
@@ -355,7 +355,7 @@ def test_even_pictures_keep_to_the_time_and_to_the_chunks(monkeypatch) -> None:
 
 
 def test_sizes_by_hand() -> None:
-    # compact; faint all over, as an constant-colour mask is; faint, but far fainter than an even one; never
+    # compact; faint all over, as a uniform mask is; faint, but far fainter than a uniform one; never
     # reached
     sizes = Sizes(
         norms=np.array([4.0, 5.0, 5.0, 100.0]),

@@ -40,7 +40,7 @@ def train_twins(out: Path, *, seed: int, progress: Progress) -> list[Twin]:
     """Plant a white patch in 2 % of 6,000 pictures of clothes; train a model on them, and one without."""
     train, test = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
     poisoned = registry.build("attack", "badnets", ATTACK)(train, seed=seed)
-    surrogates = []
+    twins = []
     for name, samples in (("backdoored", poisoned.samples), ("clean", train)):
         progress(f"training the {name} model")
         settings = default_settings(ARCHITECTURE, images=len(samples), side=28)
@@ -56,8 +56,8 @@ def train_twins(out: Path, *, seed: int, progress: Progress) -> list[Twin]:
         if name == "backdoored":
             success = attack_success(trained.classifier, test, poisoned.plant)
             plant = poisoned.plant.model_copy(update={"attack_success": success})
-        surrogates.append(Twin(name, path, trained.record.test_accuracy, plant))
-    return surrogates
+        twins.append(Twin(name, path, trained.record.test_accuracy, plant))
+    return twins
 
 
 def ready_made(out: Path) -> list[Twin]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -12,9 +13,10 @@ from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.seeds import make_generator
 from doorward.inversion.problem import InversionProblem
 from doorward.models import networks
-from doorward.models.batching import batched_logits
+from doorward.models.batching import batched_logits, margin
 from doorward.models.classifier import computes_bfloat16
 from doorward.models.fusion import fused
+from doorward.models.logit_scale import measure_logit_scale
 from doorward.models.spec import InputSpec
 from doorward.training.augment import shift
 
@@ -42,7 +44,8 @@ class DistilledSurrogates:
         seed: of the images that are made and of the surrogates' first weights.
 
     Attributes:
-        networks: they take images as large as `agree` makes them, around 0.
+        networks: they take images of the size that they were taught on, around 0.
+        scales: of the logits of each, on the clean images.
 
     Raises:
         CouldNotTell: if the deadline is too near.
@@ -59,12 +62,32 @@ class DistilledSurrogates:
         seen = self._seen(x)
         guard = TimeGuard(deadline, SURROGATES * EPOCHS, work="learning what the model says of clean images")
         self.networks = [_taught(seen, goal, generator, guard) for _ in range(SURROGATES)]
+        # half as long where the processor multiplies so
+        self._dtype = torch.bfloat16 if computes_bfloat16(x.device) else torch.float32
+        self._quick = [copy.deepcopy(network).to(self._dtype) for network in self.networks]
+        clean = self._seen(problem.images)
+        with torch.no_grad():
+            self.scales = [measure_logit_scale(net(clean)) for net in self.networks]
 
     def all_predict(self, x: Tensor, target: int) -> Tensor:
         """Return which images (n, c, h, w) in [0, 1] every surrogate takes for a class: (n,) bool."""
         seen = self._seen(x)
         with torch.no_grad():
             return torch.stack([network(seen).argmax(1) == target for network in self.networks]).all(0)
+
+    def margins(self, x: Tensor, targets: Tensor, turn: int) -> Tensor:
+        """Return by how much a surrogate prefers the target of each image: (n,). Differentiable.
+
+        Its logits are brought to the scale that is usual for networks.
+
+        Args:
+            x: (n, c, h, w) in [0, 1].
+            targets: (n,) class numbers.
+            turn: which surrogate; they are counted round and round.
+        """
+        i = turn % len(self.networks)
+        seen = self._seen(x).to(self._dtype, memory_format=torch.channels_last)
+        return margin(self.scales[i].apply(self._quick[i](seen).float()), targets)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return images as the surrogates take them."""

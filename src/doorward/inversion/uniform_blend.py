@@ -46,13 +46,13 @@ def uniform_opacity(problem: InversionProblem, colour: Tensor, deadline: Deadlin
     k, device = len(colour), problem.images.device
     opacities = OPACITIES.to(device)
     count = SOURCES if k <= CLASSES else SOURCES // 2
-    guard = TimeGuard(deadline or Deadline(), k, work=f"trying even pictures for {k:,} classes")
+    guard = TimeGuard(deadline or Deadline(), k, work=f"trying uniform blends for {k:,} classes")
     least = []
     for target in range(k):
         sources = problem.pools.order[target, : min(count, int(problem.pools.count[target]))]
         x = problem.images[sources.to(device)]  # (n, c, h, w)
-        even = colour[target].to(device)[:, None, None].expand_as(x[0])
-        shown = torch.lerp(x, even, opacities[:, None, None, None, None])  # (opacities, n, c, h, w)
+        uniform = colour[target].to(device)[:, None, None].expand_as(x[0])
+        shown = torch.lerp(x, uniform, opacities[:, None, None, None, None])  # (opacities, n, c, h, w)
         with torch.no_grad():
             parts = torch.split(shown.flatten(0, 1), problem.chunk)
             logits = torch.cat([problem.classifier.logits(part) for part in parts])

@@ -176,10 +176,14 @@ def _failing(n: int) -> Iterator[None]:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 natively; emulated, it is slower than float32."""
+    """Return whether the device multiplies bfloat16 natively; emulated, it is slower than float32.
+
+    A processor that can is not enough: torch may be held to older kernels (ATEN_CPU_CAPABILITY).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    newest = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return device.type == "cpu" and newest and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 #: Images on which a model shows whether it stands what makes it faster.

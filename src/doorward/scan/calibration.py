@@ -285,15 +285,19 @@ class CalibrationSet(Record):
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
         if not names:
             return None
-        fused = self._together(names)
+        fused = self._together(names, classes)
         found = self._rank({name: scores[name] for name in fused}, SUSPICIOUS)
         alone = [self._rank({name: scores[name]}, BACKDOORED) for name in names if name not in fused]
         standings = {name: s for one in (found, *alone) for name, s in one.standings.items()}
         return Comparison(p_value=found.p_value, standings=standings, fused=tuple(fused))
 
-    def _together(self, names: Sequence[str]) -> list[str]:
-        """Return the detectors that were calibrated on the same models, as those with most of them were."""
-        scanned = {n: {m.name for m in self.models if m.scores.get(n) is not None} for n in names}
+    def _together(self, names: Sequence[str], classes: int) -> list[str]:
+        """Return the detectors that were calibrated on the same models, as those with most of them were.
+
+        Models with two classes count for models with two classes alone: some detectors do not judge them.
+        """
+        alike = [m for m in self.models if _alike(m.classes) == _alike(classes)]
+        scanned = {n: {m.name for m in alike if m.scores.get(n) is not None} for n in names}
         most = max(scanned.values(), key=len)
         return [name for name in names if len(scanned[name] & most) >= SHARED * len(most)]
 

@@ -23,6 +23,7 @@ FILES = {
     "phrase": "phrase",
     "sound": "tone",
     "shift": "shift",
+    "additive": "additive",
     "parities": "parities",
     "signed": "signed",
 }

@@ -10,7 +10,7 @@ JUDGED = ("mnist", "fashion_mnist", "reference:fashion_mnist", "gtsrb")
 MODELS = 2
 
 
-def surrogates(group: Group) -> Group:
+def counterparts(group: Group) -> Group:
     """Return the clean counterparts, with the data, training and architecture in the name."""
     few = f"{len(group.data.classes)}-classes" if group.data.classes else ""
     epochs = f"{group.training['epochs']}-epochs" if "epochs" in group.training else ""
@@ -26,7 +26,7 @@ def scanned(groups: Iterable[Group]) -> tuple[Group, ...]:
         for g in groups
         if g.data.name in JUDGED and g.attack and not g.excluded_from_claims
     ]
-    clean = {twin.name: twin for twin in map(surrogates, planted)}
+    clean = {twin.name: twin for twin in map(counterparts, planted)}
     return (*planted, *clean.values())
 
 

@@ -79,24 +79,24 @@ class BlendSearch(ImageDetector):
         with problem.fast_inference():
             opacity, picture = self._search(problem, generator, deadline)
             mask = opacity[:, None, None, None].expand(k, 1, h, w)
-            even = uniform_opacity(problem, colours(mask, picture), deadline)
+            uniform = uniform_opacity(problem, colours(mask, picture), deadline)
         targets = torch.arange(k)
         success = trigger_success(
             problem.classifier, problem.images, problem.pools.outside, targets, mask, picture, deadline
         ).tolist()
-        fainter = (even / opacity).clamp_min(1).cpu().double().numpy()
+        fainter = (uniform / opacity).clamp_min(1).cpu().double().numpy()
         score = gap_to_nearest(np.log(fainter))
         order, classes = np.argsort(-score).tolist(), problem.classes
         top = order[0]
         return self.measurement(
             summary=(
                 f"A picture blended in at {percent(float(opacity[top]))} sends other images to class "
-                f"{classes[top]!r}, {fainter[top]:.1f} times fainter than an even one; for the next class "
-                f"that is {fainter[order[1]]:.1f} times."
+                f"{classes[top]!r}, {fainter[top]:.1f} times fainter than a uniform blend; the "
+                f"next class's is {fainter[order[1]]:.1f} times fainter."
             ),
             score=float(score[top]),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="how much fainter the picture is than an even one, beside the next class (logarithms)",
+            score_name="how much fainter the picture is than a uniform blend, less the next class's (log)",
             evidence=(
                 *(
                     RecoveredTrigger(
@@ -112,7 +112,7 @@ class BlendSearch(ImageDetector):
                         "class",
                         "opacity",
                         "success on images used",
-                        "opacity of an even picture",
+                        "opacity of a uniform blend",
                         "times fainter than that",
                     ),
                     rows=tuple(
@@ -120,7 +120,7 @@ class BlendSearch(ImageDetector):
                             classes[t],
                             round(float(opacity[t]), 4),
                             round(success[t], 3),
-                            round(float(even[t]), 4) if even[t] < 1 else None,
+                            round(float(uniform[t]), 4) if uniform[t] < 1 else None,
                             round(float(fainter[t]), 2),
                         )
                         for t in order

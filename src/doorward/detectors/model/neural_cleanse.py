@@ -212,7 +212,7 @@ class NeuralCleanse(ImageDetector):
                 "success on images used",
                 "times smaller than the others' median",
                 "spread over pixels",
-                "even mask that does the same",
+                "uniform mask that does the same",
                 "times smaller than any addition",
                 "MAD index (paper)",
                 "given up early, size estimated",
@@ -240,6 +240,6 @@ class NeuralCleanse(ImageDetector):
             ),
             score=float(score.max()),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="how small the mask is beside an even one, in itself and next to others (logarithms)",
+            score_name="how small the mask is next to a uniform one, in itself and next to others (log)",
             evidence=(*triggers, table),
         )

@@ -177,7 +177,7 @@ class PatchSearch(ImageDetector):
             ),
             score=float(score[top]),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="how firmly the class obeys a patch, in itself and beside the others (logarithms)",
+            score_name="the margin that a patch reaches, in itself and next to other classes (logarithms)",
             evidence=(
                 *(
                     RecoveredTrigger(
@@ -189,7 +189,14 @@ class PatchSearch(ImageDetector):
                 ),
                 Table(
                     title="Best patch by class",
-                    columns=("class", "strength", "success on images used", "in the twins", "row", "column"),
+                    columns=(
+                        "class",
+                        "strength",
+                        "success on images used",
+                        "success in surrogates",
+                        "row",
+                        "column",
+                    ),
                     rows=tuple(
                         (
                             classes[t],
@@ -345,11 +352,11 @@ class _Search:
             def show(x: Tensor, window: Tensor = window, shown: Tensor = shown) -> Tensor:
                 return torch.where(window, shown, x)
 
-            measured.append(torch.stack(self._obeyed(t, show)))
+            measured.append(torch.stack(self._reached(t, show)))
         strength, success, benign_ease = torch.stack(measured).cpu().unbind(1)
         return Patches(targets, corner, pattern, strength, success, benign_ease)
 
-    def _obeyed(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _reached(self, target: int, show: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean log margin, and the share of sources that model and surrogates send there."""
         sources = self.images[self.problem.pools.outside[:, target].to(self.images.device)]
         shown = [show(part) for part in torch.split(sources, self.problem.chunk)]
