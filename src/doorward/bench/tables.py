@@ -345,6 +345,11 @@ def to_csv(summary: Summary) -> str:
             own = [getattr(plant, name) for name in fields]
             writer.writerow([summary.suite, summary.scale, *own, *found])
         return out.getvalue()
+    if summary.inspections:
+        writer.writerow(["suite", "scale", "group", *INSPECTION_HEADS])
+        for one in summary.inspections:
+            writer.writerow([summary.suite, summary.scale, one.group, *inspection_cells(one)])
+        return out.getvalue()
     rates = ("exact_target", "flagged", "false_alarms", "planted_unknown", "clean_unknown")
     header = [
         "suite",

@@ -242,7 +242,10 @@ def scan(
             names = ", ".join(sorted(file.name for file in files.values()))
             typer.echo(f"written: {out} ({names})", err=True)
     if write_clean is not None and train is not None and scanned.inspection is not None:
-        _write_clean(scanned.inspection, train, write_clean, data_column, label_column)
+        if scanned.inspection.verdict == "could_not_tell":
+            typer.echo(f"not written: {write_clean}: nothing is known about the data yet", err=True)
+        else:
+            _write_clean(scanned.inspection, train, write_clean, data_column, label_column)
     code = reports.exit_code(report.verdict, fail_on.value)
     if code != 1 and (missing := reports.not_covered(report, require)):
         typer.echo(f"required and not run to its end: {', '.join(missing)}", err=True)

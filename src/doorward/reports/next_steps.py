@@ -107,6 +107,14 @@ def _after_poison(report: Report) -> tuple[Step, ...]:
 
 
 def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
+    if report.request and report.request.get("model") is None:
+        return (
+            Step("Do not take this for a good sign: nothing is known about these data yet."),
+            Step(
+                "See why each detector could not tell: some need only more time, as --time-budget gives it."
+            ),
+            Step("Ask where the data came from."),
+        )
     steps = [Step("Do not take this for a good sign: nothing is known about this model yet.")]
     if _wants_images(report):
         steps.append(_more_clean_data(report, "Give clean images that the model's supplier had no hand in."))

@@ -34,8 +34,9 @@ from doorward.scan.images import match_labels
 from doorward.scan.poison import judge_samples, verdict_on
 from doorward.training import TrainingProgress, default_settings, measure_spec, train_classifier
 
-#: Epochs that a model is trained for at least, so that it learns poison which is rare.
-LEAST_EPOCHS = 5
+#: Samples that go through in the training of a model, and how often each does at least: few enough to be
+#: quick, and enough for poison which is rare to be learnt.
+SEEN, LEAST_EPOCHS = 60_000, 5
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,9 @@ def train_on(
     spec = measure_spec(samples)
     name = architecture or networks.usual(spec)
     settings = default_settings(name, images=len(samples), side=min(spec.height, spec.width))
-    settings = settings.model_copy(update={"epochs": max(LEAST_EPOCHS, settings.epochs)})
+    enough = max(LEAST_EPOCHS, round(SEEN / len(samples)))
+    if spec.modality == "image":  # what is usual for texts and recordings is little already
+        settings = settings.model_copy(update={"epochs": min(enough, max(LEAST_EPOCHS, settings.epochs))})
 
     def told(now: TrainingProgress) -> None:
         if context.deadline.left() == 0:
