@@ -19,7 +19,7 @@ from doorward.bench.store import Row, Store
 from doorward.bench.suite import Scale, Suite, content_key, expand
 from doorward.core.errors import InputError
 from doorward.core.records import SEVERITY, Observations, Record, Verdict
-from doorward.scan.calibration import CalibrationSet, shipped
+from doorward.scan.calibration import CalibrationSet, calibrations, shipped
 from doorward.scan.poison import conclude_training_data, of_training_data
 from doorward.scan.verdict import conclude
 
@@ -114,7 +114,7 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
     Raises:
         InputError: if the store holds what cannot be understood.
     """
-    calibration = calibration or shipped()
+    calibration = calibration or shipped_for(suite)
     trials = expand(suite, scale)
     rows = store.latest(trials)
     made: defaultdict[str, set[str]] = defaultdict(set)
@@ -140,6 +140,12 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
             for t in sorted(trials, key=lambda t: t.name)
         ),
     )
+
+
+def shipped_for(suite: Suite) -> CalibrationSet:
+    """Return the calibrations of the detectors that a suite names, or of all that examine models."""
+    named = suite.scan_settings.detectors
+    return calibrations(one.name for one in named) if named else shipped()
 
 
 def calibration_label(calibration: CalibrationSet) -> str:
