@@ -184,7 +184,9 @@ def scan(
     if math.isinf(time_budget):
         raise InputError("--time-budget takes seconds, got inf")
     if not model and train is None:
-        raise InputError("give a MODEL to scan, or training data with --train DATA, or both")
+        raise InputError(
+            "give a MODEL to scan, or training data with --train DATA, or both; see doorward scan --help"
+        )
     if write_clean is not None and train is None:
         raise InputError("--write-clean goes with --train DATA, the data to be cleaned")
     if keep_model is not None and (model or train is None):
