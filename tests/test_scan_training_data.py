@@ -368,6 +368,18 @@ def test_a_class_of_few_samples_and_equal_ones_end_in_a_reason(tmp_path: Path) -
     assert "do not vary" in " ".join(done.out.split())
 
 
+def test_a_time_budget_that_ends_in_training_is_no_verdict(tmp_path: Path) -> None:
+    train = images(3_000, 0.0).subject.train
+    assert train is not None
+    write_parquet(train, tmp_path / "data")
+    words = ("scan", "--train", tmp_path / "data", "--time-budget", 1, "--write-clean", tmp_path / "cleaned")
+    done = call(*words)
+    assert done.code == 3, done
+    assert done.out.startswith("COULD NOT TELL")
+    assert "--time-budget" in " ".join(done.out.split())
+    assert not (tmp_path / "cleaned").exists()
+
+
 def test_without_training_data_its_detectors_say_what_they_need() -> None:
     done = call("scan", BACKDOORED, "--clean", CLOTHES, "--detector", "activation-clustering", "--images", 20)
     assert done.code == 3, done

@@ -9,7 +9,7 @@ import numpy as np
 
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
-from doorward.core.errors import InputError, UnsafeArtifact
+from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged, UnsafeArtifact
 from doorward.core.records import (
     DataRecord,
     Finding,
@@ -38,6 +38,7 @@ from doorward.scan.request import ScanRequest
 from doorward.scan.training_data import (
     Inspection,
     check_training_set,
+    data_record,
     inspect,
     join,
     labelled_for,
@@ -82,7 +83,6 @@ def scan_in_full(request: ScanRequest, *, progress: Progress | None = None) -> S
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
-        TrainingDiverged: if no model can be trained on the data.
     """
     context = ScanContext(
         seed=request.seed,
@@ -137,14 +137,17 @@ def _scan_data(request: ScanRequest, chosen: list[Detector], context: ScanContex
 
     Raises:
         InputError: if the data are missing, unreadable or unfit.
-        TrainingDiverged: if no model can be trained on them.
     """
     if request.train is None:
         raise InputError("give a MODEL to scan, or training data with --train DATA, or both")
     context.report_progress("opening the data")
     train = _open(request, request.train, train=True)
     check_training_set(train)
-    classifier = train_on(train, context, keep=Path(request.keep_model) if request.keep_model else None)
+    keep = Path(request.keep_model) if request.keep_model else None
+    try:
+        classifier = train_on(train, context, keep=keep)
+    except (CouldNotTell, TrainingDiverged) as why:
+        return Scanned(_finished(_untrained(train, chosen, str(why), context), request, context))
     files = [d for d in chosen if "artifact" in d.needs]
     report, _, inspection = _examine(
         request, classifier, None, train, (), [d for d in chosen if d not in files], context
@@ -161,6 +164,18 @@ def _scan_data(request: ScanRequest, chosen: list[Detector], context: ScanContex
         ),
     }
     return Scanned(_finished(report, request, context, **update), inspection)
+
+
+def _untrained(train: Samples, chosen: list[Detector], reason: str, context: ScanContext) -> Report:
+    """Report on training data on which no model could be trained."""
+    seen = Observations(
+        subject=None,
+        data=(data_record(train),),
+        not_run=tuple(NotRun(detector=d.method(), reason="there is no model to look with") for d in chosen),
+        reason=reason,
+        environment=environment(context.device),
+    )
+    return conclude(seen, CalibrationSet.of(()))
 
 
 def _open(request: ScanRequest, source: str, *, train: bool) -> Samples:

@@ -116,7 +116,7 @@ def observe_training_data(
         )
     return Observations(
         subject=subject_record(classifier),
-        data=(_record(train),),
+        data=(data_record(train),),
         measurements=tuple(measured),
         not_run=tuple(not_run),
         seconds=context.deadline.spent(),
@@ -196,7 +196,7 @@ def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Rep
         "findings": (*report.findings, *inspection.findings),
         "not_run": (*report.not_run, *inspection.not_run),
         "covered": report.covered.model_copy(update={"training_data": tuple(f.detector for f in judged)}),
-        "data": (*(one for one in report.data if one.role != "train"), _record(inspection.samples)),
+        "data": (*(one for one in report.data if one.role != "train"), data_record(inspection.samples)),
     }
     if report.p_value is None and judged:
         update |= {
@@ -209,7 +209,8 @@ def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Rep
     return report.model_copy(update=update)
 
 
-def _record(samples: Samples) -> DataRecord:
+def data_record(samples: Samples) -> DataRecord:
+    """Describe a training set of which all samples are inspected."""
     origin = samples.provenance
     return DataRecord(
         role="train",
