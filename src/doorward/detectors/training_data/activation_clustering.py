@@ -43,6 +43,9 @@ FEWEST_IN_CLUSTER = 5
 #: Other samples of a class that are kept out of the training as well, to compare with: at most so many, and
 #: at most a third of them.
 MOST_COMPARED = 200
+#: Classes, among those whose smaller cluster leaves, up to which the larger ones are asked about too: each
+#: costs a training, and poison that is most of many classes at once is most of the set.
+MOST_SWAPPED = 2
 #: How steeply the place between two centres counts: at either centre it is nearly certain.
 STEEPNESS = 6.0
 
@@ -134,8 +137,8 @@ class ActivationClustering(TrainingDataDetector):
     so that wrong labels which it has not learnt do not count. Only classes that split clearly are asked
     about, at once, with one network trained from scratch. What counts is how many
     more of the cluster leave the class than of other samples that the network has not seen either, since a
-    weak one mistakes many. If the larger cluster leaves as well, the one that the network is surer of is the
-    poison, so that poison may be most of a class. A sample's score joins where
+    weak one mistakes many. Where one class or two leave, their larger clusters are asked
+    about too, and the one that the network is surer of is the poison, so that poison may be most of a class. A sample's score joins where
     it lies between the two centres and what the network takes it for.
     """
 
@@ -239,18 +242,16 @@ class ActivationClustering(TrainingDataDetector):
     ) -> None:
         """Ask networks that have not seen the clusters; where the larger one is poison, swap the two."""
         self._ask(asked, subject, grouped, deadline, derive_seed(seed, "smaller"))
-        if self.rule != "combined":
+        left = [one for one in asked if self.rule == "combined" and one.excess() >= PUBLISHED["combined"]]
+        if len(left) > MOST_SWAPPED:
             return
-        left = [
-            Cluster(one.label, one.rows, one.split, swapped=True)
-            for one in asked
-            if one.excess() >= PUBLISHED["combined"]
-        ]
-        if not left:
-            return
-        self._ask(left, subject, grouped, deadline, derive_seed(seed, "larger"))
-        for other in left:
-            own = next(one for one in asked if one.label == other.label)
+        for own in left:
+            other = Cluster(own.label, own.rows, own.split, swapped=True)
+            known = grouped.copy()  # what else is suspect teaches nothing here either
+            for one in left:
+                if one is not own:
+                    known[one.rows[one.inside]] = -1
+            self._ask([other], subject, known, deadline, derive_seed(seed, "larger", str(own.label)))
             if other.excess() >= PUBLISHED["combined"] and other.certainty() > own.certainty():
                 own.swapped, own.verdicts, own.usual = True, other.verdicts, other.usual
 
