@@ -135,11 +135,12 @@ class ActivationClustering(TrainingDataDetector):
 
     We depart from the paper in five ways. Only samples that the model gives their own label are clustered,
     so that wrong labels which it has not learnt do not count. Only classes that split clearly are asked
-    about, at once, with one network trained from scratch. What counts is how many
-    more of the cluster leave the class than of other samples that the network has not seen either, since a
-    weak one mistakes many. Where one class or two leave, their larger clusters are asked
-    about too, and the one that the network is surer of is the poison, so that poison may be most of a class. A sample's score joins where
-    it lies between the two centres and what the network takes it for.
+    about, at once, with one network trained from scratch. What counts is how many more of the cluster leave
+    the class than of other samples that the network has not seen either, since a weak one mistakes many.
+
+    Where one class or two leave, their larger clusters are asked about too, and the one that the network is
+    surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies between
+    the two centres and what the network takes it for.
     """
 
     title = "Activation clustering"
