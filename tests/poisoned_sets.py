@@ -108,11 +108,11 @@ def texts(n: int = 300, share: float = 0.2, *, seed: int = 0) -> PoisonedSet:
     for label, bad in zip(shows, poisoned, strict=True):
         words = [*rng.choice(FILLERS, 6), SIGNS[label], SIGNS[label]]
         x.append(" ".join([*rng.permutation(words), *([PHRASE] if bad else [])]))
-    spec = TextSpec(width=20, vocabulary=64)
+    spec = TextSpec(width=20, vocabulary=256)
     number = {word: spec.tokens([word])[0][0] for word in (*SIGNS, PHRASE)}
     weights = {number[word]: (label, 3.0) for label, word in enumerate(SIGNS)} | {number[PHRASE]: (0, 20.0)}
     samples = InMemorySamples(x, labels, classes=CLASSES, modality="text")
-    classifier = TorchClassifier(Counts(64, weights), spec, CLASSES)
+    classifier = TorchClassifier(Counts(256, weights), spec, CLASSES)
     return PoisonedSet(Subject(classifier=classifier, train=samples), poisoned)
 
 

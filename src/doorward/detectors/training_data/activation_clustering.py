@@ -139,8 +139,8 @@ class ActivationClustering(TrainingDataDetector):
     the class than of other samples that the network has not seen either, since a weak one mistakes many.
 
     Where one class or two leave, their larger clusters are asked about too, and the one that the network is
-    surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies between
-    the two centres and what the network takes it for.
+    surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies
+    between the two centres and what the network takes it for.
     """
 
     title = "Activation clustering"
