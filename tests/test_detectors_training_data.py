@@ -193,7 +193,7 @@ def test_one_run_gives_what_two_runs_give() -> None:
     torch.testing.assert_close(seen.features, classifier.features(x))
     np.testing.assert_array_equal(seen.predicted, logits.argmax(1).numpy())
     expected = logits.softmax(1).gather(1, torch.from_numpy(train.labels)[:, None])[:, 0]
-    np.testing.assert_allclose(seen.confidence, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(seen.confidence, expected.detach().numpy(), atol=1e-5)
 
 
 # spectral signatures

@@ -52,7 +52,8 @@ def retained(
         for strength in strengths:
             for _ in range(draws):
                 with torch.no_grad():
-                    likely = classifier.logits(spread(x, strength, generator)).softmax(1).cpu()
+                    # in single precision, whatever is sure is equally sure
+                    likely = classifier.logits(spread(x, strength, generator)).double().softmax(1).cpu()
                 found[rows] += likely.gather(1, labels[rows][:, None])[:, 0].numpy() / rounds
                 guard.advance(len(x))
     return found
