@@ -53,7 +53,7 @@ def retained(
             for _ in range(draws):
                 with torch.no_grad():
                     # in single precision, whatever is sure is equally sure
-                    likely = classifier.logits(spread(x, strength, generator)).double().softmax(1).cpu()
+                    likely = classifier.logits(spread(x, strength, generator)).cpu().double().softmax(1)
                 found[rows] += likely.gather(1, labels[rows][:, None])[:, 0].numpy() / rounds
                 guard.advance(len(x))
     return found
