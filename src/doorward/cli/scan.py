@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def scan(
     model: list[str] = typer.Argument(
         None,
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, or a "
         "Doorward directory. With --factory: the weights, or any name if --weights gives them. With "
         "--files-only: any number of files and folders. Without one, --train trains a model to inspect the "
