@@ -192,6 +192,7 @@ def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Rep
     update: dict[str, object] = {
         "verdict": verdict,
         "reason": reason if verdict == "could_not_tell" else None,
+        "warnings": tuple(dict.fromkeys([*report.warnings, *inspection.samples.provenance.notes])),
         "targets": tuple(dict.fromkeys([*report.targets, *(t for f in own for t in f.targets)])),
         "findings": (*report.findings, *inspection.findings),
         "not_run": (*report.not_run, *inspection.not_run),
