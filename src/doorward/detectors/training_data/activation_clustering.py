@@ -209,7 +209,8 @@ class ActivationClustering(TrainingDataDetector):
             published_threshold=PUBLISHED[self.rule],
             scores=dict(zip(ids, self._sample_scores(clusters, scores, len(ids)).tolist(), strict=True)),
             suspects={
-                one.label: tuple(ids[i] for i in one.rows[_flaggable(one)]) for one in (asked or clusters)
+                one.label: tuple(ids[i] for i in one.rows[_flaggable(one)])
+                for one in (asked if self._asks else clusters)
             },
             sources={ids[row]: c for one in asked for row, c in one.sources().items()},
             evidence=(_table(clusters, scores, classes),),
@@ -223,9 +224,14 @@ class ActivationClustering(TrainingDataDetector):
             return seen.predicted
         return np.where(seen.agrees, seen.labels, -1)
 
+    @property
+    def _asks(self) -> bool:
+        """Return whether the rule asks what a network trained without a cluster takes it for."""
+        return self.rule in ("combined", "reclassification")
+
     def _candidates(self, clusters: list[Cluster]) -> list[Cluster]:
         """Return the classes to ask about: those that split clearly; none where the rule does not ask."""
-        if self.rule in ("relative-size", "silhouette"):
+        if not self._asks:
             return []
         return [
             one
