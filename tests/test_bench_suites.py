@@ -11,7 +11,7 @@ import pytest
 
 from bench_examples import clean, planted, suite, trials
 from doorward.bench import synthetic
-from doorward.bench.plan import detectors_of
+from doorward.bench.plan import detectors_of, unmerged
 from doorward.bench.suite import (
     Between,
     Data,
@@ -65,8 +65,9 @@ def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
         for detector in trial.scan_settings.detectors or ():
             registry.build("detector", detector.name, detector.settings)
         if trial.data.world is not None:
-            family = synthetic.FAMILIES[trial.data.name.split("-")[0]]
-            assert trial.data.name in synthetic.names()
+            name = unmerged(trial.data.name).name
+            family = synthetic.FAMILIES[name.split("-")[0]]
+            assert name in synthetic.names()
             assert trial.data.world.classes <= family.limit
     names = {group.name for groups in one.scales.values() for group in groups}
     assert {group for claim in one.claims for group in claim.groups} <= names

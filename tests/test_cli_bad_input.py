@@ -237,7 +237,11 @@ def test_no_value_of_an_option_is_a_traceback(option: str, value: str, tmp_path:
 
 
 USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("scan",): ("Missing argument 'MODEL'", "doorward scan --help"),
+    ("scan",): ("give a MODEL to scan, or training data with --train DATA", "doorward scan --help"),
+    ("repair", CLEAN, "y"): ("give it with --train DATA",),
+    ("repair", CLEAN, "y", "--train", "nowhere.npz"): ("nowhere.npz",),
+    ("scan", "--train", "nowhere.npz"): ("nowhere.npz",),
+    ("scan", "--train", ""): ("--train is empty",),
     ("scna",): ("No such command 'scna'", "doorward --help"),
     ("--nonsense",): ("--nonsense", "doorward --help"),
     ("list",): ("Missing argument 'KIND'", "attacks, detectors, repairs"),
@@ -396,7 +400,7 @@ def test_a_fault_of_ours_is_no_verdict(tmp_path: Path, monkeypatch: pytest.Monke
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("doorward.scan.pipeline.scan", fault)
+    monkeypatch.setattr("doorward.scan.pipeline.scan_in_full", fault)
     monkeypatch.delenv("DOORWARD_TRACEBACK", raising=False)
     outcome = call("scan", CLEAN, folder=tmp_path)
     assert (outcome.code, outcome.out) == (4, "")

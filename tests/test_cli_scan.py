@@ -44,6 +44,7 @@ from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import InputSpec
 from doorward.reports import from_json, schema_text
+from doorward.scan.pipeline import Scanned
 
 SCHEMAS = Path(__file__).parent / "schemas"
 NAMES = ("report.html", "report.json", "report.sarif", "report.txt")
@@ -99,7 +100,7 @@ def test_the_exit_code_is_the_verdicts(
 ) -> None:
     report = from_json((found[0] / "report.json").read_text(encoding="utf-8"))
     report = report.model_copy(update={"verdict": verdict})
-    monkeypatch.setattr("doorward.scan.pipeline.scan", lambda *_, **__: report)
+    monkeypatch.setattr("doorward.scan.pipeline.scan_in_full", lambda *_, **__: Scanned(report))
     words = ("--fail-on", fail_on) if fail_on else ()
     expected = {"unsafe": 1, "backdoored": 1, "suspicious": 1, "could_not_tell": 3, "nothing_found": 0}[
         verdict

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import docs_pages
+import poisoned_sets
 from doorward import bundled, testing
 from doorward.attacks.data.base import DataAttack
 from doorward.attacks.ground_truth import PlantedBackdoor, read_plant, triggered
@@ -39,6 +40,7 @@ from doorward.models.formats.saving import save_classifier
 from doorward.models.spec import TextSpec
 from doorward.reports import atlas
 from doorward.scan.calibration import calibrations, judge
+from doorward.scan.poison import judge_samples
 from doorward.testing import CLASSES, NAMES, SIDE, SPEC, Constant, condition, make_images
 from doorward.training import TrainingSettings, evaluate, train_classifier
 from doorward.triggers.base import Trigger
@@ -60,6 +62,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "patch-search": {"steps": 5, "further_steps": 3, "batch_size": 4},
     "blend-search": {"steps": 10, "batch_size": 4},
+    "activation-clustering": {"retraining_seen": 1_000, "retraining_rows": 100},
     "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
     "random-features": {"features": 600, "bandwidth": 1.5, "secret_norm": 0.3},
     "random-relu": {"target": 1},
@@ -70,6 +73,10 @@ WITHOUT_SETTINGS = {"declared-check": "a file declares a check or does not"}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
     "both models; what the backdoor raises is the score of its target"
+}
+RANKS_ONLY = {
+    "spectral-signatures": "as published, it orders samples and does not say whether there is poison",
+    "noise-response": "without clean samples of each class it orders samples alone",
 }
 KEEPS_LABELS = {
     "clean-label": "its samples are of the target class, and look it",
@@ -310,10 +317,16 @@ def declared_twins(folder: Path) -> Twins:
     return Twins(Subject(artifact=planted), Subject(artifact=clean))
 
 
+def poisoned_twins(_: Path) -> Twins:
+    """Return a training set with a patch and one without, and a model that obeys it."""
+    return Twins(*(poisoned_sets.images(300, share, seed=shifted(0)).subject for share in (0.2, 0.0)))
+
+
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
+    ("sample", "poison"): poisoned_twins,
 }
 #: Detectors of another kind of trigger than the embedded model's.
 OWN_TWINS = {"blend-search": spread_twins}
@@ -323,6 +336,8 @@ def judged(seen: Measurement) -> Finding:
     """Return what the scan concludes of one detector's result."""
     if isinstance(seen, Finding):
         return seen
+    if seen.level == "sample":
+        return judge_samples(seen, calibrations([seen.detector]))
     (found,) = judge([seen], calibrations([seen.detector])).findings
     return found
 
@@ -338,6 +353,8 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     if name in JUDGED_BY_TARGET:
         (target,) = read_plant(bundled.model("backdoored") / "plant.json").targets
         high, low = planted.per_class[target], clean.per_class[target]
+    elif name in RANKS_ONLY:
+        high, low = planted.per_class[0], clean.per_class[0]
     else:
         flags = [judged(one).flagged for one in (planted, clean)]
         assert flags == [True, False], (planted.summary, clean.summary)

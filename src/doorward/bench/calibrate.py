@@ -1,4 +1,4 @@
-"""Make a detector's calibration from its scores on clean models (suite `calibration`)."""
+"""Make a detector's calibration from its scores on clean models, or clean training sets."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def calibration_trials(
     Raises:
         InputError: if there is no such detector or scale, it reads files alone, or `only` matches nothing.
     """
-    if "artifact" in registry.get("detector", detector).needs:
+    needs = registry.get("detector", detector).needs
+    if "artifact" in needs:
         raise InputError(f"{detector} reads files; it measures no model and needs no calibration")
     choice = MethodChoice(name=detector, settings=calibrated_settings(detector, quick=quick))
-    suite = get_suite("calibration")
+    suite = get_suite("training-calibration" if "train" in needs else "calibration")
     settings = suite.scan_settings.model_copy(update={"detectors": (choice,)})
     return matching(expand(suite.model_copy(update={"scan_settings": settings}), scale), only)
 

@@ -28,6 +28,14 @@ from doorward.models.spec import InputSpec
 from doorward.models.straight_through import passed
 
 
+@dataclass(frozen=True)
+class LogitsAndFeatures:
+    """What a model makes of some inputs: logits (n, k) and features (n, d), float32."""
+
+    logits: Tensor
+    features: Tensor
+
+
 class Classifier(ABC):
     """Map images (n, c, h, w) in [0, 1] to logits (n, k); or texts or recordings, as rows (n, 1, 1, m).
 
@@ -86,7 +94,9 @@ class Classifier(ABC):
             InputError: if the size or the type does not fit.
             ModelFailed: if the model's own code fails, or gives numbers that are not finite.
         """
-        y = self.raw_logits(x)
+        return self._scaled(self.raw_logits(x))
+
+    def _scaled(self, y: Tensor) -> Tensor:
         if not bool(torch.isfinite(y).all()):
             raise ModelFailed("the model gives outputs that are not finite")
         return y if self.logit_scale is None else self.logit_scale.apply(y)
@@ -103,7 +113,10 @@ class Classifier(ABC):
         with _failing(len(x)):
             parts = [self._in_parts(part) for part in self._as_sent(x)]
             y = parts[0] if len(parts) == 1 else torch.cat(parts)  # (n, k)
-        if y.shape != (len(x), len(self.classes)):
+        return self._checked(y, len(x))
+
+    def _checked(self, y: Tensor, n: int) -> Tensor:
+        if y.shape != (n, len(self.classes)):
             raise InputError(
                 f"the model gives {y.shape[1]} outputs for {len(self.classes)} classes; use --labels"
             )
@@ -158,6 +171,14 @@ class Classifier(ABC):
 
     def _run_part(self, x: Tensor) -> Tensor:
         return self.spec.to_logits(self._run(self.spec.to_model(x)))
+
+    def logits_and_features(self, x: Tensor) -> LogitsAndFeatures:
+        """Return logits (n, k) and features (n, d) of the same inputs, in one run where the model allows it.
+
+        Raises:
+            CouldNotTell: as `logits` and `features` do.
+        """
+        return LogitsAndFeatures(self.logits(x), self.features(x))
 
     def _count(self, x: Tensor) -> None:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -337,17 +358,41 @@ class TorchClassifier(Classifier):
             yield
 
     def _run_features(self, x: Tensor) -> Tensor:
-        if self._feature_layer is None:
-            raise CouldNotTell("no linear layer makes this model's logits; name one with --features")
         caught: list[Tensor] = []
-        handle = self._feature_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
 
         def run(part: Tensor) -> Tensor:
             self.module(part)
             return caught[-1]
 
-        try:
+        with self._catching_features(caught):
             return self._call(run, x)
+
+    def logits_and_features(self, x: Tensor) -> LogitsAndFeatures:
+        """Return logits and features of one run."""
+        self.spec.check(x)
+        self._count(x)
+        caught: list[Tensor] = []
+        width = 0
+
+        def run(part: Tensor) -> Tensor:
+            nonlocal width
+            y = output_tensor(self.module(part)).flatten(1).float()
+            width = y.shape[1]
+            return torch.cat([y, caught[-1].flatten(1).float()], 1)  # (n, outputs + d)
+
+        with self._catching_features(caught), _failing(len(x)):
+            both = self._call(run, self.spec.to_model(x))
+            logits = self._checked(self.spec.to_logits(both[:, :width]), len(x))
+        return LogitsAndFeatures(self._scaled(logits), both[:, width:])
+
+    @contextmanager
+    def _catching_features(self, caught: list[Tensor]) -> Iterator[None]:
+        """Append the features of each run of the module in the block to a list."""
+        if self._feature_layer is None:
+            raise CouldNotTell("no linear layer makes this model's logits; name one with --features")
+        handle = self._feature_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            yield
         finally:
             handle.remove()
 

@@ -495,7 +495,11 @@ def calibration_file(detector: str) -> Path:
         None if detector in registry.own_modules("detector") else registry.module_of("detector", detector)
     )
     file = file_of(module) if module else None
-    return (file.parent / "calibration" if file else SHIPPED) / f"{detector}.json"
+    if file:
+        return file.parent / "calibration" / f"{detector}.json"
+    wing = registry.own_modules("detector").get(detector, "").split(".")[-2:-1]
+    # clean training sets are no clean models, so that they are kept apart
+    return (SHIPPED / "training_data" if wing == ["training_data"] else SHIPPED) / f"{detector}.json"
 
 
 def quick_file(detector: str) -> Path:

@@ -50,7 +50,7 @@ def examine(
         report_progress=progress or say_nothing,
     )
     if detectors is None:
-        detectors = [d for d in choose(()) if "artifact" not in d.needs]
+        detectors = [d for d in choose(()) if not d.needs & {"artifact", "train"}]
     return examine_in(context, classifier, samples, detectors)
 
 
