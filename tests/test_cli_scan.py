@@ -160,6 +160,7 @@ def test_a_model_that_cannot_be_judged_ends_with_3(
         "neural-cleanse",
         "patch-search",
         "blend-search",
+        "trigger-families",
     }
 
 
@@ -331,8 +332,10 @@ def own(tmp_path: Path) -> Path:
     """Return a folder with somebody's own code and weights."""
     (tmp_path / "own_network.py").write_text(OWN)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
-    with torch.no_grad():  # every class is reached by pixels of its own, none more easily than another
-        module[1].weight.copy_(torch.eye(5).repeat(1, 13)[:, :64] / 13)
+    with (
+        torch.no_grad()
+    ):  # every class is reached by pixels of its own, one a little more easily than the next
+        module[1].weight.copy_(torch.eye(5).repeat(1, 13)[:, :64] / torch.arange(13, 18)[:, None])
         module[1].bias.zero_()
     torch.save(module.state_dict(), tmp_path / "weights.pt")
     return tmp_path
@@ -508,7 +511,7 @@ def test_a_device_that_is_gone_can_be_replaced(place: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("images", "many"), ("options", {"mean": "dark"}), ("detectors", 3), ("model", None)]
+    ("field", "value"), [("images", "many"), ("options", {"mean": "dark"}), ("detectors", 3), ("model", 7)]
 )
 def test_a_request_that_is_none_is_refused(field: str, value: Any, place: Path, tmp_path: Path) -> None:
     form = json.loads((place / "reports/report.json").read_text())

@@ -45,7 +45,7 @@ def repair(
     ),
     force: bool = typer.Option(False, "--force", help="Write to OUT even if it holds something."),
 ) -> None:
-    """Mend a model by what is found in its training data, and look again.
+    """Mend a model whose training data are poisoned, and look again.
 
     Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
     unreadable input, 3 could not tell, 4 if training failed.

@@ -18,8 +18,10 @@ from doorward.training import default_settings, train_classifier
 class Removal(Repair):
     """Leave out the flagged samples, and train a new network of the same architecture on the others.
 
-    Use it where nothing of the poisoned model shall remain, or where flagged samples have no class that they
-    seem to come from. It takes as long as the first training did.
+    Use it where nothing of the poisoned model shall remain, or where flagged samples have no class that
+    they seem to come from.
+
+    It takes as long as the first training did.
     """
 
     title = "Remove and train again"

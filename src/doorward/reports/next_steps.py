@@ -82,7 +82,7 @@ def _after_poison(report: Report) -> tuple[Step, ...]:
     """Return what to do with training samples that are flagged: look, clean, mend."""
     flagged = {one for finding in flagged_data(report) for one in finding.flagged_ids}
     data = _quoted(str(report.request.get("train") or "DATA"))
-    trained_here = report.request.get("model") is None
+    trained_here = report.request.get("model", "") is None
     steps = [
         Step(
             f"Look at the {len(flagged):,} flagged samples: what do they share that the kept ones lack? "
@@ -107,7 +107,7 @@ def _after_poison(report: Report) -> tuple[Step, ...]:
 
 
 def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
-    if report.request and report.request.get("model") is None:
+    if report.request.get("model", "") is None:
         return (
             Step("Do not take this for a good sign: nothing is known about these data yet."),
             Step(
@@ -209,7 +209,7 @@ def _scan_command(report: Report, data: str, **changed: int) -> str | None:
     """Return a command that scans the same model as it was scanned; None where a path does not name it."""
     if report.subject is None or report.subject.path == "<memory>":
         return None
-    if report.request and report.request.get("model") is None:  # trained by the scan itself
+    if report.request.get("model", "") is None:  # trained by the scan itself
         return None
     options = report.request.get("options")
     problem = {**report.request, **(options if isinstance(options, dict) else {}), **changed}

@@ -127,19 +127,22 @@ class Cluster:
 class ActivationClustering(TrainingDataDetector):
     """Split each class in two by what the model sees in its samples, and ask whether one half belongs there.
 
-    Use it on a training set that you do not trust, with a model trained on it; no trusted data are needed.
-    What the model sees are its penultimate activations, reduced by ICA to ten components. Whether the smaller
-    of two clusters is poison is asked of a small network that is trained without it: samples that belong to
-    another class are taken for that. The settings `rule=reclassification group_by=prediction gain=0` are the
-    paper's.
+    Use it on a training set that you do not trust, with a model trained on it; no trusted data are
+    needed.
 
-    We depart from the paper in five ways. Only samples that the model gives their own label are clustered,
-    so that wrong labels which it has not learnt do not count. Only classes that split clearly are asked
-    about, at once, with one network trained from scratch. What counts is how many more of the cluster leave
-    the class than of other samples that the network has not seen either, since a weak one mistakes many.
+    What the model sees are its penultimate activations, reduced by ICA to ten components. Whether the
+    smaller of two clusters is poison is asked of a small network that is trained without it: samples that
+    belong to another class are taken for that. The settings `rule=reclassification group_by=prediction
+    gain=0` are the paper's.
 
-    Where one class or two leave, their larger clusters are asked about too, and the one that the network is
-    surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies
+    We depart from the paper in five ways. Only samples that the model gives their own label are
+    clustered, so that wrong labels which it has not learnt do not count. Only classes that split clearly
+    are asked about, at once, with one network trained from scratch. What counts is how many more of the
+    cluster leave the class than of other samples that the network has not seen either, since a weak one
+    mistakes many.
+
+    Where one class or two leave, their larger clusters are asked about too, and the one that the network
+    is surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies
     between the two centres and what the network takes it for.
     """
 

@@ -72,14 +72,15 @@ def conformal_p(scores: Floats, clean: Floats) -> Floats:
 class NoiseResponse(TrainingDataDetector):
     """Put noise on every sample and score how much of its label's probability the model keeps.
 
-    Use it next to activation clustering where classes are of very unequal size. Images get normal noise,
-    recordings noise by their loudness, and of texts some words become others. With clean labelled samples,
-    each class has a threshold of its own (Mondrian conformal prediction): whatever the size of the classes,
-    at most the share `most_false` of clean samples of each is expected above it, if they are like the given
-    ones. Without any, samples are scored and none is suspect.
+    Use it next to activation clustering where classes are of very unequal size.
 
-    We depart from the paper in the thresholds, which are those of each class, and in strengths and number of
-    draws, which it does not state.
+    Images get normal noise, recordings noise by their loudness, and of texts some words become others.
+    With clean labelled samples, each class has a threshold of its own (Mondrian conformal prediction):
+    whatever the size of the classes, at most the share `most_false` of clean samples of each is expected
+    above it, if they are like the given ones. Without any, samples are scored and none is suspect.
+
+    We depart from the paper in the thresholds, which are those of each class, and in strengths and number
+    of draws, which it does not state.
     """
 
     title = "Noise response"

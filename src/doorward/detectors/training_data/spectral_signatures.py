@@ -45,13 +45,14 @@ def outlier_scores(features: Tensor, rows: npt.NDArray[np.int64]) -> Floats:
 class SpectralSignatures(TrainingDataDetector):
     """Score each sample by how far it lies from its class's mean, along the direction of greatest variance.
 
-    Use it next to activation clustering: it gives an order in which to look at samples, and no verdict. The
-    features are centred on the mean of the samples of one label. As published, the highest scores of every
-    class are removed, 1.5 times as many as may be poisoned, whether there is poison or not.
+    Use it next to activation clustering: it gives an order in which to look at samples, and no verdict.
+
+    The features are centred on the mean of the samples of one label. As published, the highest scores of
+    every class are removed, 1.5 times as many as may be poisoned, whether there is poison or not.
 
     We depart from the paper in what is said of a class: its score is how much of the class's variance the
-    first direction holds among the samples that would be removed, next to what a normal distribution would
-    have there.
+    first direction holds among the samples that would be removed, next to what a normal distribution
+    would have there.
     """
 
     title = "Spectral signatures"
