@@ -58,8 +58,19 @@ _PROBE = 1 << 16
 _STORAGE = re.compile(r"(?P<root>.+?)/(data|constants)/\d+")
 #: Members of torch's format before zip and pickle, in which pickles and numbers take turns.
 _TAR_MIXED = ("storages", "tensors")
-#: What names of types begin with that a TorchScript program defines itself.
-SCRIPT_TYPES = "__torch__."
+#: What names of types begin with that a TorchScript program defines itself, and what makes its lists.
+_SCRIPT_TYPES = "__torch__."
+_SCRIPT_BUILDERS = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        "build_intlist",
+        "build_tensorlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensor_from_id",
+        "restore_type_tag",
+    )
+)
 
 
 def examine(path: Path, limits: Limits | None = None, deadline: Deadline | None = None) -> Examination:
@@ -141,7 +152,7 @@ class _Examiner:
         self.result.references.extend(
             _printable(replace(one, reached=one.reached and self.reached))
             for one in references
-            if not (self.script and one.name.startswith(SCRIPT_TYPES))
+            if not (self.script and _is_of_script(one.name))
         )
 
     def _doubt(self, name: str, why: str) -> None:
@@ -438,6 +449,11 @@ def _is_tar(head: bytes) -> bool:
     except tarfile.TarError:
         return False
     return True
+
+
+def _is_of_script(name: str) -> bool:
+    """Return whether a global is one that torch resolves itself when it reads a TorchScript program."""
+    return name.startswith(_SCRIPT_TYPES) or name in _SCRIPT_BUILDERS
 
 
 def is_torchscript(names: Iterable[str]) -> bool:
