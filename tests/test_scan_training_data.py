@@ -105,7 +105,7 @@ def test_without_clean_sets_the_published_threshold_decides() -> None:
 def test_clean_sets_raise_the_threshold_and_never_lower_it() -> None:
     scores = np.linspace(0, 0.8, 199)
     clean = calibrated(*scores)
-    found = {score: judge_samples(measured(score), clean) for score in (0.6, 0.797, 0.81)}
+    found = {score: judge_samples(measured(score), clean) for score in (0.6, 0.795, 0.81)}
     assert [found[score].verdict for score in found] == ["nothing_found", "nothing_found", "suspicious"]
     assert found[0.81].p_value == pytest.approx(1 / 200)
     assert found[0.81].calibrated
