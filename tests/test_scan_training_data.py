@@ -105,7 +105,7 @@ def test_without_clean_sets_the_published_threshold_decides() -> None:
 def test_clean_sets_raise_the_threshold_and_never_lower_it() -> None:
     scores = np.linspace(0, 0.8, 199)
     clean = calibrated(*scores)
-    found = {score: judge_samples(measured(score), clean) for score in (0.6, 0.797, 0.81)}
+    found = {score: judge_samples(measured(score), clean) for score in (0.6, 0.795, 0.81)}
     assert [found[score].verdict for score in found] == ["nothing_found", "nothing_found", "suspicious"]
     assert found[0.81].p_value == pytest.approx(1 / 200)
     assert found[0.81].calibrated
@@ -302,7 +302,7 @@ def test_training_data_are_inspected_cleaned_and_the_model_is_mended(planted: Pa
     assert done.code == 1, done
     assert done.out.startswith("SUSPICIOUS")
     assert "training samples look poisoned" in " ".join(done.out.split())
-    rows = list(csv.DictReader((out / "flagged.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((out / "flagged.csv").read_text(encoding="utf-8").splitlines()))
     truth = images(400, 0.2, seed=shifted(0))
     flagged = {row["id"] for row in rows}
     assert len(flagged & truth.ids) >= 0.95 * len(truth.ids)
