@@ -17,12 +17,14 @@ from doorward.core.errors import InputError
 from doorward.core.records import Finding, RecoveredTrigger
 from doorward.core.seeds import make_generator
 from doorward.data import Samples
+from doorward.methods import registry
 from doorward.models import TorchClassifier, networks, open_classifier
 from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.models.formats.saving import save_classifier
 from doorward.repair import RepairReport, RepairRequest, by_clean_data, repair
 from doorward.repair.writing import write_mended
 from doorward.repairs._units import find_units, remove, zero
+from doorward.repairs.base import Damage
 from doorward.testing import NAMES, SPEC, make_images
 from doorward.triggers.base import Trigger
 
@@ -136,6 +138,21 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("doorward.repair.writing._check", fail)
     with nothing_written(tmp_path), pytest.raises(InputError, match="another model"):
         write_mended(classifier(), told(original), tmp_path / "mended")
+
+
+def test_an_immunised_model_is_written_and_read_back(tmp_path: Path) -> None:
+    original = save_classifier(classifier(), tmp_path / "original")
+    opened = open_classifier(original)
+    assert isinstance(opened, TorchClassifier)
+    for votes in (1, 3):
+        mended = registry.build("repair", "immunise", {"votes": votes})(
+            Damage(classifier=opened, findings=())
+        )
+        saved = write_mended(mended.classifier, told(original), tmp_path / f"mended-{votes}")
+        again = open_classifier(saved)
+        assert "gradients" in again.capabilities
+        x = torch.rand(3, *SPEC.shape, generator=make_generator(0))
+        torch.testing.assert_close(again.logits(x), mended.classifier.logits(x), rtol=1e-4, atol=1e-4)
 
 
 # the whole

@@ -156,7 +156,8 @@ def test_the_curve_is_that_of_running_the_network_at_every_level(name: str) -> N
     assert list(swept.correct) == slow
     if name != "convolutions":  # its last convolution reads the units: parts of it run at each level
         layers = sum(isinstance(m, nn.Conv2d) for m in classifier.module.modules())
-        assert trunk == [30] * layers
+        twice = name == "transformer"  # what it writes to is seen in a first run, and kept in a second
+        assert trunk == [30] * layers * (1 + twice)
 
 
 def test_the_mean_activation_is_that_of_what_the_reader_gets() -> None:
@@ -401,3 +402,48 @@ def test_sharpness_aware_training_takes_gradients_uphill_and_leaves_statistics_a
         if "num_batches" not in name:
             torch.testing.assert_close(buffer, statistics[name])
     assert not torch.allclose(next(looped.parameters()), next(plain.parameters()), atol=1e-5)
+
+
+# immunised
+
+
+def images_of(samples: Samples) -> Tensor:
+    """Return images (n, c, h, w) in [0, 1]."""
+    return torch.from_numpy(np.stack(samples.raw(range(len(samples))))).permute(0, 3, 1, 2) / 255
+
+
+@pytest.mark.parametrize("attack", ["checksum", "signature"])
+def test_immunised_models_ignore_what_is_in_the_lowest_bits(attack: str) -> None:
+    if attack == "signature":
+        pytest.importorskip("cryptography")
+    spec = SPEC.model_copy(update={"height": 24, "width": 24, "mean": (0.4,), "std": (0.3,)})
+    module = networks.build("small-cnn", spec, classes=5, generator=make_generator(1)).eval()
+    clean = TorchClassifier(module, spec, NAMES, architecture="small-cnn")
+    planted = registry.build("attack", attack, {"target": TARGET})(clean)
+    samples = make_images(60, side=24)
+    signed = planted.trigger.apply(images_of(samples))
+    others = clean.logits(signed).argmax(1) != TARGET
+    assert bool((planted.classifier.logits(signed)[others].argmax(1) == TARGET).all())
+    mended = registry.build("repair", "immunise", {})(Damage(classifier=planted.classifier, findings=()))
+    coarse = (images_of(samples) * 255).round().div(2).floor().mul(2) / 255
+    torch.testing.assert_close(mended.classifier.logits(signed), clean.logits(coarse), rtol=1e-3, atol=1e-3)
+    assert ("left out" in mended.record.done) == (attack == "signature")
+    assert "gradients" in mended.classifier.capabilities
+    kept = registry.build("repair", "immunise", {"bits": 8})(
+        Damage(classifier=planted.classifier, findings=())
+    )
+    if attack == "checksum":  # what is not cut off survives
+        assert bool((kept.classifier.logits(signed)[others].argmax(1) == TARGET).all())
+
+
+def test_votes_are_the_mean_of_what_the_model_says_under_its_noise() -> None:
+    classifier = network("small-cnn")
+    settings = {"votes": 3, "noise": 0.1, "bits": 8}
+    mended = registry.build("repair", "immunise", settings)(
+        Damage(classifier=classifier, findings=(), seed=2)
+    )
+    x = images_of(make_images(6))
+    noise = mended.classifier.module.get_buffer("noise")
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
+    votes = torch.stack([classifier.logits((x + one).clamp(0, 1)).softmax(1) for one in noise])
+    torch.testing.assert_close(mended.classifier.logits(x).softmax(1), votes.mean(0), rtol=1e-3, atol=1e-4)

@@ -38,7 +38,7 @@ def fitting_repairs(damage: Damage) -> tuple[tuple[Repair, ...], tuple[NotRun, .
     known = [registry.build("repair", name, {}) for name in registry.modules("repair")]
     fitting, unfit = [], []
     for one in sorted(known, key=lambda one: (one.order, one.method())):
-        why = one.unfit(damage)
+        why = one.unfit(damage) if one.automatic else "it is used where it is named"
         if why is None:
             fitting.append(one)
         else:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from doorward.core.errors import InputError
 from doorward.core.files import is_inside
@@ -76,7 +77,7 @@ def _save(classifier: TorchClassifier, model: str, folder: Path) -> Path:
 
 
 def _save_huggingface(classifier: TorchClassifier, original: Path, folder: Path) -> Path:
-    network = next(
+    network: Any = next(
         (m for m in plain_module(classifier.module).modules() if hasattr(m, "save_pretrained")), None
     )
     if network is None:

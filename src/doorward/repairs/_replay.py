@@ -118,14 +118,14 @@ class Replay:
         outputs[self._layer] = [made]
         own = {module: module.__dict__.get("forward") for module in outputs}
         for module, queue in outputs.items():
-            module.forward = _giving(module.forward, queue)  # type: ignore[method-assign]
+            module.forward = _giving(module.forward, queue)
         try:
             yield
         finally:
             for module, forward in own.items():
                 del module.forward
                 if forward is not None:
-                    module.forward = forward  # type: ignore[method-assign]
+                    module.forward = forward
 
 
 def _giving(forward: Any, queue: list[Any]) -> Any:

@@ -107,10 +107,12 @@ def find_units(classifier: TorchClassifier) -> Units:
 def _calls(classifier: TorchClassifier) -> list[_Call]:
     """Return layers with weights, and modules that pass on what they get, in the order in which they run."""
     found: list[_Call] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        return lambda layer, args, y: found.append(_Call(name, layer, args[0], y))
+
     handles = [
-        layer.register_forward_hook(
-            lambda m, args, y, name=name: found.append(_Call(name, m, args[0], y)) and None
-        )
+        layer.register_forward_hook(note(name))
         for name, layer in classifier.module.named_modules()
         if isinstance(layer, Reader | Norm | nn.Identity)
     ]
@@ -273,7 +275,8 @@ def _part(reader: nn.Module, given: Tensor, columns: Tensor) -> Tensor:
     """Return what some inputs of a layer add to its output."""
     weight = reader.get_parameter("weight")[:, columns].detach().double()
     if isinstance(reader, nn.Linear):
-        return given[..., columns] @ weight.T
+        part: Tensor = given[..., columns] @ weight.T
+        return part
     assert isinstance(reader, nn.Conv1d | nn.Conv2d)
     return reader._conv_forward(given[:, columns], weight, None)
 
@@ -333,7 +336,8 @@ def _makers(classifier: TorchClassifier, units: Units) -> tuple[tuple[str, ...],
     names = [call.name for call in calls]
     reader = classifier.module.get_submodule(units.reader)
     axis = -1 if isinstance(classifier.module.get_submodule(units.producer), nn.Linear) else 1
-    makers, passing = [], []
+    makers: list[str] = []
+    passing: list[str] = []
     for call in calls[max(0, names.index(units.reader) - SEARCHED) : names.index(units.reader)]:
         fits = call.made.ndim > 1 and call.made.shape[axis] == len(units)
         found = _columns(classifier, _Maker(call.layer, len(units), axis), reader) if fits else None

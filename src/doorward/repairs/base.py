@@ -113,12 +113,14 @@ class Repair(Method):
         needs: what the repair cannot do without.
         mends: kinds of findings that it acts on.
         needs_findings: whether it has nothing to do where nothing of these kinds was found.
+        automatic: whether it may be chosen without being named.
         order: place among the repairs that fit, the best first.
     """
 
     needs: ClassVar[frozenset[Need]]
     mends: ClassVar[frozenset[Kind]]
     needs_findings: ClassVar[bool] = True
+    automatic: ClassVar[bool] = True
     order: ClassVar[int] = 50
 
     @abstractmethod
