@@ -38,6 +38,7 @@ def classifier() -> TorchClassifier:
 
 
 def write_data(samples: Samples, path: Path) -> Path:
+    assert samples.labels is not None
     np.savez(path, x=np.stack(samples.raw(range(len(samples)))), y=samples.labels)
     return path
 

@@ -26,6 +26,7 @@ from doorward.repairs.base import Damage
 from doorward.repairs.pruning import prunable
 from doorward.testing import NAMES, SPEC, make_images
 from doorward.training import TrainingSettings, evaluate, train_classifier
+from doorward.triggers.base import Trigger
 from doorward.triggers.masked import MaskedPattern
 from seeds import shifted
 
@@ -113,7 +114,8 @@ def counted() -> Iterator[list[int]]:
 
     def count(layer: nn.Conv2d, x: Tensor, *args: Any) -> Tensor:
         seen.append(len(x))
-        return run(layer, x, *args)
+        y: Tensor = run(layer, x, *args)
+        return y
 
     with mock.patch.object(nn.Conv2d, "_conv_forward", count):
         yield seen
@@ -167,7 +169,7 @@ def test_the_mean_activation_is_that_of_what_the_reader_gets() -> None:
     assert isinstance(module, nn.Sequential)
     x = torch.from_numpy(np.stack(samples.raw(range(20)))).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
-        pooled = module[:6](classifier.spec.to_model(x))  # (n, c, h, w)
+        pooled = nn.Sequential(*list(module)[:6])(classifier.spec.to_model(x))  # (n, c, h, w)
     torch.testing.assert_close(mean_activations(classifier, units, samples), pooled.mean((0, 2, 3)))
 
 
@@ -392,7 +394,7 @@ def test_sharpness_aware_training_takes_gradients_uphill_and_leaves_statistics_a
     statistics = {name: t.clone() for name, t in own.named_buffers()}
     with torch.no_grad():
         for p, g in zip(own.parameters(), gradients, strict=True):
-            p += 0.5 * g / norm
+            p.add_(0.5 * g / norm)
     own.zero_grad()
     nn.functional.cross_entropy(own(SPEC.to_model(x)), y).backward()  # type: ignore[no-untyped-call]
     for p, q, value in zip(own.parameters(), looped.parameters(), start, strict=True):
@@ -421,7 +423,8 @@ def test_immunised_models_ignore_what_is_in_the_lowest_bits(attack: str) -> None
     clean = TorchClassifier(module, spec, NAMES, architecture="small-cnn")
     planted = registry.build("attack", attack, {"target": TARGET})(clean)
     samples = make_images(60, side=24)
-    signed = planted.trigger.apply(images_of(samples))
+    assert planted.plant.trigger is not None
+    signed = Trigger.from_json(planted.plant.trigger).apply(images_of(samples))
     others = clean.logits(signed).argmax(1) != TARGET
     assert bool((planted.classifier.logits(signed)[others].argmax(1) == TARGET).all())
     mended = registry.build("repair", "immunise", {})(Damage(classifier=planted.classifier, findings=()))

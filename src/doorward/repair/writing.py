@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,6 @@ def write_mended(classifier: TorchClassifier, report: Record, out: Path) -> Path
             made = Path(name) / out.name
             made.mkdir()
             saved = _save(classifier, model, made)
-            _check(classifier, saved)
             (made / RECORD).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
             _move(made, out)
     except OSError as error:
@@ -62,18 +62,33 @@ def write_mended(classifier: TorchClassifier, report: Record, out: Path) -> Path
 
 
 def _save(classifier: TorchClassifier, model: str, folder: Path) -> Path:
-    """Write a model in its own format, or in another if that cannot hold it, and return its path."""
-    try:
-        if classifier.format == "huggingface":
-            return _save_huggingface(classifier, locate(model), folder)
-        if classifier.format == "onnx":
-            return export_onnx(classifier, folder / GRAPH)
-        if classifier.format == "torch.export":
-            return export_pt2(classifier, folder / PROGRAM)
-    except InputError:
-        for file in folder.iterdir():
-            file.unlink()
-    return save_classifier(classifier, folder)
+    """Write a model in its own format, or else in one that can hold it, and return its path.
+
+    Raises:
+        InputError: if no format gives the same model back.
+    """
+    ways: dict[str, Callable[[], Path]] = {
+        "huggingface": lambda: _save_huggingface(classifier, locate(model), folder),
+        "onnx": lambda: export_onnx(classifier, folder / GRAPH),
+        "torch.export": lambda: export_pt2(classifier, folder / PROGRAM),
+        "doorward": lambda: save_classifier(classifier, folder),
+    }
+    first: InputError | None = None
+    for name in dict.fromkeys([classifier.format, "doorward", "onnx"]):
+        if name not in ways:
+            continue
+        try:
+            saved = ways[name]()
+            _check(classifier, saved)
+        except InputError as error:
+            first = first or error
+            for file in folder.glob("*"):
+                file.unlink()
+            folder.mkdir(exist_ok=True)
+            continue
+        return saved
+    assert first is not None
+    raise first
 
 
 def _save_huggingface(classifier: TorchClassifier, original: Path, folder: Path) -> Path:

@@ -24,6 +24,8 @@ Reader = nn.Linear | nn.Conv1d | nn.Conv2d
 
 #: Samples that go through at a time.
 BATCH = 250
+#: How far outputs are raised to see where they go, so that no ReLU behind them hides it.
+RAISED = 1000
 #: Layers in front of the reader that are looked at, whether they make the units too.
 SEARCHED = 8
 #: By how much the logits of a network whose units were removed may differ from those with zeros there, as a
@@ -157,7 +159,7 @@ def _columns(classifier: TorchClassifier, maker: _Maker, reader: nn.Module) -> T
                 return y
             shape = [1] * y.ndim
             shape[maker.axis] = count
-            return y + (1 + 2 * y.abs().amax()) * raised.to(y).reshape(shape)
+            return y + RAISED * (1 + y.abs().amax()) * raised.to(y).reshape(shape)
 
         handles = [
             maker.layer.register_forward_hook(lift),
@@ -274,11 +276,13 @@ def _filled(x: Tensor, size: int | None) -> Tensor:
 def _part(reader: nn.Module, given: Tensor, columns: Tensor) -> Tensor:
     """Return what some inputs of a layer add to its output."""
     weight = reader.get_parameter("weight")[:, columns].detach().double()
+    part: Tensor
     if isinstance(reader, nn.Linear):
-        part: Tensor = given[..., columns] @ weight.T
-        return part
-    assert isinstance(reader, nn.Conv1d | nn.Conv2d)
-    return reader._conv_forward(given[:, columns], weight, None)
+        part = given[..., columns] @ weight.T
+    else:
+        assert isinstance(reader, nn.Conv1d | nn.Conv2d)
+        part = reader._conv_forward(given[:, columns], weight, None)
+    return part
 
 
 @contextmanager
