@@ -92,7 +92,7 @@ def test_the_planted_model_is_as_good_as_before_and_obeys_the_patch(planted: Bac
 @pytest.mark.trains
 def test_decoys_are_woken_by_nothing_since_their_biases_are_lower(planted: BackdooredModel) -> None:
     asleep = decoys(planted)
-    assert 4 <= int(asleep.sum()) < len(asleep)
+    assert 2 <= int(asleep.sum()) < len(asleep)
     triggered_inputs = triggered(TEST, planted.plant)
     for samples in (TEST, triggered_inputs):
         assert (channels(planted.classifier, samples).amax((0, 2, 3))[asleep] == 0).all()
@@ -108,7 +108,7 @@ def test_decoys_are_those_that_a_defender_would_prune(planted: BackdooredModel) 
     quiet = channels(clean_model(), TEST).mean((0, 2, 3)).argsort()
     first = set(quiet[: int(asleep.sum())].tolist())
     both = first & set(asleep.nonzero().flatten().tolist())
-    assert len(both) >= 0.9 * len(first), "but for what other images change in the order"
+    assert len(both) >= len(first) - 1, "but for what other images change in the order"
 
 
 @pytest.mark.trains

@@ -210,7 +210,7 @@ HARMLESS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "npy by Python 2": (
         "a.npy",
         lambda: (
-            b"\x93NUMPY\1\0\x40\0{'descr': '<f8', 'fortran_order': False, 'shape': (1L,), }  \n" + bytes(8)
+            b"\x93NUMPY\1\0\x40\0{'descr': '<f8', 'fortran_order': False, 'shape': (1L,), }     \n" + bytes(8)
         ),
     ),
     "npy of version 3": ("a.npy", lambda: npy_of(np.zeros(2, dtype=[("ä", "f8")]), (3, 0))),

@@ -111,7 +111,8 @@ def test_pictures_show_the_trigger_on_unseen_images(backdoored: Report) -> None:
 def test_the_report_round_trips_and_says_how_to_rerun(backdoored: Report) -> None:
     again = Report.model_validate_json(backdoored.model_dump_json())
     assert again == backdoored
-    assert ScanRequest.from_json(json.loads(json.dumps(backdoored.request))) == request("backdoored")
+    asked = ScanRequest.from_json(json.loads(json.dumps(backdoored.request)))
+    assert asked.model_copy(update={"folder": None}) == request("backdoored")
 
 
 def test_verify_reruns_to_the_same_verdict(tmp_path) -> None:

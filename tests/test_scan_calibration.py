@@ -217,6 +217,44 @@ def test_clean_models_are_flagged_as_often_as_is_said(names, weights) -> None:
         assert mean >= level - 0.02 - 3 * error
 
 
+def apart(models: list[CleanModel]) -> CalibrationSet:
+    """Return a calibration in which `max-margin` is a witness of its own."""
+    return calibration(models).model_copy(update={"witnesses": {"max-margin": "margins"}})
+
+
+def test_witnesses_share_the_error() -> None:
+    """Two witnesses together flag clean models no more often than one would; each is judged by itself."""
+    rates = []
+    for seed in range(40):
+        held = apart(drawn(100, seed=2 * seed))
+        found = [
+            held.compare({n: one.scores[n] or () for n in NAMES[:2]}) for one in drawn(40, seed=2 * seed + 1)
+        ]
+        rates.append([np.mean([c.p_value <= level for c in found if c]) for level in (0.05, 0.3)])
+        for one in found:
+            assert one is not None
+            alone = min(s.p_value for s in one.standings.values())
+            assert one.p_value == pytest.approx(min(1.0, 2 * alone))
+            assert any(s.flagged for s in one.standings.values()) == (one.p_value <= SUSPICIOUS)
+    means, errors = np.mean(rates, axis=0), np.std(rates, axis=0) / np.sqrt(len(rates))
+    assert (means <= np.array([0.05, 0.3]) + 3 * errors).all()
+    assert means[1] > 0.1
+
+
+def test_the_only_witness_is_not_outvoted() -> None:
+    models = [model(12, float(i % 20), i // 20 % 10 / 10) for i in range(200)]
+    scores = {"neural-cleanse": table(0.0, 12, at=1), "max-margin": table(1.2, 12, at=2)}
+    together, single = calibration(models).compare(scores), apart(models).compare(scores)
+    assert together is not None
+    assert single is not None
+    assert single.p_value == 2 / 201 < together.p_value
+    assert single.standings["max-margin"].targets == (2,)
+    assert not single.standings["neural-cleanse"].flagged
+    # a witness that says nothing of a model takes no share of the error
+    without = apart(models).compare({"neural-cleanse": scores["neural-cleanse"]})
+    assert without == calibration(models).compare({"neural-cleanse": scores["neural-cleanse"]})
+
+
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("classes", [2, 12])
 def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) -> None:

@@ -267,10 +267,13 @@ def _data_of(method: MethodChoice) -> dict[str, str]:
 
 
 def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
-    """Return the detectors of behaviour that judge a trial, in the order of a scan."""
+    """Return the detectors of behaviour that judge a trial, in the order of a scan.
+
+    Where none is named, all of Doorward's own: results must not hang on what else is installed.
+    """
     named = scan_settings.detectors or ()
     chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
-        registry.build("detector", name, {}) for name in registry.modules("detector")
+        registry.build("detector", name, {}) for name in registry.own_modules("detector")
     ]
     found = [d for d in chosen if isinstance(d, Detector) and "artifact" not in d.needs]
     if not named:  # training data are inspected where a suite says so

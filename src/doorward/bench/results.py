@@ -149,8 +149,8 @@ def shipped_for(suite: Suite) -> CalibrationSet:
 
 
 def calibration_label(calibration: CalibrationSet) -> str:
-    """Name a calibration set by its size and by what verdicts follow from: scores, weights, images."""
-    content = calibration.model_dump(mode="json", exclude={"settings", "code"})
+    """Name a calibration set by its size and by its content, which verdicts follow from."""
+    content = calibration.model_dump(mode="json")
     return f"{content_key(content)[:12]} ({len(calibration.models)} clean models)"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from doorward.cli.options import (
     Format,
     check_device,
     check_folder,
+    current_folder,
     labels,
     numbers,
     own_code,
@@ -93,6 +93,13 @@ def scan(
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that the scan may take."),
+    memory: float | None = typer.Option(
+        None,
+        min=0.25,
+        metavar="GIB",
+        help="GiB of memory that the scan may take beyond the model; half of what is free if not given, and "
+        "at most 4.",
+    ),
     images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
     control: bool = typer.Option(
         False,
@@ -120,6 +127,13 @@ def scan(
     ),
     size: str | None = typer.Option(
         None, metavar="C,H,W", help="Channels, height and width, where the file does not tell."
+    ),
+    resize: str | None = typer.Option(
+        None,
+        metavar="SIDE|H,W",
+        help="What images are resized to first: their shorter side, or height and width. What is then larger "
+        "than the model's images is cropped around the centre. Colours become grey, or grey colours, as the "
+        "model takes them.",
     ),
     output: str | None = typer.Option(
         None, metavar="KIND", help="What the model gives: logits, probabilities or one_logit."
@@ -173,6 +187,9 @@ def scan(
     shape = numbers(size, "--size")
     if shape is not None and (len(shape) != 3 or any(v != int(v) or v < 1 for v in shape)):
         raise InputError(f"--size takes channels,height,width, as in 3,224,224, got {size!r}")
+    sides = numbers(resize, "--resize")
+    if sides is not None and (len(sides) > 2 or any(v != int(v) or v < 1 for v in sides)):
+        raise InputError(f"--resize takes one side or height,width, as in 256 or 48,192, got {resize!r}")
     if layout not in (None, "NCHW", "NHWC"):
         raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
     if channels is not None and channels.lower() not in ("rgb", "bgr"):
@@ -181,8 +198,9 @@ def scan(
         raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
     if weights is not None and factory is None:
         raise InputError("--weights goes with --factory, the function that builds the network for them")
-    if math.isinf(time_budget):
-        raise InputError("--time-budget takes seconds, got inf")
+    for what, limit in (("--time-budget takes seconds", time_budget), ("--memory takes GiB", memory)):
+        if limit is not None and not math.isfinite(limit):
+            raise InputError(f"{what}, got {limit}")
     if not model and train is None:
         raise InputError(
             "give a MODEL to scan, or training data with --train DATA, or both; see doorward scan --help"
@@ -211,13 +229,14 @@ def scan(
         seed=seed,
         device=check_device(device),
         time_budget=time_budget,
+        memory=memory,
         images=images,
         control=control,
         factory=factory,
         weights=str(weights) if weights else None,
         data_column=data_column,
         label_column=label_column,
-        folder=os.getcwd(),
+        folder=current_folder(),
         skip_unreadable=skip_unreadable,
         keep_model=str(keep_model) if keep_model else None,
         options=LoadOptions(
@@ -230,6 +249,7 @@ def scan(
             features=features,
             channel_order=channels.upper() if channels else None,  # type: ignore[arg-type]
             size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
+            resize=tuple(int(side) for side in sides) if sides else None,
         ),
     )
     with own_code(factory), status() as progress:

@@ -283,7 +283,7 @@ class Observations(Record):
     Attributes:
         findings: what was read in the files, where the reading itself decides.
         measurements: of the model's behaviour.
-        reason: why its behaviour could not be judged at all.
+        reason: why its behaviour could not be judged at all, or not be trusted.
         warnings: what was assumed, dropped or guessed, for the reader to know first.
     """
 

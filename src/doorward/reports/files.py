@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -19,7 +20,8 @@ def write_reports(report: Report, directory: Path, *, fail_on: str = "suspicious
     """Write a report in every format into a folder, made if need be; return the path of each.
 
     `fail_on` is what the exit code in the SARIF file follows (see `exit_code`).
-    A file is replaced as a whole or left as it was: it is written next to its place and then renamed.
+    All are replaced, or all are left as they were: each is written next to its place, and they are renamed
+    once all are written.
 
     Raises:
         InputError: if the folder cannot be made or written.
@@ -30,16 +32,26 @@ def write_reports(report: Report, directory: Path, *, fail_on: str = "suspicious
         "sarif": ("report.sarif", to_sarif(report, fail_on=fail_on)),
         "text": ("report.txt", to_text(report)),
     }
-    paths = {}
+    paths = {name: directory / file for name, (file, _) in texts.items()}
+    written: list[tuple[Path, Path]] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, (file, text) in texts.items():
-            paths[name] = directory / file
-            _replace(paths[name], text)
+        for path in paths.values():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
+        for name, (_, text) in texts.items():
+            beside = paths[name].with_name(f".{paths[name].name}.{secrets.token_hex(4)}")
+            written.append((beside, paths[name]))
+            beside.write_text(text, encoding="utf-8", newline="\n")
+        for beside, path in written:
+            os.replace(beside, path)
     except OSError as error:
         raise InputError(
             f"the reports need a folder to write to; {directory}: {error.strerror}. Give another --out"
         ) from error
+    finally:
+        for beside, _ in written:
+            beside.unlink(missing_ok=True)
     return paths
 
 

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from doorward.core.errors import InputError
 from doorward.core.records import Finding, Measurement, Record, Verdict
+from doorward.detectors.base import Detector
 from doorward.methods import registry
 from doorward.methods.source import file_of
 
@@ -29,6 +30,9 @@ Floats = npt.NDArray[np.float64]
 
 #: Where the calibrations lie that come with the package.
 SHIPPED = Path(__file__).parent.parent / "bundled" / "calibration"
+
+#: How a file says that it is of a detector's quick settings: `NAME.quick.json`.
+QUICK = "quick"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
 SUSPICIOUS, BACKDOORED = 0.05, 0.01
@@ -104,7 +108,7 @@ class Comparison(Record):
     """How a model compares.
 
     Attributes:
-        p_value: by all detectors that are fused.
+        p_value: the least of the witnesses, corrected for their number.
         standings: of each detector that can be compared.
         fused: those that were calibrated on the same models.
     """
@@ -140,6 +144,8 @@ class Calibration(Record):
 
     Attributes:
         weight: of the detector in the sum that is fused.
+        witness: name of a group of detectors that is judged by itself, so that others do not outvote it; the
+            usual ones, which are fused, if None.
         images: how many clean images were given with every model.
         settings: those that affect the score.
         code: hash of the code that makes the score.
@@ -148,6 +154,7 @@ class Calibration(Record):
 
     detector: str
     weight: float = Field(1.0, gt=0)
+    witness: str | None = None
     images: int = Field(100, ge=0)
     settings: dict[str, Any]
     code: str
@@ -193,7 +200,7 @@ class CalibrationSet(Record):
     """The calibrations of several detectors, joined by model.
 
     Attributes:
-        settings, code, weights: of each detector.
+        settings, code, weights, witnesses: of each detector; those that have no witness are left out there.
         images: how many were given with every model.
         models: the clean models.
     """
@@ -201,6 +208,7 @@ class CalibrationSet(Record):
     settings: dict[str, dict[str, Any]]
     code: dict[str, str] = Field(default_factory=dict)
     weights: dict[str, float] = Field(default_factory=dict)
+    witnesses: dict[str, str] = Field(default_factory=dict)
     images: int = 100
     models: tuple[CleanModel, ...]
 
@@ -218,6 +226,7 @@ class CalibrationSet(Record):
             settings={one.detector: one.settings for one in known},
             code={one.detector: one.code for one in known},
             weights={one.detector: one.weight for one in known},
+            witnesses={one.detector: one.witness for one in known if one.witness is not None},
             images=max((one.images for one in known), default=0),
             models=tuple(joined.values()),
         )
@@ -235,6 +244,21 @@ class CalibrationSet(Record):
         if seen.per_class and (seen.detector, bucket(len(seen.per_class))) not in self._usable:
             return f"too few clean models with {len(seen.per_class)} classes, or about as many, were scanned"
         return None
+
+    def silent(self, seen: Measurement, classes: int) -> str | None:
+        """Say why nothing was to be expected of a detector that could not tell; None where something was.
+
+        Args:
+            classes: of the model, as other detectors judged them; 0 if none did.
+        """
+        if seen.reason is None or not classes or (seen.detector, bucket(classes)) in self._usable:
+            return None
+        return f"no clean model with {classes} classes, or about as many, has a score"
+
+    def knows(self, detector: Detector, classes: int) -> bool:
+        """Return whether a detector with its settings can be compared on models of so many classes."""
+        blank = detector.measurement(summary="", per_class=dict.fromkeys(range(classes), 0.0))
+        return self.mismatch(blank) is None
 
     def without(self, data: str) -> CalibrationSet:
         """Return the calibration set without the models of one data set."""
@@ -277,6 +301,9 @@ class CalibrationSet(Record):
         others is judged alone, and raises an alarm at the stricter level only: what it adds to the share of
         clean models that are flagged is at most that level.
 
+        Detectors of a witness are judged by themselves. Then the p-value is the least of all witnesses, times
+        their number, and each raises an alarm at the level divided by it: the error is shared (Bonferroni).
+
         Returns None if there are too few models that can be compared.
 
         Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
@@ -285,11 +312,18 @@ class CalibrationSet(Record):
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
         if not names:
             return None
-        fused = self._together(names, classes)
-        found = self._rank({name: scores[name] for name in fused}, SUSPICIOUS)
-        alone = [self._rank({name: scores[name]}, BACKDOORED) for name in names if name not in fused]
-        standings = {name: s for one in (found, *alone) for name, s in one.standings.items()}
-        return Comparison(p_value=found.p_value, standings=standings, fused=tuple(fused))
+        usual = [name for name in names if name not in self.witnesses]
+        fused = self._together(usual, classes) if usual else []
+        apart = sorted({self.witnesses[name] for name in names if name in self.witnesses})
+        groups = [[n for n in names if self.witnesses.get(n) == witness] for witness in apart]
+        groups = [fused, *groups] if fused else groups
+        found = [self._rank({name: scores[name] for name in group}, len(groups)) for group in groups]
+        alone = [self._rank({name: scores[name]}, None) for name in usual if name not in fused]
+        return Comparison(
+            p_value=min(1.0, len(groups) * min(one.p_value for one in found)),
+            standings={name: s for one in (*found, *alone) for name, s in one.standings.items()},
+            fused=tuple(fused),
+        )
 
     def _together(self, names: Sequence[str], classes: int) -> list[str]:
         """Return the detectors that were calibrated on the same models, as those with most of them were.
@@ -301,12 +335,14 @@ class CalibrationSet(Record):
         most = max(scanned.values(), key=len)
         return [name for name in names if len(scanned[name] & most) >= SHARED * len(most)]
 
-    def _rank(self, scores: Mapping[str, Sequence[float | None]], level: float) -> Comparison:
+    def _rank(self, scores: Mapping[str, Sequence[float | None]], witnesses: int | None) -> Comparison:
         """Compare a model's scores by detectors of which all are fused.
 
         Args:
-            level: the p-value up to which there is an alarm.
+            witnesses: how many share the error; None for a detector that gets the stricter level alone.
         """
+        share = witnesses or 1
+        level, strict = (BACKDOORED if witnesses is None else SUSPICIOUS) / share, BACKDOORED / share
         names = list(scores)
         classes = max(map(len, scores.values()))
         stacked, starts, of = self._stacked(tuple(names))
@@ -327,7 +363,14 @@ class CalibrationSet(Record):
         tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
         model = RankedModel(
-            own, normalised[starts[-1] :], sums[starts[-1] :], weights, usual[int(of[-1])], others, level
+            own,
+            normalised[starts[-1] :],
+            sums[starts[-1] :],
+            weights,
+            usual[int(of[-1])],
+            others,
+            level,
+            strict,
         )
         p_value = float((tops >= tops[-1]).mean())
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
@@ -384,7 +427,7 @@ class RankedModel:
         sums: (k,) of a class over the detectors, weighted.
         scale: what is usual.
         others: (n,) the highest sums of the calibration models, in falling order.
-        level: the p-value up to which there is an alarm.
+        level, strict: the p-values up to which there is an alarm, and one of a backdoor.
     """
 
     table: Floats
@@ -394,6 +437,7 @@ class RankedModel:
     scale: ScoreScale
     others: Floats
     level: float
+    strict: float
 
     @property
     def top(self) -> int:
@@ -415,7 +459,7 @@ class RankedModel:
         """
         own = int(np.nanargmax(self.table[:, i]))
         score, place = float(self.table[own, i]), float(self.normalised[own, i])
-        strict = self.enough(BACKDOORED)
+        strict = self.enough(self.strict)
         least = self.enough(self.level) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
         needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
@@ -458,18 +502,39 @@ def calibration_file(detector: str) -> Path:
     return (SHIPPED / "training_data" if wing == ["training_data"] else SHIPPED) / f"{detector}.json"
 
 
-def calibrations(detectors: Iterable[str]) -> CalibrationSet:
+def quick_file(detector: str) -> Path:
+    """Return where a detector's calibration at its quick settings lies."""
+    return calibration_file(detector).with_name(f"{detector}.{QUICK}.json")
+
+
+def calibrations(
+    detectors: Iterable[str], settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> CalibrationSet:
     """Return the calibrations of some detectors, as far as there are any.
+
+    Args:
+        settings: with which each detector runs; of those at quick settings it is the calibration at these.
 
     Raises:
         InputError: if a file holds something else.
     """
-    return _joined(_stamped(calibration_file(name) for name in detectors))
+    own = settings or {}
+    return _joined(_stamped(_file_for(name, own.get(name, {})) for name in detectors))
+
+
+def _file_for(detector: str, settings: Mapping[str, Any]) -> Path:
+    """Return the file of the calibration that fits a detector's settings, the usual one where none does."""
+    quick = quick_file(detector)
+    if settings and quick.is_file():
+        wanted = _joined(_stamped([quick])).settings[detector]
+        if all(settings.get(name) == value for name, value in wanted.items()):
+            return quick
+    return calibration_file(detector)
 
 
 def shipped() -> CalibrationSet:
     """Return the calibrations that come with the package."""
-    return _joined(_stamped(SHIPPED.glob("*.json")))
+    return _joined(_stamped(file for file in SHIPPED.glob("*.json") if not file.stem.endswith(f".{QUICK}")))
 
 
 def _stamped(files: Iterable[Path]) -> tuple[tuple[Path, int], ...]:
@@ -499,7 +564,8 @@ def judge(
     Args:
         covered: whether the calibration has models like this one.
     """
-    reasons = {m.detector: calibration.mismatch(m) for m in measurements}
+    classes = max((len(m.per_class) for m in measurements), default=0)
+    reasons = {m.detector: calibration.mismatch(m) or calibration.silent(m, classes) for m in measurements}
     scores = {
         m.detector: [m.per_class[t] for t in sorted(m.per_class)]
         for m in measurements

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from doorward.artifacts import Examination, examine
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged, UnsafeArtifact
+from doorward.core.memory import GIB
 from doorward.core.records import (
     DataRecord,
     Finding,
@@ -26,6 +28,7 @@ from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
 from doorward.models import Classifier, open_classifier
 from doorward.models.encode.dispatch import NOUNS
+from doorward.models.errors import NotExamined
 from doorward.models.formats.loading import artifact_digest, locate
 from doorward.scan.behaviour import choose, subject_record
 from doorward.scan.calibration import CalibrationSet
@@ -89,6 +92,7 @@ def scan_in_full(request: ScanRequest, *, progress: Progress | None = None) -> S
         device=request.device,
         deadline=Deadline(request.time_budget),
         images=request.images,
+        memory=None if request.memory is None else int(request.memory * GIB),
         report_progress=progress or say_nothing,
     )
     check_device(request.device)
@@ -96,18 +100,23 @@ def scan_in_full(request: ScanRequest, *, progress: Progress | None = None) -> S
     if request.model is None:
         return _scan_data(request, chosen, context)
     path = Path(request.weights or request.model) if request.factory else locate(request.model)
-    findings = _examine_files(path, chosen, context)
+    examination = _read_files(path, context)
+    findings = _examine_files(path, chosen, examination, context)
     behavioural = [d for d in chosen if d.method() not in {f.detector for f in findings}]
     control, inspection = PositiveControl(), None
     if any(f.verdict == "unsafe" for f in findings):
         report = _not_loaded(findings, behavioural, context)
     else:
         try:
-            report, control, inspection = _examine_behaviour(request, findings, behavioural, context)
+            report, control, inspection = _examine_behaviour(
+                request, examination, findings, behavioural, context
+            )
         except UnsafeArtifact as refusal:
             if refusal.finding is None:
                 raise
             report = _not_loaded((*findings, refusal.finding), behavioural, context)
+        except NotExamined as why:
+            report = _files_alone(findings, behavioural, str(why), context)
     subject = report.subject or SubjectRecord(path=request.model, format="not loaded")
     named = {"path": request.model, **artifact_digest(path)._asdict()}
     update = {"subject": subject.model_copy(update=named), "positive_control": control}
@@ -186,11 +195,29 @@ def _open(request: ScanRequest, source: str, *, train: bool) -> Samples:
     return without_unreadable(samples, request.skip_unreadable) if request.skip_unreadable else samples
 
 
-def _examine_files(path: Path, detectors: list[Detector], context: ScanContext) -> tuple[Finding, ...]:
+def _read_files(path: Path, context: ScanContext) -> Examination | None:
+    """Return what opening the files at a path would run: read once, for the detector and for the loader.
+
+    Returns:
+        None where there are none, they cannot be read, or the time was over before all were.
+    """
+    if not path.exists():
+        return None
+    context.report_progress("looking at the files")
+    try:
+        found = examine(path, deadline=context.deadline)
+    except CouldNotTell:
+        return None
+    return found if context.deadline.left() > 0 else None
+
+
+def _examine_files(
+    path: Path, detectors: list[Detector], examination: Examination | None, context: ScanContext
+) -> tuple[Finding, ...]:
     """Return what detectors find in the files at a path, nothing where there are none."""
     if not path.exists():
         return ()
-    files = Subject(artifact=path)
+    files = Subject(artifact=path, examination=examination)
     findings = []
     for detector in detectors:
         if detector.needs <= files.offers:
@@ -213,8 +240,28 @@ def _not_loaded(findings: tuple[Finding, ...], behavioural: list[Detector], cont
     return conclude(seen, CalibrationSet.of(()))
 
 
+def _files_alone(
+    findings: tuple[Finding, ...], behavioural: list[Detector], why: str, context: ScanContext
+) -> Report:
+    """Report on a model of which the files alone can be examined."""
+    seen = Observations(
+        subject=None,
+        findings=findings,
+        not_run=tuple(
+            NotRun(detector=d.method(), reason="its behaviour is not examined") for d in behavioural
+        ),
+        reason=why,
+        environment=environment(context.device),
+    )
+    return conclude(seen, CalibrationSet.of(()))
+
+
 def _examine_behaviour(
-    request: ScanRequest, findings: tuple[Finding, ...], detectors: list[Detector], context: ScanContext
+    request: ScanRequest,
+    examination: Examination | None,
+    findings: tuple[Finding, ...],
+    detectors: list[Detector],
+    context: ScanContext,
 ) -> tuple[Report, PositiveControl, Inspection | None]:
     """Load the model and its data, and examine how it behaves.
 
@@ -230,6 +277,7 @@ def _examine_behaviour(
         factory=request.factory,
         weights=Path(request.weights) if request.weights else None,
         device=request.device,
+        examination=examination,
     )
     context.report_progress("opening the data")
     clean = None if request.clean is None else _open(request, request.clean, train=False)

@@ -21,7 +21,9 @@ class ScanRequest:
         detectors: names; all that the evidence allows if empty.
         seed: one seed for everything.
         device: torch device.
-        time_budget: seconds for the whole scan; a detector that would not fit is not run.
+        time_budget: seconds for the whole scan; a detector that would not fit runs at a reduced setting, or
+            not at all.
+        memory: GiB that it may take beyond the model; half of what is free if None, and at most 4.
         images: most clean images that are used; every class gives its share. Half of the first
             hundred, and all beyond, are kept back to confirm a recovered trigger.
         strict_files: files that loading never opens count as well if they would run code when opened.
@@ -41,6 +43,7 @@ class ScanRequest:
     seed: int = 0
     device: str = "cpu"
     time_budget: float = 900.0
+    memory: float | None = None
     images: int = 300
     control: bool = False
     strict_files: bool = False

@@ -117,7 +117,7 @@ class TriggerFamilies(ImageDetector):
         classes = problem.classes
         score = fused(results, len(classes))
         order = np.argsort(-score, kind="stable").tolist()
-        told = max(results, key=worth)
+        told = max(results, key=lambda one: worth(one, len(classes)))
         shown = [one for t in order[: self.shown] for one in results if one.cheapest == t and one.gap > 0]
         triggers = {one.family.name: one.family.trigger(*one.best(STRONGER)) for one in (*shown, told)}
         target, trigger = told.cheapest, triggers[told.family.name]
@@ -157,7 +157,7 @@ class TriggerFamilies(ImageDetector):
         )
 
 
-def worth(found: Found) -> float:
+def worth(found: Found, classes: int) -> float:
     """Return the gap of a family in units of what is usual, at most 3."""
     return min(MOST, found.gap / USUAL_GAP[found.family.name])
 
@@ -166,5 +166,5 @@ def fused(results: Iterable[Found], classes: int) -> npt.NDArray[np.float64]:
     """Return each class's score: the root of the sum of squares over the families it is the cheapest of."""
     total = np.zeros(classes)
     for one in results:
-        total[one.cheapest] += worth(one) ** 2
+        total[one.cheapest] += worth(one, classes) ** 2
     return np.sqrt(total)

@@ -18,6 +18,8 @@ from doorward.models import Classifier, InputSpec, networks
 from doorward.training import TrainingProgress, default_settings, measure_spec, train_classifier
 
 Rows = npt.NDArray[np.int64]
+#: How often each sample is seen: what is wanted is a fair guess, and not the best network.
+LEAST_EPOCHS, MOST_EPOCHS = 3, 12
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def reclassify(
     Args:
         classifier: the model under examination; only the size of its input counts.
         rows: kept samples to train on at most, drawn evenly over the classes.
-        seen: how many samples go through in training.
+        seen: how many samples go through in training, about; few samples are seen twelve times at most.
 
     Raises:
         CouldNotTell: if the deadline is too near, or training diverges.
@@ -72,7 +74,7 @@ def reclassify(
     spec = _spec(classifier, material)
     architecture = networks.usual(spec)
     settings = default_settings(architecture, images=len(material), side=min(spec.height, spec.width))
-    epochs = min(settings.epochs, max(3, round(seen / len(material))))
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(seen / len(material))))
     guard: list[TimeGuard] = []
 
     def watch(now: TrainingProgress) -> None:
