@@ -17,6 +17,7 @@ from doorward.models import TorchClassifier
 from doorward.models.encode.dispatch import to_float, to_tensor
 from doorward.models.formats.input_options import trial_inputs
 from doorward.repairs._replay import Replay
+from doorward.repairs.base import like
 
 Convolution = nn.Conv1d | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -366,18 +367,6 @@ def _cut(
     columns[units.columns[kept].flatten()] = True
     select = Select(columns, axis=-1 if isinstance(reader, nn.Linear) else 1)
     module.set_submodule(units.reader, nn.Sequential(select, reader))
-
-
-def like(classifier: TorchClassifier, module: nn.Module) -> TorchClassifier:
-    """Return a classifier of another network that takes and gives what this one's does."""
-    return TorchClassifier(
-        module,
-        classifier.spec,
-        classifier.classes,
-        format=classifier.format,
-        architecture=classifier.architecture,
-        batch=classifier.batch,
-    )
 
 
 class Select(nn.Module):

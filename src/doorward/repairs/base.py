@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
+from torch import nn
+
 from doorward.core.errors import InputError
 from doorward.core.records import Evidence, Finding, FlaggedSample, Kind, Need, Record, RecoveredTrigger
 from doorward.data import Samples
@@ -185,6 +187,11 @@ def network_of(classifier: Classifier) -> TorchClassifier:
         raise InputError("the model has no weights that can be trained; give it in a format that has them")
     for p in weights:  # networks from ONNX files come with frozen ones
         p.requires_grad_(True)
+    return like(classifier, module)
+
+
+def like(classifier: TorchClassifier, module: nn.Module) -> TorchClassifier:
+    """Return a classifier of another network that takes and gives what this one's does."""
     return TorchClassifier(
         module,
         classifier.spec,
