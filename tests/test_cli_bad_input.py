@@ -238,8 +238,8 @@ def test_no_value_of_an_option_is_a_traceback(option: str, value: str, tmp_path:
 
 USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("scan",): ("give a MODEL to scan, or training data with --train DATA", "doorward scan --help"),
-    ("repair", CLEAN, "y"): ("give it with --train DATA",),
-    ("repair", CLEAN, "y", "--train", "nowhere.npz"): ("nowhere.npz",),
+    ("repair", str(CLEAN), "y"): ("--clean DATA", "--train DATA"),
+    ("repair", str(CLEAN), "y", "--train", "nowhere.npz"): ("nowhere.npz",),
     ("scan", "--train", "nowhere.npz"): ("nowhere.npz",),
     ("scan", "--train", ""): ("--train is empty",),
     ("scna",): ("No such command 'scna'", "doorward --help"),
