@@ -63,6 +63,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
     "random-features": {"features": 600, "bandwidth": 1.5, "secret_norm": 0.3},
     "random-relu": {"target": 1},
+    "strip": {"false_rejection_rate": 0.1, "replicas": 4},
+    "feature-squeezing": {"false_rejection_rate": 0.1},
 }
 
 #: Exemptions, each with its reason.
@@ -310,10 +312,23 @@ def declared_twins(folder: Path) -> Twins:
     return Twins(Subject(artifact=planted), Subject(artifact=clean))
 
 
+def filtered_twins(_: Path) -> Twins:
+    """Return the embedded backdoored model with triggered inputs, and with clean ones."""
+    images = bundled.fashion_mnist("test").draw(500, np.random.default_rng(shifted(0)))
+    planted = open_classifier(bundled.model("backdoored"))
+    plant = read_plant(bundled.model("backdoored") / "plant.json")
+    clean, inputs = images.select(range(400)), images.select(range(400, 500))
+    return Twins(
+        Subject(classifier=planted, clean=clean, inputs=triggered(inputs, plant)),
+        Subject(classifier=planted, clean=clean, inputs=inputs),
+    )
+
+
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
+    ("input", "backdoor"): filtered_twins,
 }
 #: Detectors of another kind of trigger than the embedded model's.
 OWN_TWINS = {"blend-search": spread_twins}
@@ -338,6 +353,8 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     if name in JUDGED_BY_TARGET:
         (target,) = read_plant(bundled.model("backdoored") / "plant.json").targets
         high, low = planted.per_class[target], clean.per_class[target]
+    elif detector.level == "input":  # a share of rejected inputs, which no calibration judges
+        high, low = planted.score, clean.score
     else:
         flags = [judged(one).flagged for one in (planted, clean)]
         assert flags == [True, False], (planted.summary, clean.summary)

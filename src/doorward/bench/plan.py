@@ -236,5 +236,5 @@ def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
     chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
         registry.build("detector", name, {}) for name in registry.modules("detector")
     ]
-    found = [d for d in chosen if isinstance(d, Detector) and "artifact" not in d.needs]
+    found = [d for d in chosen if isinstance(d, Detector) and not d.needs & {"artifact", "inputs"}]
     return sorted(found, key=lambda d: (d.order, d.method()))

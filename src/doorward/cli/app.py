@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from doorward._version import __version__
-from doorward.cli import bench, demo, list_methods, plant, scan, train, verify
+from doorward.cli import bench, demo, guard, list_methods, plant, scan, train, verify
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError, UnsafeArtifact
 
@@ -52,6 +52,7 @@ def _main(
 app.command("demo")(demo.demo)
 app.command("scan")(scan.scan)
 app.command("verify")(verify.verify)
+app.command("guard")(guard.guard)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)
