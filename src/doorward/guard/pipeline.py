@@ -131,9 +131,7 @@ def _filter(name: str) -> InputFilter:
     one = registry.build("detector", name, {})
     if not isinstance(one, InputFilter):
         known = ", ".join(filter_names())
-        raise InputError(
-            f"{name} is a detector that examines models and no filter of inputs; there are: {known}"
-        )
+        raise InputError(f"{name} examines models and is no filter of inputs; there are: {known}")
     return one
 
 
