@@ -147,7 +147,7 @@ def guard(
         check=check,
         filters=tuple(filters),
         rate=rate,
-        rule=rule.value,
+        rule=rule.value,  # type: ignore[arg-type]
         reform=reform,
         images=images,
         seed=seed,

@@ -81,7 +81,8 @@ def joint_conformal(clean: Floats, rate: float) -> Floats:
             f"{n} clean inputs are too few to reject only {percent(rate)} of them; give {enough} more than a "
             "filter keeps for itself, or allow a higher rate of false rejections"
         )
-    return np.nextafter(rising[:, n - rank], np.inf)
+    found: Floats = np.nextafter(rising[:, n - rank], np.inf)
+    return found
 
 
 def normal_threshold(clean: Floats, rate: float) -> float:

@@ -165,7 +165,7 @@ class FittedFilters:
     def table(self) -> Table:
         """Return the thresholds and what clean images score, for readers."""
         rows = tuple(
-            (one.method(), float(number(threshold)), *(float(number(v)) for v in (row.mean(), row.std())))
+            (one.method(), *(float(number(float(v))) for v in (threshold, row.mean(), row.std())))
             for one, threshold, row in zip(self.filters, self.thresholds, self.clean, strict=True)
         )
         return Table(
