@@ -75,6 +75,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "fine-tuning": {"share": 0.05, "drop": 1.0},
     "fine-pruning": {"share": 0.05, "drop": 1.0},
     "unlearning": {"share": 0.05, "drop": 1.0},
+    "strip": {"false_rejection_rate": 0.1, "replicas": 4},
+    "feature-squeezing": {"false_rejection_rate": 0.1},
 }
 
 #: Exemptions, each with its reason.
@@ -332,11 +334,24 @@ def poisoned_twins(_: Path) -> Twins:
     return Twins(*(poisoned_sets.images(300, share, seed=shifted(0)).subject for share in (0.2, 0.0)))
 
 
+def filtered_twins(_: Path) -> Twins:
+    """Return the embedded backdoored model with triggered inputs, and with clean ones."""
+    images = bundled.fashion_mnist("test").draw(500, np.random.default_rng(shifted(0)))
+    planted = open_classifier(bundled.model("backdoored"))
+    plant = read_plant(bundled.model("backdoored") / "plant.json")
+    clean, inputs = images.select(range(400)), images.select(range(400, 500))
+    return Twins(
+        Subject(classifier=planted, clean=clean, inputs=triggered(inputs, plant)),
+        Subject(classifier=planted, clean=clean, inputs=inputs),
+    )
+
+
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
     ("sample", "poison"): poisoned_twins,
+    ("input", "backdoor"): filtered_twins,
 }
 #: Detectors of another kind of trigger than the embedded model's.
 OWN_TWINS = {"blend-search": spread_twins}
@@ -365,6 +380,8 @@ def test_a_planted_subject_scores_above_its_clean_twin(
         high, low = planted.per_class[target], clean.per_class[target]
     elif name in RANKS_ONLY:
         high, low = planted.per_class[0], clean.per_class[0]
+    elif detector.level == "input":  # a share of rejected inputs, which no calibration judges
+        high, low = planted.score, clean.score
     else:
         flags = [judged(one).flagged for one in (planted, clean)]
         assert flags == [True, False], (planted.summary, clean.summary)

@@ -59,6 +59,7 @@ USE = {
     "repair": "$ doorward repair MODEL OUT{data} --method {name}",
 }
 USE_OF_DATA_DETECTORS = "$ doorward scan [MODEL] --train DATA --detector {name}"
+USE_OF_FILTERS = "$ doorward guard MODEL --clean DATA --check DATA --filter {name}"
 USE_OF_MODEL_ATTACKS = "$ doorward plant {name} MODEL OUT{data}{setting}"
 
 
@@ -143,6 +144,8 @@ def method_page(kind: MethodKind, name: str) -> str:
     if issubclass(cls, ModelAttack):
         data = " --data DATA" if cls.trains else ""
         use = USE_OF_MODEL_ATTACKS.format(name=name, data=data, setting=setting)
+    elif getattr(cls, "level", None) == "input":
+        use = USE_OF_FILTERS.format(name=name)
     facts = [
         ("kind", kind),
         ("works on", ", ".join(sorted(cls.modalities))),

@@ -275,7 +275,7 @@ def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
     chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
         registry.build("detector", name, {}) for name in registry.own_modules("detector")
     ]
-    found = [d for d in chosen if isinstance(d, Detector) and "artifact" not in d.needs]
+    found = [d for d in chosen if isinstance(d, Detector) and not d.needs & {"artifact", "inputs"}]
     if not named:  # training data are inspected where a suite says so
         found = [d for d in found if "train" not in d.needs]
     return sorted(found, key=lambda d: (d.order, d.method()))

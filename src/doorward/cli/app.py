@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from doorward._version import __version__
-from doorward.cli import bench, demo, list_methods, plant, repair, scan, train, verify
+from doorward.cli import bench, demo, guard, list_methods, plant, repair, scan, train, verify
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError, InputError, UnsafeArtifact
 from doorward.core.paths import refuse_unreadable_name
@@ -59,6 +59,7 @@ app.command("demo")(demo.demo)
 app.command("scan")(scan.scan)
 app.command("verify")(verify.verify)
 app.command("repair")(repair.repair)
+app.command("guard")(guard.guard)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)

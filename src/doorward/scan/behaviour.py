@@ -54,14 +54,17 @@ TRYING, FEWEST_TRIED = 0.1, 20
 
 
 def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
-    """Return the named detectors, or all, the cheap and safe ones first.
+    """Return the named detectors, or all that examine models, the cheap and safe ones first.
 
     Args:
         strict_files: for those that take the setting: files that loading never opens count as well.
     """
     detectors = []
     for name in dict.fromkeys(names or registry.modules("detector")):
-        strict = strict_files and "strict_files" in registry.get("detector", name).model_fields
+        cls = registry.get("detector", name)
+        if not names and cls.level == "input":
+            continue  # it filters inputs and says nothing of a model
+        strict = strict_files and "strict_files" in cls.model_fields
         detectors.append(registry.build("detector", name, {"strict_files": True} if strict else {}))
     return sorted(detectors, key=lambda d: (d.order, d.method()))
 
@@ -305,4 +308,6 @@ def _why_missing(missing: frozenset[str], classifier: Classifier) -> str:
         return f"needs {', '.join(sorted(missing))}: {why}"
     if "clean" in missing:
         return "needs clean images: give them with --clean DATA"
+    if "inputs" in missing:
+        return "it filters inputs, of which a scan has none: use `doorward guard`"
     return f"needs {', '.join(sorted(missing))}, which were not given"

@@ -1,0 +1,193 @@
+"""`doorward guard`: judge inputs before a model's answers to them are relied on."""
+
+from __future__ import annotations
+
+import contextlib
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+from doorward.cli.options import check_device, check_folder, labels, numbers, own_code, status
+
+
+class Format(StrEnum):
+    """What is printed on standard output."""
+
+    text = "text"
+    json = "json"
+    csv = "csv"
+
+
+class FailOn(StrEnum):
+    """From when on the exit code is 1."""
+
+    rejected = "rejected"
+    alarm = "alarm"
+    never = "never"
+
+
+class Rule(StrEnum):
+    """How thresholds follow from the scores of clean images."""
+
+    conformal = "conformal"
+    normal = "normal"
+    quantile = "quantile"
+
+
+def guard(
+    model: str = typer.Argument(..., metavar="MODEL", help="A model, as `doorward scan` takes it."),
+    check: str = typer.Option(
+        ...,
+        metavar="DATA",
+        help="The images to judge, read like --clean.",
+    ),
+    clean: str | None = typer.Option(
+        None,
+        metavar="DATA",
+        help="Images that you trust, and that the model was not trained on, to fit filters to: a folder, a "
+        "file or a hub id; DATA:SPLIT picks a split.",
+    ),
+    filters: list[str] = typer.Option(
+        [],
+        "--filter",
+        metavar="NAME",
+        help="Use this filter; may be repeated. strip and feature-squeezing if none is named.",
+    ),
+    rate: float = typer.Option(
+        0.01, metavar="R", help="Share of clean inputs that all filters together may reject."
+    ),
+    rule: Rule = typer.Option(
+        Rule.conformal,
+        metavar="conformal|normal|quantile",
+        help="How thresholds follow from clean scores: with a guarantee, by a Normal distribution, or as "
+        "their plain quantile.",
+    ),
+    reform: str | None = typer.Option(
+        None,
+        metavar="SQUEEZER",
+        help="Answer from a squeezed copy of each input: bits-B, median-2, median-3 or "
+        "nlm-SEARCH-PATCH-STRENGTH.",
+    ),
+    out: Path | None = typer.Option(
+        None,
+        metavar="DIR",
+        help="Write verdicts.json, verdicts.csv and a contact sheet, rejected.html, there.",
+    ),
+    format: Format = typer.Option(
+        Format.text, metavar="text|json|csv", help="What to print on standard output."
+    ),
+    fail_on: FailOn = typer.Option(
+        FailOn.rejected,
+        metavar="rejected|alarm|never",
+        help="When the exit code is 1: if any input is rejected, if more are than of clean ones would be "
+        "(p at most .01), or never.",
+    ),
+    save: Path | None = typer.Option(
+        None, metavar="DIR", help="Save the fitted guard there, to be used again with --guard."
+    ),
+    saved: Path | None = typer.Option(
+        None, "--guard", metavar="DIR", help="Use the guard that was saved there, in the place of --clean."
+    ),
+    images: int = typer.Option(2000, min=4, metavar="N", help="Most clean images to use."),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
+    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that it may take."),
+    factory: str | None = typer.Option(
+        None,
+        metavar="F",
+        help="package.module:function or file.py:function that returns the torch module. This runs your "
+        "code.",
+    ),
+    weights: Path | None = typer.Option(
+        None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
+    ),
+    mean: str | None = typer.Option(None, metavar="M", help="One number, or one per channel with commas."),
+    std: str | None = typer.Option(None, metavar="S", help="One number, or one per channel with commas."),
+    label_names: str | None = typer.Option(
+        None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
+    ),
+    data_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+    ),
+    label_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
+    ),
+) -> None:
+    """Judge inputs one by one, and answer those that are accepted.
+
+    Filters learn from clean images how an ordinary input scores, and reject what scores higher than nearly
+    all of those. They find no backdoor in the model: `doorward scan` looks for one.
+
+    Exit code: 0 none is rejected, 1 some are (see --fail-on) or the model is unsafe to load, 2 usage or
+    unreadable input, 3 could not tell, 4 a fault in Doorward.
+    """
+    from doorward.core.errors import CouldNotTell, InputError
+    from doorward.guard import rendering
+    from doorward.guard.pipeline import GuardRequest, guard_inputs
+    from doorward.models import LoadOptions
+
+    for name, value in (("MODEL", model), ("--clean", clean), ("--check", check)):
+        if value == "":
+            raise InputError(f"{name} is empty; it takes a path or a hub id")
+    if (clean is None) == (saved is None):
+        raise InputError("give --clean DATA to fit filters to, or --guard DIR with a saved guard")
+    if saved is not None and (filters or reform or rate != 0.01 or rule is not Rule.conformal):
+        raise InputError("--filter, --rate, --rule and --reform go with --clean; a saved guard has its own")
+    if not 0 < rate < 1:
+        raise InputError(f"--rate takes a share between 0 and 1, got {rate}")
+    if weights is not None and factory is None:
+        raise InputError("--weights goes with --factory, the function that builds the network for them")
+    for folder, given in ((out, "--out"), (save, "--save")):
+        if folder is not None:
+            check_folder(folder, given=given)
+    request = GuardRequest(
+        model=model,
+        clean=clean,
+        check=check,
+        filters=tuple(filters),
+        rate=rate,
+        rule=rule.value,
+        reform=reform,
+        images=images,
+        seed=seed,
+        device=check_device(device),
+        time_budget=time_budget,
+        factory=factory,
+        weights=str(weights) if weights else None,
+        options=LoadOptions(
+            mean=numbers(mean, "--mean"), std=numbers(std, "--std"), labels=labels(label_names)
+        ),
+        data_column=data_column,
+        label_column=label_column,
+        saved=saved,
+        keep=save,
+    )
+    try:
+        with own_code(factory), status() as progress:
+            guarded = guard_inputs(request, progress=progress)
+    except InputError:
+        raise
+    except CouldNotTell as why:
+        typer.echo(f"could not tell: {why}", err=True)
+        raise typer.Exit(3) from None
+    report = guarded.report
+    if out is not None:
+        files = {
+            "verdicts.json": rendering.to_json(report),
+            "verdicts.csv": rendering.to_csv(report),
+            "rejected.html": rendering.contact_sheet(report, guarded.inputs),
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        typer.echo(f"written: {out} ({', '.join(sorted(files))})", err=True)
+    write = {Format.text: rendering.to_text, Format.json: rendering.to_json, Format.csv: rendering.to_csv}
+    with contextlib.suppress(BrokenPipeError):  # a reader that has left does not change the verdict
+        typer.echo(write[format](report).encode(errors="backslashreplace"), nl=False)
+    found = {
+        FailOn.rejected: report.rejected.successes > 0,
+        FailOn.alarm: report.alarm is not None,
+        FailOn.never: False,
+    }
+    raise typer.Exit(int(found[fail_on]))

@@ -1,0 +1,1 @@
+"""Filter the inputs of a running model."""

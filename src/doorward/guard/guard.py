@@ -1,0 +1,291 @@
+"""Guard: a classifier with filters in front, which together reject a preset share of clean inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from doorward.core.budget import Deadline
+from doorward.core.errors import InputError
+from doorward.core.files import open_regular
+from doorward.core.report_json import dump
+from doorward.core.seeds import make_generator
+from doorward.data import Samples
+from doorward.detectors.inputs.base import FittedFilters, InputFilter, finite_logits, fit_filters
+from doorward.detectors.inputs.feature_squeezing import FeatureSqueezing, squeeze
+from doorward.detectors.inputs.strip import Strip
+from doorward.methods import registry
+from doorward.models import Classifier
+from doorward.models.batching import batched_logits
+from doorward.models.encode.image import to_tensor
+from doorward.stats.rejection import Floats, Rule
+
+STATE, TENSORS = "guard.json", "guard.safetensors"
+#: The squeezer whose copies the model answers, where none is named.
+REFORM = "median-2"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a guard answers to n inputs.
+
+    Attributes:
+        predictions: classes (n,), of the squeezed inputs where the guard reforms.
+        accepted: (n,).
+        reasons: for each input, why it is rejected; empty if it is accepted.
+        scores: (f, n), one row for each filter.
+    """
+
+    predictions: npt.NDArray[np.int64]
+    accepted: npt.NDArray[np.bool_]
+    reasons: tuple[tuple[str, ...], ...]
+    scores: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Give predictions of a classifier with accept or reject.
+
+        guard = Guard.fit(classifier, clean)
+        answers = guard(images)
+
+    Attributes:
+        rate: share of clean inputs that all filters together reject, at most.
+        rule: how thresholds follow from clean scores.
+        reform: the squeezer whose copies the model answers, None if it answers the inputs themselves.
+    """
+
+    classifier: Classifier
+    fitted: FittedFilters
+    rate: float
+    rule: Rule
+    reform: str | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        classifier: Classifier,
+        clean: Samples | Tensor,
+        *,
+        filters: Sequence[InputFilter] | None = None,
+        rate: float = 0.01,
+        rule: Rule = "conformal",
+        reform: str | None = None,
+        seed: int = 0,
+        deadline: Deadline | None = None,
+    ) -> Guard:
+        """Fit filters to clean images.
+
+        Args:
+            clean: images that the classifier was not trained on; as a tensor, (n, c, h, w) uint8.
+            filters: STRIP and feature squeezing if None. Their own rates and rules do not count.
+
+        Raises:
+            InputError: if the images do not fit, or a filter is named twice.
+            CouldNotTell: if the images are too few, or the model's outputs say nothing.
+        """
+        chosen = (Strip(), FeatureSqueezing()) if filters is None else tuple(filters)
+        names = [one.method() for one in chosen]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"a guard takes one filter or more, each once; got {', '.join(names) or 'none'}")
+        if not 0 < rate < 1:
+            raise InputError(f"the rate of false rejections lies between 0 and 1, got {rate}")
+        images = _images(classifier, clean)
+        if reform is not None:
+            squeeze(images[:1], reform)  # refuses an unknown one before the work begins
+        with classifier.frozen():
+            fitted = fit_filters(
+                classifier,
+                images,
+                chosen,
+                rate=rate,
+                rule=rule,
+                generator=make_generator(seed, "guard"),
+                deadline=deadline,
+            )
+        return cls(classifier=classifier, fitted=fitted, rate=rate, rule=rule, reform=reform)
+
+    def __call__(self, batch: Samples | Tensor, *, deadline: Deadline | None = None) -> Answers:
+        """Answer inputs and judge each.
+
+        Args:
+            batch: images; as a tensor, (n, c, h, w) uint8.
+
+        Raises:
+            InputError: if they do not fit the model.
+            CouldNotTell: if the model's outputs are not finite, or the deadline is too near.
+        """
+        images = _images(self.classifier, batch)
+        with self.classifier.frozen():
+            logits = finite_logits(self.classifier, images, deadline)
+            seen = self.fitted.score(self.classifier, images, logits, deadline)
+            answered = logits if self.reform is None else self._reformed(images, self.reform, deadline)
+        scores = np.stack([one.score for one in seen])  # (f, n)
+        spoke = scores >= self.fitted.thresholds[:, None]
+        told = [
+            [f"{one.method()}: {why}" for why in own.told]
+            for one, own in zip(self.fitted.filters, seen, strict=True)
+        ]
+        reasons = tuple(
+            tuple(own[i] for own, rejects in zip(told, spoke[:, i], strict=True) if rejects)
+            for i in range(len(images))
+        )
+        return Answers(answered.argmax(1).numpy(), ~np.asarray(spoke.any(0)), reasons, scores)
+
+    def _reformed(self, images: Tensor, squeezer: str, deadline: Deadline | None) -> Tensor:
+        if not len(images):
+            return torch.zeros(0, len(self.classifier.classes))
+        return batched_logits(self.classifier, squeeze(images, squeezer), deadline, raw=True).cpu()
+
+    def save(self, folder: Path) -> Path:
+        """Write what was fitted to a folder, as JSON and safetensors, without the classifier.
+
+        Raises:
+            InputError: if the folder cannot be written.
+        """
+        state = _Saved(
+            filters=tuple(
+                _SavedFilter(name=one.method(), settings=one.settings(), threshold=float(threshold))
+                for one, threshold in zip(self.fitted.filters, self.fitted.thresholds, strict=True)
+            ),
+            rate=self.rate,
+            rule=self.rule,
+            reform=self.reform,
+            classes=self.classifier.classes,
+            shape=self.classifier.spec.shape,
+        )
+        tensors = {"clean": torch.from_numpy(self.fitted.clean.copy())}
+        for one, kept in zip(self.fitted.filters, self.fitted.states, strict=True):
+            tensors |= {f"{one.method()}.{name}": value.cpu().contiguous() for name, value in kept.items()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / TENSORS).write_bytes(save(tensors))
+            (folder / STATE).write_text(dump(state.model_dump(mode="json")), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{folder}: cannot write the guard: {error.strerror or error}") from error
+        return folder
+
+    @staticmethod
+    def load(folder: Path, classifier: Classifier) -> Guard:
+        """Read a guard that `save` wrote, for the classifier that it was fitted to.
+
+        Raises:
+            InputError: if it cannot be read, or was fitted to a model of other classes or images.
+        """
+        state, tensors = _read(folder)
+        if (state.classes, state.shape) != (classifier.classes, classifier.spec.shape):
+            raise InputError(
+                f"{folder}: this guard was fitted to a model of {len(state.classes)} classes and images of "
+                f"shape {state.shape}; this one has {len(classifier.classes)} and {classifier.spec.shape}, "
+                "or other classes. Fit one with --clean"
+            )
+        unknown = [one.name for one in state.filters if one.name not in registry.modules("detector")]
+        if unknown:  # a name such as file.py:Class would run that file
+            raise InputError(f"{folder / STATE}: there is no filter {unknown[0]!r}")
+        filters = tuple(registry.build("detector", one.name, one.settings) for one in state.filters)
+        if not all(isinstance(one, InputFilter) for one in filters):
+            raise InputError(f"{folder / STATE}: it names detectors that are no filters of inputs")
+        states = tuple(
+            {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{one.name}.")}
+            for one in state.filters
+        )
+        clean = tensors.get("clean")
+        whole = clean is not None and clean.ndim == 2 and len(clean) == len(filters)
+        pairs = zip(filters, states, strict=True)
+        if not whole or not all(_fits(one, kept, state.shape) for one, kept in pairs):
+            raise InputError(f"{folder / TENSORS}: it does not hold what {STATE} says; fit the guard again")
+        assert clean is not None
+        thresholds = np.array([one.threshold for one in state.filters])
+        fitted = FittedFilters(filters, states, thresholds, clean.double().numpy())
+        return Guard(
+            classifier=classifier, fitted=fitted, rate=state.rate, rule=state.rule, reform=state.reform
+        )
+
+
+class _SavedFilter(BaseModel):
+    """One filter as `guard.json` holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    settings: dict[str, Any]
+    threshold: float
+
+
+class _Saved(BaseModel):
+    """What `guard.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal["doorward-guard"] = "doorward-guard"
+    version: Literal[1] = 1
+    filters: tuple[_SavedFilter, ...] = Field(min_length=1)
+    rate: float = Field(gt=0, lt=1)
+    rule: Rule
+    reform: str | None
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
+    """Read both files of a guard.
+
+    Raises:
+        InputError: if one is missing or damaged.
+    """
+    file = folder / STATE
+    try:
+        with open_regular(file) as stream:
+            state = _Saved.model_validate_json(stream.read())
+        file = folder / TENSORS
+        with open_regular(file) as stream:
+            tensors = load(stream.read())
+    except OSError as error:
+        raise InputError(f"{file}: cannot read the guard: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{file}: this is no saved guard: {where}: {first['msg']}") from error
+    except SafetensorError as error:
+        raise InputError(f"{file}: this is no whole safetensors file: {error}") from error
+    if state.reform is not None:
+        squeeze(torch.zeros(1, *state.shape, dtype=torch.uint8), state.reform)
+    return state, tensors
+
+
+def _fits(one: InputFilter, kept: dict[str, Tensor], shape: tuple[int, int, int]) -> bool:
+    """Return whether tensors are those that a filter keeps for images of a shape."""
+    expected = one.learn(torch.zeros(one.kept, *shape, dtype=torch.uint8))
+    own, its = ({name: (x.shape, x.dtype) for name, x in each.items()} for each in (kept, expected))
+    return own == its
+
+
+def _images(classifier: Classifier, given: Samples | Tensor) -> Tensor:
+    """Return images (n, c, h, w) uint8 of the model's size.
+
+    Raises:
+        InputError: if they do not fit.
+    """
+    spec = classifier.spec
+    if spec.modality != "image":
+        raise InputError(f"a guard filters images, and this model takes {spec.modality}")
+    if not isinstance(given, Tensor):
+        if given.modality != "image":
+            raise InputError(f"the model takes images, {given.provenance.path} holds {given.modality}")
+        return to_tensor(given, spec)
+    if given.dtype != torch.uint8 or given.ndim != 4 or given.shape[1:] != spec.shape:
+        raise InputError(
+            f"a guard takes images (n, {', '.join(map(str, spec.shape))}) uint8, got {given.dtype} "
+            f"{tuple(given.shape)}"
+        )
+    return given.cpu()
