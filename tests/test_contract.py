@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -324,14 +324,23 @@ def filtered_twins(_: Path) -> Twins:
     )
 
 
+def dotted_twins(folder: Path) -> Twins:
+    """Return the same model with dots over the inputs, which squeezing removes, and with clean inputs."""
+    clean = filtered_twins(folder).clean
+    assert clean.inputs is not None
+    dotted = np.stack(clean.inputs.raw(range(len(clean.inputs))))
+    dotted[:, ::2, ::2] = 255
+    return Twins(replace(clean, inputs=InMemorySamples(dotted)), clean)
+
+
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
     ("input", "backdoor"): filtered_twins,
 }
-#: Detectors of another kind of trigger than the embedded model's.
-OWN_TWINS = {"blend-search": spread_twins}
+#: Detectors of another kind of trigger than the embedded model's: a patch of 3x3 pixels survives squeezing.
+OWN_TWINS = {"blend-search": spread_twins, "feature-squeezing": dotted_twins}
 
 
 def judged(seen: Measurement) -> Finding:

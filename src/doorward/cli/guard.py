@@ -147,7 +147,7 @@ def guard(
         check=check,
         filters=tuple(filters),
         rate=rate,
-        rule=rule.value,  # type: ignore[arg-type]
+        rule=rule.value,
         reform=reform,
         images=images,
         seed=seed,

@@ -99,7 +99,7 @@ class FeatureSqueezing(InputFilter):
             return torch.zeros(0, len(names), dtype=torch.float64)
         rows = []
         size = max(1, 4 * chunk_images(classifier) // len(names))
-        for part, own in zip(images.split(size), logits.split(size), strict=True):
+        for part, own in zip(torch.split(images, size), torch.split(logits, size), strict=True):
             copies = torch.cat([squeeze(part, name) for name in names])  # (s n, c, h, w)
             squeezed = batched_logits(classifier, copies, deadline, raw=True).cpu().double().softmax(1)
             change = squeezed.view(len(names), len(part), -1) - own.double().softmax(1)

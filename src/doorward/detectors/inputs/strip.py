@@ -25,7 +25,8 @@ def superimpose(images: Tensor, overlays: Tensor, *, weights: tuple[float, float
     Sums of pixels above 255 stay at 255, as in OpenCV's `addWeighted`.
     """
     if weights == (1.0, 1.0):
-        return (images[:, None].short() + overlays.short()).clamp_(max=255).to(torch.uint8)
+        total: Tensor = images[:, None].short() + overlays.short()
+        return total.clamp_(max=255).to(torch.uint8)
     mixed = weights[0] * images[:, None].double() + weights[1] * overlays.double()
     return mixed.round().clamp_(0, 255).to(torch.uint8)
 
@@ -153,7 +154,7 @@ class Strip(InputFilter):
             deadline or Deadline(), len(images), work=f"superimposing {len(images)} images on {len(overlays)}"
         )
         rows = []
-        for part in images.split(max(1, chunk_images(classifier) // len(overlays))):
+        for part in torch.split(images, max(1, chunk_images(classifier) // len(overlays))):
             mixed = superimpose(part, overlays, weights=weights).flatten(0, 1)
             rows.append(entropy(finite_logits(classifier, mixed)).view(len(part), -1))
             guard.advance(len(part))
