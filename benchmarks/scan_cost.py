@@ -20,7 +20,7 @@ import measuring
 from trained import Case, data_folder, train
 
 REPEATS = 2
-PACKAGE = measuring.ROOT / "src" / "doorward" / "reference"
+PACKAGE = measuring.ROOT / "src" / "doorward" / "bundled"
 SIGNS = (
     Case(data="gtsrb", architecture="resnet-8", seed=14),
     Case(data="gtsrb", architecture="resnet-14", seed=14),

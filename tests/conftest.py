@@ -16,6 +16,12 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from pydantic import BaseModel
+
+from copies import checked_copy
+
+# pydantic takes any name in `update`: one that is no field is lost without a word
+BaseModel.model_copy = checked_copy  # type: ignore[method-assign]
 
 torch.set_num_threads(1)
 settings.register_profile(

@@ -223,7 +223,12 @@ def test_a_detector_is_calibrated(tmp_path: Path) -> None:
     [
         (("nonsense",), "there is no detector named 'nonsense'"),
         (("unsafe-code",), "unsafe-code reads files"),
-        (("max-margin", "--only", "missing*"), "no clean model has been scanned by max-margin"),
+        (
+            ("max-margin", "--only", "missing*", "--out", "x.json"),
+            "no clean model has been scanned by max-margin",
+        ),
+        (("max-margin",), "max-margin comes with a calibration .* name another file with --out"),
+        (("max-margin", "--only", "clean*"), "comes with a calibration on many more models"),
         (("max-margin", "--scale", "full"), "suite tiny has no scale 'full'"),
         (("/no/such.py:Detector",), "/no/such.py is no file"),
     ],

@@ -28,6 +28,18 @@ import math  # a comment
 class A:
     """A class."""
 
+    title = "Ä: circles"; unit = 1
+    limits: ClassVar[str] = (
+        "Round things "  # alone
+        "alone."
+    )
+    source = "Euclid"
+    steps: int = Field(
+        5,
+        ge=1,
+        description="Steps, " + "all told",
+    )
+
     def area(self, r: float) -> float:
         """Return the area."""
         text = "# no comment"
@@ -47,6 +59,18 @@ class A:
         ("r**2", "r**3", False),
         ('"# no comment"', '"# a comment"', False),
         ("class A", "class B", False),
+        ("circles", "round things", True),
+        ("; unit = 1", "; unit = 2", False),
+        ("alone.", "and nothing else.", True),
+        ('    source = "Euclid"\n', "", True),
+        ("Euclid", "Archimedes", True),
+        ('source = "Euclid"', 'source, b = "Euclid", 1', False),
+        (',\n        description="Steps, " + "all told"', "", True),
+        ("Steps, ", "How many steps, (", True),
+        ("ge=1", "ge=2", False),
+        ("        5,", "        6,", False),
+        ("text =", "title =", False),
+        ('description="Steps, "', 'alias="Steps, "', False),
     ],
 )
 def test_the_hash_of_a_source_is_that_of_its_code(tmp_path: Path, old: str, new: str, same: bool) -> None:
@@ -196,7 +220,9 @@ def changed_by(file: Path) -> set[str]:
     return {unit for unit, code in hashes().items() if code != before[unit]}
 
 
-SEARCHES = {f"detector {name}" for name in ("blend-search", "neural-cleanse", "patch-search")}
+SEARCHES = {
+    f"detector {name}" for name in ("blend-search", "neural-cleanse", "patch-search", "trigger-families")
+}
 BEHAVIOUR = SEARCHES | {"detector max-margin"}
 READING = {"detector declared-check", "detector unsafe-code"}
 
@@ -207,16 +233,16 @@ READING = {"detector declared-check", "detector unsafe-code"}
         ("scan/behaviour.py", BEHAVIOUR | READING),
         ("scan/confirmation.py", BEHAVIOUR | READING),
         ("detectors/base.py", BEHAVIOUR | READING),
-        ("stats/outliers.py", BEHAVIOUR),
+        ("stats/outliers.py", BEHAVIOUR - {"detector trigger-families"}),
         ("inversion/sources.py", SEARCHES),
-        ("inversion/masks.py", SEARCHES - {"detector patch-search"}),
+        ("inversion/masks.py", {"detector blend-search", "detector neural-cleanse"}),
         ("detectors/model/neural_cleanse.py", {"detector neural-cleanse"}),
-        ("training/augment.py", {"detector patch-search", "training.loop"}),
+        ("training/augment.py", {"detector patch-search", "detector trigger-families", "training.loop"}),
         ("training/loop.py", {"training.loop"}),
         ("training/adversarial.py", {"attack clean-label", "attack label-flipping", "training.adversarial"}),
         ("attacks/data/_surrogate.py", {"attack clean-label", "attack label-flipping"}),
         ("attacks/data/reflection.py", {"attack reflection"}),
-        ("triggers/warp.py", {"attack warp"}),
+        ("triggers/warp.py", {"attack warp", "detector trigger-families"}),
         ("models/architectures.py", {"models.architectures"}),
         ("models/encode/text.py", {"models.sequences"}),
         ("bench/synthetic.py", {"bench.synthetic"}),

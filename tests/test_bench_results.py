@@ -538,6 +538,12 @@ def test_a_calibration_is_named_by_its_content() -> None:
     assert results.calibration_label(calibration(list(first))) == label
     assert results.calibration_label(calibration(second)) != label
     assert results.calibration_label(calibration(first, max_margin=0.5)) != label
+    plain = calibration(first)
+    for other in (
+        {"settings": plain.settings | {"max-margin": {"steps": 7}}},
+        {"code": {"max-margin": "of another version"}},
+    ):
+        assert results.calibration_label(plain.model_copy(update=other)) != label
 
 
 @pytest.mark.parametrize("how", ["same code", "same results", "other results"])

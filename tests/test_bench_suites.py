@@ -11,12 +11,14 @@ import pytest
 
 from bench_examples import clean, planted, suite, trials
 from doorward.bench import synthetic
+from doorward.bench.plan import detectors_of, unmerged
 from doorward.bench.suite import (
     Between,
     Data,
     MethodChoice,
     OneOf,
     Scale,
+    ScanSettings,
     Suite,
     Trial,
     World,
@@ -63,8 +65,9 @@ def test_what_a_suite_names_exists(one: Suite, scale: Scale) -> None:
         for detector in trial.scan_settings.detectors or ():
             registry.build("detector", detector.name, detector.settings)
         if trial.data.world is not None:
-            family = synthetic.FAMILIES[trial.data.name.split("-")[0]]
-            assert trial.data.name in synthetic.names()
+            name = unmerged(trial.data.name).name
+            family = synthetic.FAMILIES[name.split("-")[0]]
+            assert name in synthetic.names()
             assert trial.data.world.classes <= family.limit
     names = {group.name for groups in one.scales.values() for group in groups}
     assert {group for claim in one.claims for group in claim.groups} <= names
@@ -253,6 +256,15 @@ def test_trials_are_picked_by_name_or_group() -> None:
     assert matching(found, None) == found
     with pytest.raises(InputError, match="no trial matches 'x'; groups are: clean, planted"):
         matching(found, "x")
+
+
+def test_trials_that_name_no_detector_are_judged_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else is installed has no say in results."""
+    plain = registry.modules
+    monkeypatch.setattr(registry, "modules", lambda kind: {**plain(kind), "stranger": "somewhere.stranger"})
+    own = {d.method() for d in detectors_of(ScanSettings(detectors=()))}
+    assert {"max-margin", "patch-search", "blend-search", "neural-cleanse"} <= own
+    assert "stranger" not in own
 
 
 def test_unknown_suites_and_scales_are_named() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from command_line import (
     QUICK,
     assert_one_line,
     call,
+    environment,
     nothing_written,
     program,
 )
@@ -232,7 +237,11 @@ def test_no_value_of_an_option_is_a_traceback(option: str, value: str, tmp_path:
 
 
 USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("scan",): ("Missing argument 'MODEL'", "doorward scan --help"),
+    ("scan",): ("give a MODEL to scan, or training data with --train DATA", "doorward scan --help"),
+    ("repair", str(CLEAN), "y"): ("--clean DATA", "--train DATA"),
+    ("repair", str(CLEAN), "y", "--train", "nowhere.npz"): ("nowhere.npz",),
+    ("scan", "--train", "nowhere.npz"): ("nowhere.npz",),
+    ("scan", "--train", ""): ("--train is empty",),
     ("scna",): ("No such command 'scna'", "doorward --help"),
     ("--nonsense",): ("--nonsense", "doorward --help"),
     ("list",): ("Missing argument 'KIND'", "attacks, detectors, repairs"),
@@ -287,21 +296,111 @@ def test_a_place_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch:
             assert_one_line(outcome, f"the folder {tmp_path} may not be written to")
 
 
-def test_a_place_that_fails_in_the_end_costs_no_verdict(tmp_path: Path) -> None:
-    proc = Path("/proc/doorward")
-    if not proc.parent.is_dir() or not os.access(proc.parent, os.W_OK):
-        pytest.skip("needs /proc, and to be root")
-    outcome = call("scan", CLEAN, *QUICK, "--out", proc, folder=tmp_path)
+def test_a_place_that_holds_nothing_of_ours_is_refused_before_the_work(tmp_path: Path) -> None:
+    """Asking for permission does not tell: root may write to /proc, and cannot."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("needs /proc")
+    with nothing_written(tmp_path):
+        assert_one_line(call("scan", CLEAN, "--out", "/proc/doorward", folder=tmp_path), "/proc/doorward")
+        too_long = "reports/" + "long" * 100
+        assert_one_line(
+            call("scan", CLEAN, "--out", too_long, folder=tmp_path), "nothing can be written there"
+        )
+
+
+@pytest.mark.parametrize("text", ["page", "report"])
+def test_a_place_that_fails_in_the_end_costs_no_verdict_and_leaves_the_earlier_reports(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four are replaced, or none: the disk is full with the second, or before the first is in place."""
+    earlier = {f"report.{kind}": f"earlier {kind}" for kind in ("json", "html", "sarif", "txt")}
+    for name, content in earlier.items():
+        (tmp_path / name).write_text(content)
+    plain = Path.write_text
+
+    def full(path: Path, *rest: Any, **more: Any) -> int:
+        if ".report.html" in path.name:
+            raise OSError(28, "No space left on device")
+        return plain(path, *rest, **more)
+
+    def stuck(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if text == "page":
+        monkeypatch.setattr(Path, "write_text", full)
+    else:
+        monkeypatch.setattr("doorward.reports.files.os.replace", stuck)
+    outcome = call("scan", CLEAN, "--detector", "unsafe-code", "--out", tmp_path, folder=tmp_path)
     assert outcome.code == 2
-    assert outcome.out.startswith("NOTHING FOUND")
-    assert outcome.err.startswith("error: the reports need a folder to write to; /proc/doorward: ")
+    assert outcome.out.startswith("COULD NOT TELL")
+    assert outcome.err.startswith("error: the reports need a folder to write to; ")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == earlier
+
+
+def test_a_folder_in_a_report_s_place_costs_no_report(tmp_path: Path) -> None:
+    (tmp_path / "reports" / "report.sarif").mkdir(parents=True)
+    (tmp_path / "reports" / "report.json").write_text("earlier")
+    outcome = call("scan", CLEAN, "--detector", "unsafe-code", "--out", "reports", folder=tmp_path)
+    assert (outcome.code, "report.sarif is a folder" in outcome.err) == (2, True)
+    assert (tmp_path / "reports" / "report.json").read_text() == "earlier"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("scan", CLEAN, "--out", ""), "an empty value after --out"),
+        (("scan", CLEAN, "--out="), "--out is empty"),
+        (("scan", "--files-only", ""), "an empty value after --files-only"),
+        (("plant", "badnets", CLOTHES, ""), "an empty value among the arguments"),
+        (("train", CLOTHES, ""), "an empty value among the arguments"),
+        (("bench", "show", "null", "--out", ""), "an empty value after --out"),
+        (("verify", ""), "an empty value among the arguments"),
+    ],
+)
+def test_an_empty_value_is_not_the_current_folder(
+    words: tuple[object, ...], said: str, tmp_path: Path
+) -> None:
+    with nothing_written(tmp_path):
+        assert_one_line(call(*words, folder=tmp_path), said)
+
+
+CLOSED = """
+import os, sys
+os.close(int(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, "-c", "from doorward.cli.app import main; main()", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream_does_not_change_the_verdict(stream: int, tmp_path: Path) -> None:
+    words = ["scan", str(CLEAN), "--detector", "unsafe-code", "--out", "reports"]
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, str(stream), *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert json.loads((tmp_path / "reports" / "report.json").read_text())["verdict"] == "could_not_tell"
+    kept = done.stderr if stream == 1 else done.stdout
+    assert kept.startswith("written: reports" if stream == 1 else "COULD NOT TELL")
+
+
+def test_a_current_folder_whose_name_is_no_text_ends_no_scan(tmp_path: Path) -> None:
+    here = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    here.mkdir()
+    outcome = call("scan", CLEAN, "--detector", "unsafe-code", "--format", "json", folder=here)
+    assert outcome.code == 3
+    assert json.loads(outcome.out)["request"]["folder"] is None
 
 
 def test_a_fault_of_ours_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("doorward.scan.pipeline.scan", fault)
+    monkeypatch.setattr("doorward.scan.pipeline.scan_in_full", fault)
     monkeypatch.delenv("DOORWARD_TRACEBACK", raising=False)
     outcome = call("scan", CLEAN, folder=tmp_path)
     assert (outcome.code, outcome.out) == (4, "")

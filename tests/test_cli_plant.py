@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +236,41 @@ def test_an_earlier_result_stays_where_the_new_one_cannot_be_written(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "model", "source.npz"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="asks for the processes of a Unix")
+def test_what_a_killed_run_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    dead = tmp_path / f".doorward-{int(ended.stdout)}-abc"
+    alive, other = tmp_path / f".doorward-{os.getpid()}-abc", tmp_path / ".doorward-mine"
+    for folder in (dead, alive, other):
+        folder.mkdir()
+        (folder / "half").write_text("half a model")
+    run("badnets", source, tmp_path / "images")
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"source.npz", "images", alive.name, other.name}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal of Unix")
+def test_a_run_that_is_asked_to_end_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from doorward.attacks import ground_truth
+ground_truth.write_plant = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+from doorward.cli.app import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plant", "badnets", str(source), "images"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["source.npz"]
+
+
 @pytest.mark.parametrize("base", ["directory", "pt2", "onnx"])
 def test_signatures_are_planted_in_models_of_any_format(clothes: Path, tmp_path: Path, base: str) -> None:
     counterpart = open_classifier(CLEAN)
@@ -316,7 +354,7 @@ def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
     file = export_pt2(counterpart, tmp_path / "model/a.pt2")
     out = tmp_path / "out"
     for model in (CLEAN, file, CLEAN / "model.safetensors"):
-        with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model; give"):
+        with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model: give"):
             run("badnets", model, out)
     for data in (source, bundled.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
         with pytest.raises(InputError, match="trojannet changes a trained model, and here is none: "):

@@ -44,6 +44,7 @@ from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import InputSpec
 from doorward.reports import from_json, schema_text
+from doorward.scan.pipeline import Scanned
 
 SCHEMAS = Path(__file__).parent / "schemas"
 NAMES = ("report.html", "report.json", "report.sarif", "report.txt")
@@ -99,7 +100,7 @@ def test_the_exit_code_is_the_verdicts(
 ) -> None:
     report = from_json((found[0] / "report.json").read_text(encoding="utf-8"))
     report = report.model_copy(update={"verdict": verdict})
-    monkeypatch.setattr("doorward.scan.pipeline.scan", lambda *_, **__: report)
+    monkeypatch.setattr("doorward.scan.pipeline.scan_in_full", lambda *_, **__: Scanned(report))
     words = ("--fail-on", fail_on) if fail_on else ()
     expected = {"unsafe": 1, "backdoored": 1, "suspicious": 1, "could_not_tell": 3, "nothing_found": 0}[
         verdict
@@ -159,6 +160,7 @@ def test_a_model_that_cannot_be_judged_ends_with_3(
         "neural-cleanse",
         "patch-search",
         "blend-search",
+        "trigger-families",
     }
 
 
@@ -330,8 +332,10 @@ def own(tmp_path: Path) -> Path:
     """Return a folder with somebody's own code and weights."""
     (tmp_path / "own_network.py").write_text(OWN)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
-    with torch.no_grad():  # every class is reached by pixels of its own, none more easily than another
-        module[1].weight.copy_(torch.eye(5).repeat(1, 13)[:, :64] / 13)
+    with (
+        torch.no_grad()
+    ):  # every class is reached by pixels of its own, one a little more easily than the next
+        module[1].weight.copy_(torch.eye(5).repeat(1, 13)[:, :64] / torch.arange(13, 18)[:, None])
         module[1].bias.zero_()
     torch.save(module.state_dict(), tmp_path / "weights.pt")
     return tmp_path
@@ -507,7 +511,7 @@ def test_a_device_that_is_gone_can_be_replaced(place: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("images", "many"), ("options", {"mean": "dark"}), ("detectors", 3), ("model", None)]
+    ("field", "value"), [("images", "many"), ("options", {"mean": "dark"}), ("detectors", 3), ("model", 7)]
 )
 def test_a_request_that_is_none_is_refused(field: str, value: Any, place: Path, tmp_path: Path) -> None:
     form = json.loads((place / "reports/report.json").read_text())

@@ -20,12 +20,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import docs_pages
+import poisoned_sets
 from doorward import bundled, testing
 from doorward.attacks.data.base import DataAttack
 from doorward.attacks.ground_truth import PlantedBackdoor, read_plant, triggered
 from doorward.attacks.model.base import ModelAttack
 from doorward.core.errors import InputError
-from doorward.core.records import Finding, Kind, Level, Measurement
+from doorward.core.records import Finding, FlaggedSample, Kind, Level, Measurement, RecoveredTrigger
 from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform, content_hash
 from doorward.detectors.base import Detector
@@ -37,11 +38,14 @@ from doorward.models import InputSpec, TorchClassifier, networks, open_classifie
 from doorward.models.architectures import build
 from doorward.models.formats.saving import save_classifier
 from doorward.models.spec import TextSpec
+from doorward.repairs.base import Damage, Repair, RepairRecord
 from doorward.reports import atlas
 from doorward.scan.calibration import calibrations, judge
+from doorward.scan.poison import judge_samples
 from doorward.testing import CLASSES, NAMES, SIDE, SPEC, Constant, condition, make_images
 from doorward.training import TrainingSettings, evaluate, train_classifier
 from doorward.triggers.base import Trigger
+from doorward.triggers.masked import MaskedPattern
 from seeds import shifted
 
 pytestmark = pytest.mark.usefixtures("quick_surrogates")
@@ -53,6 +57,7 @@ ATTACKS = list(registry.modules("attack"))
 DATA_ATTACKS = [name for name in ATTACKS if issubclass(registry.get("attack", name), DataAttack)]
 MODEL_ATTACKS = [name for name in ATTACKS if issubclass(registry.get("attack", name), ModelAttack)]
 DETECTORS = list(registry.modules("detector"))
+REPAIRS = list(registry.modules("repair"))
 
 #: Settings that make a method quick where its conclusion does not matter.
 QUICK: dict[str, dict[str, Any]] = {
@@ -60,11 +65,18 @@ QUICK: dict[str, dict[str, Any]] = {
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "patch-search": {"steps": 5, "further_steps": 3, "batch_size": 4},
     "blend-search": {"steps": 10, "batch_size": 4},
+    "activation-clustering": {"retraining_seen": 1_000, "retraining_rows": 100},
     "pruning-aware": {"epochs": 8, "size": 5, "poison_rate": 0.3},
     "random-features": {"features": 600, "bandwidth": 1.5, "secret_norm": 0.3},
     "random-relu": {"target": 1},
     "strip": {"false_rejection_rate": 0.1, "replicas": 4},
     "feature-squeezing": {"false_rejection_rate": 0.1},
+    "relabelling": {"share": 0.05},
+    "removal": {"epochs": 1},
+    "pruning": {"drop": 1.0},
+    "fine-tuning": {"share": 0.05, "drop": 1.0},
+    "fine-pruning": {"share": 0.05, "drop": 1.0},
+    "unlearning": {"share": 0.05, "drop": 1.0},
 }
 
 #: Exemptions, each with its reason.
@@ -72,6 +84,11 @@ WITHOUT_SETTINGS = {"declared-check": "a file declares a check or does not"}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
     "both models; what the backdoor raises is the score of its target"
+}
+WITHOUT_DATA = {"immunise": "it changes no weight, and what it does to inputs needs no samples"}
+RANKS_ONLY = {
+    "spectral-signatures": "as published, it orders samples and does not say whether there is poison",
+    "noise-response": "without clean samples of each class it orders samples alone",
 }
 KEEPS_LABELS = {
     "clean-label": "its samples are of the target class, and look it",
@@ -333,11 +350,17 @@ def dotted_twins(folder: Path) -> Twins:
     return Twins(replace(clean, inputs=InMemorySamples(dotted)), clean)
 
 
+def poisoned_twins(_: Path) -> Twins:
+    """Return a training set with a patch and one without, and a model that obeys it."""
+    return Twins(*(poisoned_sets.images(300, share, seed=shifted(0)).subject for share in (0.2, 0.0)))
+
+
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
     ("input", "backdoor"): filtered_twins,
+    ("sample", "poison"): poisoned_twins,
 }
 #: Detectors of another kind of trigger than the embedded model's: a patch of 3x3 pixels survives squeezing.
 OWN_TWINS = {"blend-search": spread_twins, "feature-squeezing": dotted_twins}
@@ -347,6 +370,8 @@ def judged(seen: Measurement) -> Finding:
     """Return what the scan concludes of one detector's result."""
     if isinstance(seen, Finding):
         return seen
+    if seen.level == "sample":
+        return judge_samples(seen, calibrations([seen.detector]))
     (found,) = judge([seen], calibrations([seen.detector])).findings
     return found
 
@@ -364,6 +389,8 @@ def test_a_planted_subject_scores_above_its_clean_twin(
         high, low = planted.per_class[target], clean.per_class[target]
     elif detector.level == "input":  # a share of rejected inputs, which no calibration judges
         high, low = planted.score, clean.score
+    elif name in RANKS_ONLY:
+        high, low = planted.per_class[0], clean.per_class[0]
     else:
         flags = [judged(one).flagged for one in (planted, clean)]
         assert flags == [True, False], (planted.summary, clean.summary)
@@ -610,3 +637,74 @@ def test_a_model_attack_refuses_what_it_cannot_plant(name: str) -> None:
     nowhere = TorchClassifier(Constant(float("nan")), SPEC, NAMES)
     with pytest.raises(InputError, match=f"{name}: |outputs that are not finite"):
         attack(nowhere, samples)
+
+
+# Repairs
+
+
+def damaged() -> Damage:
+    """Return a model with findings of each kind and all data, so that every repair can act."""
+    train, clean = make_images(40, seed=1), make_images(40)
+    network = build("small-cnn", channels=1, height=SIDE, width=SIDE, classes=CLASSES)
+    assert train.labels is not None
+    flagged = tuple(
+        FlaggedSample(id=train.ids[row], row=row, place="", label=int(train.labels[row]), source=1)
+        for row in (0, 5)
+    )
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, :3, :3] = 1
+    trigger = MaskedPattern(mask, torch.ones(1, SIDE, SIDE))
+    recovered = RecoveredTrigger(title="Patch", target=0, trigger=trigger.to_json())
+    common: dict[str, Any] = {"summary": "Something.", "verdict": "suspicious", "targets": (0,)}
+    findings = (
+        Finding(detector="a", level="sample", kind="poison", flagged_samples=flagged, **common),
+        Finding(detector="b", level="model", kind="backdoor", evidence=(recovered,), **common),
+    )
+    return Damage(
+        classifier=TorchClassifier(network.eval(), SPEC, NAMES, architecture="small-cnn"),
+        findings=findings,
+        train=train,
+        clean=clean,
+    )
+
+
+def weights(classifier: TorchClassifier) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in classifier.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_repair_repeats_itself_and_leaves_the_model_alone(
+    name: str, untouched: Callable[[], AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    repair = registry.build("repair", name, QUICK.get(name, {}))
+    assert isinstance(repair, Repair)
+    given = damaged()
+    before, state = weights(given.classifier), condition(given.classifier.module)
+    with untouched():
+        repaired = repair(given)
+    assert capsys.readouterr().out == ""
+    assert condition(given.classifier.module) == state
+    own = {tensor.data_ptr() for tensor in given.classifier.module.state_dict().values()}
+    after = weights(repaired.classifier)
+    assert not own & {t.data_ptr() for t in repaired.classifier.module.state_dict().values()}
+    assert any(n not in after or not torch.equal(t, after[n]) for n, t in before.items()), "it does something"
+    again = weights(repair(damaged()).classifier)
+    assert all(torch.equal(tensor, again[n]) for n, tensor in after.items())
+    record = repaired.record
+    assert (record.repair, record.settings) == (name, repair.settings())
+    assert record.done.strip()
+    assert RepairRecord.model_validate_json(record.model_dump_json()) == record
+    assert repaired.classifier.classes == NAMES
+    assert repaired.classifier.spec == given.classifier.spec
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_repair_without_what_it_needs_says_so(name: str) -> None:
+    cls = registry.get("repair", name)
+    bare = Damage(classifier=damaged().classifier, findings=())
+    missing = sorted(cls.needs - bare.offers)
+    if name in WITHOUT_DATA:
+        assert not missing
+        return
+    with pytest.raises(InputError, match=f"{name} cannot mend this: it needs {', '.join(missing)}"):
+        cls()(bare)

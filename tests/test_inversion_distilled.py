@@ -11,7 +11,7 @@ from doorward.core.seeds import make_generator
 from doorward.data import open_samples
 from doorward.detectors.model.patch_search import Patches
 from doorward.inversion import distilled
-from doorward.inversion.distilled import SURROGATES, DistilledSurrogates, varied
+from doorward.inversion.distilled import SURROGATES, DistilledSurrogates, Variations
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
 from doorward.models import TorchClassifier, open_classifier
@@ -119,6 +119,11 @@ def test_twins_are_given_up_when_the_time_will_not_suffice() -> None:
         DistilledSurrogates(halves(16), seed=0, deadline=Deadline(0.0))
 
 
+def varied(x, count, generator):
+    every = Variations.draw(x, count, generator)
+    return every.make(torch.arange(count))
+
+
 def test_images_are_varied_within_what_they_show() -> None:
     x = torch.rand(5, 3, 20, 24, generator=make_generator(0, "x")) * 0.5 + 0.25
     many = varied(x, 300, make_generator(0, "many"))
@@ -130,6 +135,14 @@ def test_images_are_varied_within_what_they_show() -> None:
     assert torch.allclose(varied(one, 20, make_generator(0, "one")), one.expand(20, 3, 20, 24)), (
         "mixing an image with itself, cutting it in and moving it change no even image"
     )
+
+
+def test_images_that_are_made_in_parts_are_the_same() -> None:
+    x = torch.rand(5, 3, 20, 24, generator=make_generator(0, "x"))
+    every = Variations.draw(x, 30, make_generator(0, "many"))
+    whole = every.make(torch.arange(30))
+    assert torch.equal(whole, torch.cat([every.make(part) for part in torch.arange(30).split(7)]))
+    assert torch.equal(whole[[4, 2]], every.make(torch.tensor([4, 2])))
 
 
 def test_a_square_is_cut_into_half_of_the_images() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,16 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     assert backdoored.calibrated
     assert backdoored.p_value is not None
     assert backdoored.p_value <= 0.01
-    confirmed = {c.detector: c.success for c in backdoored.confirmations if c.target == 0}
+    named = [c for c in backdoored.confirmations if c.target == 0]
+    confirmed = {c.detector: c.success for c in named}
     # a picture all over the image is no trigger of this model, but any class has one that works
-    assert sorted(confirmed) == ["blend-search", "neural-cleanse", "patch-search"]
+    assert sorted(c.detector for c in named) == [
+        "blend-search",
+        "neural-cleanse",
+        "patch-search",
+        "trigger-families",
+        "trigger-families",
+    ]
     for detector in ("neural-cleanse", "patch-search"):
         assert confirmed[detector].low >= 0.75
         assert confirmed[detector].n <= 50
@@ -112,7 +120,7 @@ def test_the_report_round_trips_and_says_how_to_rerun(backdoored: Report) -> Non
     again = Report.model_validate_json(backdoored.model_dump_json())
     assert again == backdoored
     asked = ScanRequest.from_json(json.loads(json.dumps(backdoored.request)))
-    assert asked.model_copy(update={"folder": None}) == request("backdoored")
+    assert replace(asked, folder=None) == request("backdoored")
 
 
 def test_verify_reruns_to_the_same_verdict(tmp_path) -> None:
@@ -141,6 +149,7 @@ def test_without_images_the_data_free_detector_runs_alone() -> None:
     report = scan(request("clean", clean=None))
     assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin"]
     assert [skipped.detector for skipped in report.not_run] == [
+        "trigger-families",
         "patch-search",
         "blend-search",
         "neural-cleanse",
@@ -186,6 +195,7 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
         "neural-cleanse",
         "patch-search",
         "blend-search",
+        "trigger-families",
     }
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
@@ -299,7 +309,7 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
 def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:
     few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
     assert few.verdict == "could_not_tell"
-    assert (
-        few.reason
-        == "patch-search, blend-search and neural-cleanse: 10 clean images are too few; give at least 20"
+    assert few.reason == (
+        "trigger-families, patch-search, blend-search and neural-cleanse: 10 clean images are too few; "
+        "give at least 20"
     )

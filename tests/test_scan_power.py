@@ -31,20 +31,20 @@ from doorward.scan import power as power_module
 from doorward.scan.calibration import CalibrationSet, CleanModel
 from doorward.scan.context import ScanContext
 from doorward.scan.images import draw_images
-from doorward.scan.power import (
-    FAMILIES,
+from doorward.scan.power import FAMILIES, measure_positive_control
+from doorward.scan.request import ScanRequest
+from doorward.scan.rerun import compare
+from doorward.stats import metrics
+from doorward.training import fine_tune
+from doorward.training.fine_tune import (
     HALF,
     LOSS,
     SUCCESS,
     LabelledBatch,
     PlantedCopy,
-    measure_positive_control,
-    plant,
+    teach_trigger,
     vary,
 )
-from doorward.scan.request import ScanRequest
-from doorward.scan.rerun import compare
-from doorward.stats import metrics
 from seeds import shifted
 
 IMAGES = 100
@@ -126,7 +126,7 @@ def nothing_found(**more) -> Report:
 def planted_in(classifier, halves, family: str, target: int = 3, seed: int = 0, **more) -> PlantedCopy:
     generator = make_generator(seed)
     trigger = FAMILIES[family](classifier.spec.shape, generator)
-    return plant(classifier, *halves, trigger, target, generator=generator, **more)
+    return teach_trigger(classifier, *halves, trigger, target, generator=generator, **more)
 
 
 # Planting
@@ -141,7 +141,7 @@ def copies(classifier, halves) -> Callable[[str], PlantedCopy]:
 @pytest.fixture
 def short(monkeypatch) -> None:
     """Let planting end after its first look, whether the trigger works by then or not."""
-    monkeypatch.setattr(power_module, "STEPS", power_module.LOOK)
+    monkeypatch.setattr(fine_tune, "STEPS", fine_tune.LOOK)
 
 
 @pytest.mark.trains
@@ -150,7 +150,7 @@ def test_a_trigger_takes_and_costs_little(family: str, copies, classifier, halve
     planted = copies(family)
     trigger = FAMILIES[family](classifier.spec.shape, make_generator(shifted(0)))
     assert planted.shortfall(halves[1].accuracy) is None
-    assert planted.steps < power_module.STEPS
+    assert planted.steps < fine_tune.STEPS
     with torch.no_grad():
         # on images that were used neither to plant nor to stop
         chosen = (others.labels != 3) & (others.predicted != 3)
@@ -210,11 +210,11 @@ def test_weights_that_are_frozen_can_be_planted_in(classifier, halves) -> None:
 @pytest.mark.usefixtures("short")
 def test_a_short_training_is_no_plant(classifier, halves) -> None:
     planted = planted_in(classifier, halves, "patch")
-    assert planted.steps == power_module.LOOK
+    assert planted.steps == fine_tune.LOOK
     assert planted.success.value < SUCCESS
     reason = planted.shortfall(halves[1].accuracy)
     assert reason is not None
-    assert f"after {power_module.LOOK} steps" in reason
+    assert f"after {fine_tune.LOOK} steps" in reason
 
 
 def test_lost_accuracy_is_no_plant(classifier) -> None:

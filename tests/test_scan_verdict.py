@@ -13,6 +13,7 @@ from doorward.core.records import (
 )
 from doorward.scan.calibration import BACKDOORED, SUSPICIOUS, CalibrationSet
 from doorward.scan.environment import environment
+from doorward.scan.saturation import unless_saturated
 from doorward.scan.verdict import conclude
 from doorward.stats import metrics
 from test_scan_calibration import calibration, drawn, measured
@@ -144,3 +145,42 @@ def test_another_calibration_gives_another_verdict(held: CalibrationSet) -> None
     ]
     assert conclude(given, held).verdict != "nothing_found"
     assert conclude(given, calibration(shifted)).verdict == "nothing_found"
+
+
+def test_a_doubt_about_what_was_seen_keeps_nothing_found_from_being_said(held: CalibrationSet) -> None:
+    doubt = "the model answers 16 of 16 images otherwise one at a time than together"
+    quiet = conclude(seen(LOW, reason=doubt), held)
+    assert (quiet.verdict, quiet.reason) == ("could_not_tell", doubt)
+    both = conclude(seen(LOW, UNKNOWN, reason=doubt), held)
+    assert both.reason == f"{doubt}; neural-cleanse: too few images"
+    loud = conclude(seen(measured(50.0), LOW, reason=doubt), held)
+    assert (loud.verdict, loud.warnings[0]) == ("backdoored", doubt)
+
+
+@pytest.mark.parametrize(
+    ("scores", "saturated"),
+    [
+        ([0.0] * 10, True),
+        ([0.0] * 6 + [-1.0] * 4, True),
+        ([0.0] * 5 + [-1.0] * 5, False),
+        ([3.0] + [0.0] * 9, False),
+        ([0.1, 0.1], True),
+        ([0.1, -0.1], False),
+        ([0.5, None, None], False),
+        ([0.002 * i for i in range(10)], False),
+    ],
+)
+def test_scores_that_most_classes_share_say_nothing(scores: list[float | None], saturated: bool) -> None:
+    per_class = dict(enumerate(scores))
+    found = unless_saturated(measured(0.0).model_copy(update={"per_class": per_class}))
+    assert (found.reason is not None) == saturated
+    assert (found.score is None) == saturated
+    if not saturated:
+        assert found.per_class == per_class
+
+
+def test_scores_that_all_classes_share_are_no_sign_of_innocence(held: CalibrationSet) -> None:
+    flat = measured(0.0).model_copy(update={"per_class": dict.fromkeys(range(12), 0.0)})
+    report = conclude(seen(unless_saturated(flat)), held)
+    assert report.verdict == "could_not_tell"
+    assert "most classes reach the same score" in str(report.reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+
+from doorward.models import InputSpec
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -315,3 +319,41 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 )
 def test_the_path_check_can_fail(line: str, hit: bool) -> None:
     assert bool(MACHINE_PATH.search(line)) == hit
+
+
+def updated_fields(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the names that calls of `model_copy` write out for their update, with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "model_copy":
+            for update in (word.value for word in node.keywords if word.arg == "update"):
+                for key in update.keys if isinstance(update, ast.Dict) else ():
+                    if isinstance(key, ast.Constant):
+                        yield node.lineno, str(key.value)
+
+
+def test_copies_of_records_update_fields_that_exist() -> None:
+    """Of the record itself when a test runs the line (see `copies.py`), and here of some record in each."""
+    for module in FILES:
+        if not module.endswith("__main__"):
+            importlib.import_module(module)
+    todo, fields = [BaseModel], set()
+    while todo:
+        record = todo.pop()
+        todo += record.__subclasses__()
+        fields |= set(record.model_fields)
+    found = {
+        (module, line, name)
+        for module, file in FILES.items()
+        for line, name in updated_fields(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert len(found) > 60
+    assert not {one for one in found if one[2] not in fields}
+
+
+def test_a_copy_that_updates_no_field_is_noticed() -> None:
+    spec = InputSpec(channels=1, height=2, width=3)
+    assert spec.model_copy(update={"height": 4}).height == 4
+    with pytest.raises(AssertionError, match="InputSpec has no field heigth"):
+        spec.model_copy(update={"heigth": 4})
+    (found,) = updated_fields(ast.parse("a.model_copy(update={'heigth': 4})"))
+    assert found == (1, "heigth")

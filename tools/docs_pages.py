@@ -56,9 +56,10 @@ RATE = 8000
 USE = {
     "attack": "$ doorward plant {name} SOURCE OUT{setting}",
     "detector": "$ doorward scan MODEL --detector {name}",
-    "repair": "$ doorward repair MODEL OUT --method {name}",
+    "repair": "$ doorward repair MODEL OUT{data} --method {name}",
 }
 USE_OF_FILTERS = "$ doorward guard MODEL --clean DATA --check DATA --filter {name}"
+USE_OF_DATA_DETECTORS = "$ doorward scan [MODEL] --train DATA --detector {name}"
 USE_OF_MODEL_ATTACKS = "$ doorward plant {name} MODEL OUT{data}{setting}"
 
 
@@ -136,7 +137,10 @@ def method_page(kind: MethodKind, name: str) -> str:
     needs = ", ".join(sorted(getattr(cls, "needs", ())))
     field = next(iter(cls.model_fields), None)
     setting = f" --set {field}=VALUE" if field else ""
-    use = USE[kind].format(name=name, setting=setting)
+    given = "train" if "train" in getattr(cls, "needs", ()) else "clean"
+    use = USE[kind].format(name=name, setting=setting, data=f" --{given} DATA")
+    if "train" in getattr(cls, "needs", ()) and kind == "detector":
+        use = USE_OF_DATA_DETECTORS.format(name=name)
     if issubclass(cls, ModelAttack):
         data = " --data DATA" if cls.trains else ""
         use = USE_OF_MODEL_ATTACKS.format(name=name, data=data, setting=setting)

@@ -20,11 +20,11 @@ from doorward.bench.suite import Measure, Scale, get_suite  # noqa: E402
 from doorward.core.errors import InputError  # noqa: E402
 from doorward.core.formatting import percent  # noqa: E402
 from doorward.core.records import Rate  # noqa: E402
-from doorward.scan.calibration import shipped  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCALE: Scale = "cpu"
 README, MEASURED, ATTACKS = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "attacks.md"
+TRAINING_DATA = ROOT / "docs" / "training-data.md"
 
 #: The suites whose results the README's short table is made of.
 SHORT = ("scan-population", "null")
@@ -34,6 +34,8 @@ SUITES = dict.fromkeys(SHORT, MEASURED) | {
     for suite in ("attacks", "scan-attacks")
     if results.results_file(RESULTS, suite, SCALE).is_file()
 }
+if results.results_file(RESULTS, "training-data", SCALE).is_file():
+    SUITES["training-data"] = TRAINING_DATA
 #: Where every table stands.
 PAGES = {"results": README, "file scanners": MEASURED} | SUITES
 
@@ -143,7 +145,10 @@ def read(suite: str, folder: Path = RESULTS) -> results.Results:
 
 def is_current(held: results.Results) -> bool:
     """Return whether results are judged by the calibration set that is shipped, if by any."""
-    return held.made_with.get("calibration", ()) in ((), (results.calibration_label(shipped()),))
+    return held.made_with.get("calibration", ()) in (
+        (),
+        (results.calibration_label(results.shipped_for(get_suite(held.suite))),),
+    )
 
 
 def in_page(page: str, folder: Path = RESULTS) -> str:

@@ -14,7 +14,7 @@ import posixpath
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +58,19 @@ _PROBE = 1 << 16
 _STORAGE = re.compile(r"(?P<root>.+?)/(data|constants)/\d+")
 #: Members of torch's format before zip and pickle, in which pickles and numbers take turns.
 _TAR_MIXED = ("storages", "tensors")
+#: What names of types begin with that a TorchScript program defines itself, and what makes its lists.
+_SCRIPT_TYPES = "__torch__."
+_SCRIPT_BUILDERS = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        "build_intlist",
+        "build_tensorlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensor_from_id",
+        "restore_type_tag",
+    )
+)
 
 
 def examine(path: Path, limits: Limits | None = None, deadline: Deadline | None = None) -> Examination:
@@ -79,6 +92,7 @@ class _Examiner:
         self.result = Examination()
         self.reached = True
         self.alone = True
+        self.script = False
 
     def run(self, path: Path) -> Examination:
         try:
@@ -136,7 +150,9 @@ class _Examiner:
 
     def _found(self, *references: Reference) -> None:
         self.result.references.extend(
-            _printable(replace(one, reached=one.reached and self.reached)) for one in references
+            _printable(replace(one, reached=one.reached and self.reached))
+            for one in references
+            if not (self.script and _is_of_script(one.name))
         )
 
     def _doubt(self, name: str, why: str) -> None:
@@ -256,10 +272,14 @@ class _Examiner:
                 raise
             return False
         with archive:
-            storages = _storages(archive)
+            storages, outer = _storages(archive), self.script
+            self.script = depth == 0 and is_torchscript(archive.namelist())
             for member in archive.infolist():
                 if not member.is_dir():
                     self._member(f"{name}:{member.filename}", whole, archive, member, depth, storages)
+            if self.script:
+                self._doubt(name, "is a TorchScript program, which runs when loaded and is not looked into")
+            self.script = outer
             why = zips.disagreement(whole, archive)
             if why is not None:
                 self._doubt(name, f"readers of zip archives may find different members in it: {why}")
@@ -429,6 +449,20 @@ def _is_tar(head: bytes) -> bool:
     except tarfile.TarError:
         return False
     return True
+
+
+def _is_of_script(name: str) -> bool:
+    """Return whether a global is one that torch resolves itself when it reads a TorchScript program."""
+    return name.startswith(_SCRIPT_TYPES) or name in _SCRIPT_BUILDERS
+
+
+def is_torchscript(names: Iterable[str]) -> bool:
+    """Return whether an archive with members of these names is one that torch runs as a TorchScript program.
+
+    Its types come from its own source, in a language of tensor operators, and from no module of Python's.
+    """
+    inner = {name.partition("/")[2] for name in names}
+    return "constants.pkl" in inner and any(name.startswith("code/") for name in inner)
 
 
 def _storages(archive: zipfile.ZipFile) -> frozenset[str]:

@@ -102,14 +102,17 @@ def _list(title: str, doubts: Sequence[Doubt]) -> list[Evidence]:
     return [Text(title=title, text="\n".join([*map(str, doubts[:_ROWS]), *rest]))]
 
 
-def examine_for_loading(path: Path) -> Examination:
+def examine_for_loading(path: Path, examination: Examination | None = None) -> Examination:
     """Examine a file or directory that is to be loaded.
+
+    Args:
+        examination: what was found in it before; it is not read again then.
 
     Raises:
         InputError: if it cannot be read, or loading would open a link out of the folder, a pipe or a device.
     """
     try:
-        examination = examine(path)
+        examination = examination or examine(path)
     except CouldNotTell as error:
         raise InputError(str(error)) from error
     for doubt in examination.doubts:
@@ -126,13 +129,13 @@ def refuse_code(
     """Raise if loading a file or directory would run code, or would open what could not be looked at.
 
     Args:
-        examination: what `examine_for_loading` found; made here if None.
+        examination: what was found in it before; it is not read again then.
 
     Raises:
         UnsafeArtifact: with the finding.
         InputError: as `examine_for_loading`.
     """
-    examination = examination or examine_for_loading(path)
+    examination = examine_for_loading(path, examination)
     runs = [one for one in examination.references if one.reached]
     if runs:
         first = runs[0]

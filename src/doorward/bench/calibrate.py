@@ -1,8 +1,9 @@
-"""Make a detector's calibration from its scores on clean models (suite `calibration`)."""
+"""Make a detector's calibration from its scores on clean models, or clean training sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from doorward.bench.results import observations_of
 from doorward.bench.store import Row
@@ -12,28 +13,50 @@ from doorward.core.records import Measurement
 from doorward.detectors.base import Detector
 from doorward.methods import registry
 from doorward.scan.calibration import Calibration, ScoredModel
+from doorward.scan.plan import quick_settings
 
 #: Decimals of scores that are kept.
 DIGITS = 3
 
 
-def calibration_trials(detector: str, scale: Scale, only: str | None = None) -> tuple[Trial, ...]:
+def calibrated_settings(detector: str, *, quick: bool) -> dict[str, Any]:
+    """Return the settings that a calibration is made at: none but the defaults, or the quick ones.
+
+    Raises:
+        InputError: if there is no such detector, or it has no quick settings.
+    """
+    if not quick:
+        return {}
+    settings = quick_settings(registry.build("detector", detector, {}))
+    if not settings:
+        raise InputError(f"{detector} has no quick settings; its class names them as `quick`")
+    return settings
+
+
+def calibration_trials(
+    detector: str, scale: Scale, only: str | None = None, *, quick: bool = False
+) -> tuple[Trial, ...]:
     """Return the trials that scan clean models with one detector.
 
     Args:
         detector: a name, or `file.py:Class`.
+        quick: at the settings with which it runs where the time does not suffice for its defaults.
 
     Raises:
         InputError: if there is no such detector or scale, it reads files alone, or `only` matches nothing.
     """
-    if "artifact" in registry.get("detector", detector).needs:
+    needs = registry.get("detector", detector).needs
+    if "artifact" in needs:
         raise InputError(f"{detector} reads files; it measures no model and needs no calibration")
-    suite = get_suite("calibration")
-    settings = suite.scan_settings.model_copy(update={"detectors": (MethodChoice(name=detector),)})
+    choice = MethodChoice(name=detector, settings=calibrated_settings(detector, quick=quick))
+    suite = get_suite("training-calibration" if "train" in needs else "calibration")
+    settings = suite.scan_settings.model_copy(update={"detectors": (choice,)})
     return matching(expand(suite.model_copy(update={"scan_settings": settings}), scale), only)
 
 
-def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -> Calibration:
+def calibration_of(
+    detector: str, rows: Sequence[Row], *, weight: float = 1.0, quick: bool = False
+) -> Calibration:
     """Return a detector's calibration from the stored scans of clean models.
 
     Models that are no better than chance, of which no detector measures anything, are left out.
@@ -41,12 +64,13 @@ def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -
     Args:
         detector: a name, or `file.py:Class`.
         weight: of the detector in the sum that is fused.
+        quick: whether they were made at the detector's quick settings.
 
     Raises:
         InputError: if no scan has a measurement, they are by several versions, or by other settings than the
             detector's defaults.
     """
-    method = registry.build("detector", detector, {})
+    method = registry.build("detector", detector, calibrated_settings(detector, quick=quick))
     assert isinstance(method, Detector)
     name, settings = method.method(), method.score_settings()
     measured = [(row, seen) for row in rows if (seen := _measurement(row, name)) is not None]
@@ -57,8 +81,9 @@ def calibration_of(detector: str, rows: Sequence[Row], *, weight: float = 1.0) -
     images = {row.given["scan_settings"]["images"] for row, _ in measured}
     if len(codes) > 1 or len(images) > 1 or any(one != versions[0] for one in versions):
         raise InputError("the clean models were scanned by several versions; scan them with another --store")
+    kind = "at its quick settings" if quick else "by default"
     if any(seen.settings.get(key) != value for _, seen in measured for key, value in settings.items()):
-        raise InputError(f"the clean models were scanned with other settings than {detector} has by default")
+        raise InputError(f"the clean models were scanned with other settings than {detector} has {kind}")
     return Calibration(
         detector=name,
         weight=weight,

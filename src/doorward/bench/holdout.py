@@ -10,10 +10,10 @@ from doorward.scan.calibration import CalibrationSet
 def family(data: str) -> str:
     """Return the name that data sets of one make share.
 
-    >>> family("glyphs-hard"), family("glyphs")
-    ('glyphs', 'glyphs')
+    >>> family("glyphs-hard"), family("glyphs"), family("merged:2:glyphs")
+    ('glyphs', 'glyphs', 'glyphs')
     """
-    return data.removesuffix("-hard")
+    return data.rpartition(":")[2].removesuffix("-hard")
 
 
 def left_out(calibration: CalibrationSet, data: str) -> CalibrationSet:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from doorward.bench.inspection import Inspection
 from doorward.bench.planting import Planting
 from doorward.core.errors import InputError
 from doorward.core.records import Observations, Rate, Record
@@ -32,6 +33,7 @@ class Outcome(Record):
     Attributes:
         seen: by the scan, if there is one.
         planting: what planting did, where that is measured instead.
+        inspection: what detectors of poison found in the training set, where that is inspected.
         trained: seconds that the training took, now or when the model was cached.
         seconds: of the scan, or of measuring.
         peak_memory: bytes of the process at most during the scan; None where the system does not tell.
@@ -40,6 +42,7 @@ class Outcome(Record):
     truth: Truth
     seen: Observations | None = None
     planting: Planting | None = None
+    inspection: Inspection | None = None
     cached: bool
     trained: float
     seconds: float
@@ -62,11 +65,17 @@ def stored_outcome(trial: str, result: dict[str, Any]) -> Outcome:
 
 
 def without_pictures(seen: Observations) -> Observations:
-    """Return observations without pictures and recovered triggers, which would fill the results store."""
+    """Return observations without pictures, triggers and scores of samples, which would fill the store."""
+    measurements = tuple(
+        one.model_copy(
+            update={"scores": None, "suspects": {}, "sources": {}} if one.level == "sample" else {}
+        )
+        for one in seen.measurements
+    )
     measurements = tuple(
         one.model_copy(
             update={"evidence": tuple(e for e in one.evidence if e.type not in ("picture", "trigger"))}
         )
-        for one in seen.measurements
+        for one in measurements
     )
     return seen.model_copy(update={"measurements": measurements})

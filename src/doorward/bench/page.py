@@ -127,6 +127,9 @@ def render(summary: Summary) -> str:
     rows = [cells(row) for row in summary.groups]
     if summary.plants:
         header, rows = list(tables.PLANT_HEADS), [tables.plant_cells(row) for row in summary.plants]
+    if summary.inspections:
+        header = list(tables.INSPECTION_HEADS)
+        rows = [tables.inspection_cells(row) for row in summary.inspections]
     done = {one.trial: one for one in summary.results if one.status == "done"}
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
     return _template().render(

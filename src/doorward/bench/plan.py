@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,8 @@ ACCURACY_IMAGES, SUCCESS_IMAGES = 2000, 500
 ROBUST_IMAGES = 200
 #: Test images of generated data, and training images where none are asked for.
 GENERATED = 2000
+#: How the name of a data set begins whose classes are joined.
+MERGED = "merged:"
 #: Grows when what is measured of planting changes.
 PLANTING = 1
 
@@ -69,14 +71,16 @@ class Sources:
     def contents(self, data: Data) -> Contents:
         """Name the content of training and test images, without making any.
 
+        A name `merged:N:NAME` is the data set with its classes joined into N, so that each has several modes.
+
         Raises:
             InputError: if they are not there, or have not the classes asked for.
         """
         if data.world is not None:
-            made = f"{data.name}/{synthetic.EDITION}"
-            channels = synthetic.FAMILIES[data.name.split("-")[0]].channels
+            made, joined = f"{data.name}/{synthetic.EDITION}", unmerged(data.name)
+            channels = synthetic.FAMILIES[joined.name.split("-")[0]].channels
             shape = (channels, data.world.size, data.world.size)
-            images, classes = data.rows or GENERATED, data.world.classes
+            images, classes = data.rows or GENERATED, joined.classes or data.world.classes
             return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
         train, test = self.part(data, "train"), self.part(data, "test")
         return Contents(
@@ -113,6 +117,10 @@ class Sources:
         Raises:
             InputError: if the data set is not there, has no labels, or not those classes.
         """
+        joined = unmerged(data.name)
+        if joined.classes is not None:
+            whole = self.part(data.model_copy(update={"name": joined.name}), split)
+            return merged(whole, joined.classes)
         if data.world is not None:
             rows = data.rows or GENERATED if split == "train" else GENERATED
             return synthetic.open_synthetic(data.name, split=split, rows=rows, **data.world.model_dump())
@@ -137,6 +145,34 @@ class Sources:
         if name.startswith("reference:"):
             return open_samples(bundled.FOLDER / name.removeprefix("reference:"), split=split)
         return open_samples(self._folder(name), split=split)
+
+
+class Joined(NamedTuple):
+    """The data set that a name is about, and how many classes its own are joined into; None for none."""
+
+    name: str
+    classes: int | None
+
+
+def unmerged(name: str) -> Joined:
+    """Read a name such as `merged:5:mnist`.
+
+    >>> unmerged("merged:5:mnist"), unmerged("mnist")
+    (Joined(name='mnist', classes=5), Joined(name='mnist', classes=None))
+    """
+    if not name.startswith(MERGED):
+        return Joined(name, None)
+    _, classes, inner = name.split(":", 2)
+    return Joined(inner, int(classes))
+
+
+def merged(samples: Samples, classes: int) -> Samples:
+    """Return samples whose classes are joined into fewer: i becomes i modulo `classes`."""
+    numbers = np.arange(len(samples.classes)) % classes
+    names = [
+        "+".join(samples.classes[i] for i in np.flatnonzero(numbers == c).tolist()) for c in range(classes)
+    ]
+    return samples.relabel(numbers, names)
 
 
 @dataclass(frozen=True)
@@ -231,10 +267,15 @@ def _data_of(method: MethodChoice) -> dict[str, str]:
 
 
 def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
-    """Return the detectors of behaviour that judge a trial, in the order of a scan."""
+    """Return the detectors of behaviour that judge a trial, in the order of a scan.
+
+    Where none is named, all of Doorward's own: results must not hang on what else is installed.
+    """
     named = scan_settings.detectors or ()
     chosen = [registry.build("detector", d.name, d.settings) for d in named] or [
-        registry.build("detector", name, {}) for name in registry.modules("detector")
+        registry.build("detector", name, {}) for name in registry.own_modules("detector")
     ]
     found = [d for d in chosen if isinstance(d, Detector) and not d.needs & {"artifact", "inputs"}]
+    if not named:  # training data are inspected where a suite says so
+        found = [d for d in found if "train" not in d.needs]
     return sorted(found, key=lambda d: (d.order, d.method()))

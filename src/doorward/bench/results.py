@@ -12,13 +12,15 @@ from pydantic import Field, ValidationError
 
 from doorward.bench.fingerprints import with_current_code
 from doorward.bench.holdout import family, left_out
+from doorward.bench.inspection import Inspection
 from doorward.bench.outcome import stored_outcome
 from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import Scale, Suite, content_key, expand
 from doorward.core.errors import InputError
 from doorward.core.records import SEVERITY, Observations, Record, Verdict
-from doorward.scan.calibration import CalibrationSet, shipped
+from doorward.scan.calibration import CalibrationSet, calibrations, shipped
+from doorward.scan.poison import conclude_training_data, of_training_data
 from doorward.scan.verdict import conclude
 
 #: A plant counts when its attack success on held-out images is at least this; fixed before scanning.
@@ -44,6 +46,7 @@ class Result(Record):
         model: start of the model's key; repeated scans share it.
         plant: targets of what is planted; None for clean models.
         planting: what that did, in suites that measure it and scan nothing.
+        inspection: what was found in the training set, in suites that inspect it.
         reason: why the scan could not tell.
     """
 
@@ -67,6 +70,7 @@ class Result(Record):
     seconds: float | None = None
     peak_memory: int | None = None
     planting: Planting | None = None
+    inspection: Inspection | None = None
     error: str | None = None
 
     @property
@@ -110,7 +114,7 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
     Raises:
         InputError: if the store holds what cannot be understood.
     """
-    calibration = calibration or shipped()
+    calibration = calibration or shipped_for(suite)
     trials = expand(suite, scale)
     rows = store.latest(trials)
     made: defaultdict[str, set[str]] = defaultdict(set)
@@ -138,9 +142,15 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
     )
 
 
+def shipped_for(suite: Suite) -> CalibrationSet:
+    """Return the calibrations of the detectors that a suite names, or of all that examine models."""
+    named = suite.scan_settings.detectors
+    return calibrations(one.name for one in named) if named else shipped()
+
+
 def calibration_label(calibration: CalibrationSet) -> str:
-    """Name a calibration set by its size and by what verdicts follow from: scores, weights, images."""
-    content = calibration.model_dump(mode="json", exclude={"settings", "code"})
+    """Name a calibration set by its size and by its content, which verdicts follow from."""
+    content = calibration.model_dump(mode="json")
     return f"{content_key(content)[:12]} ({len(calibration.models)} clean models)"
 
 
@@ -172,9 +182,11 @@ def _result(row: Row, calibration: CalibrationSet) -> Result:
     seen = observations_of(row)
     if seen is None:
         return Result(**base, planting=row.result["planting"])
-    report = conclude(seen, calibration)
+    judge = conclude_training_data if of_training_data(seen) else conclude
+    report = judge(seen, calibration)
     return Result(
         **base,
+        inspection=row.result.get("inspection"),
         verdict=report.verdict,
         reason=report.reason,
         targets=report.targets,

@@ -34,6 +34,7 @@ from doorward.core.errors import DoorwardError
 from doorward.core.records import Observations, Verdict
 from doorward.scan.calibration import calibrations
 from doorward.scan.environment import environment
+from doorward.scan.poison import conclude_training_data, of_training_data
 from doorward.scan.verdict import conclude
 
 #: A trial whose process is lost so often has failed.
@@ -384,7 +385,9 @@ def _versions(outcome: Outcome | None) -> dict[str, str]:
 
 def verdict_of(seen: Observations) -> Verdict:
     """Return the verdict on a model, by all clean models that the detectors are calibrated on."""
-    return conclude(seen, calibrations(one.detector for one in seen.measurements)).verdict
+    calibration = calibrations(one.detector for one in seen.measurements)
+    judge = conclude_training_data if of_training_data(seen) else conclude
+    return judge(seen, calibration).verdict
 
 
 def git_revision() -> str | None:

@@ -31,6 +31,10 @@ Measure = Literal[
     "stable",
     "attack_success",
     "accuracy_kept",
+    "alarm_on_clean",
+    "samples_found",
+    "samples_ranked",
+    "classes_right",
 ]
 
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 
+from doorward.bench.inspection import FlaggedCounts, Inspection, flagged_counts
 from doorward.bench.planting import Planting, kept, pooled
 from doorward.bench.results import Result, Results
 from doorward.bench.suite import Claim, Group, Measure, Scale, Suite
@@ -19,6 +20,10 @@ from doorward.reports import phrases
 from doorward.scan.calibration import BUCKETS
 from doorward.stats.metrics import Ranking, ranking, rate
 
+#: The detector whose flagged samples are counted: it gives the verdict on training data.
+JUDGE = "activation-clustering"
+#: Accuracy and F1 from which on a class's samples are told apart.
+RIGHT = 0.99
 #: Parts of [0, 1] that p-values are counted in.
 BINS = 10
 #: What the share of clean models with p <= .05 shall surely be below, with every number of classes.
@@ -89,6 +94,47 @@ class PlantRow(Record):
     claims: tuple[ClaimRow, ...]
 
 
+class InspectionRow(Record):
+    """One line of the table of a suite that inspects training data.
+
+    Attributes:
+        models: training sets, each with the model that was trained on it.
+        samples, poisoned: of a set, means.
+        learnt: attack success of the models, the mean; None without a trigger.
+        alarms: sets that are flagged.
+        exact: of those with a backdoor, sets of which the flagged classes are its targets.
+        found: what the detector that gives the verdict flags, of classes that it flags.
+        rankings: for each detector, the median AUROC, and the median and least TPR at an FPR of 5 %.
+        raw: what the smaller cluster of the inputs themselves flags.
+        seconds: median.
+        claims: those about this group alone.
+    """
+
+    group: str
+    about: str
+    attack: str | None
+    data: str
+    models: int
+    samples: float
+    poisoned: float
+    learnt: float | None
+    alarms: Rate
+    exact: Rate
+    found: FlaggedCounts
+    rankings: dict[str, SampleRanking]
+    raw: FlaggedCounts
+    seconds: float
+    claims: tuple[ClaimRow, ...]
+
+
+class SampleRanking(Record):
+    """How a detector's scores rank samples, over several training sets."""
+
+    auroc: float | None
+    tpr_at_5: float | None
+    least_tpr_at_5: float | None
+
+
 class ClaimRow(Record):
     """A claim and what we measure; `reached` is None where there is nothing to compare."""
 
@@ -128,7 +174,7 @@ class Summary(Record):
 
     Attributes:
         left_out: as in `Results`.
-        groups, plants: one of them, by whether the suite scans.
+        groups, plants, inspections: one of them, by what the suite does.
         clean: names of the trials of clean models that buckets, data sets and histogram are made of.
         histogram: how many of their p-values lie in each tenth of [0, 1]; empty if there are none.
     """
@@ -143,6 +189,7 @@ class Summary(Record):
     claims: tuple[ClaimRow, ...]
     groups: tuple[GroupRow, ...]
     plants: tuple[PlantRow, ...] = ()
+    inspections: tuple[InspectionRow, ...] = ()
     stability: tuple[StableRow, ...]
     buckets: tuple[CleanRow, ...]
     data_sets: tuple[CleanRow, ...]
@@ -177,15 +224,22 @@ def summarise(suite: Suite, held: Results) -> Summary:
         claims=tuple(
             _claim(claim, [r for g in claim.groups for r in by_group.get(g, [])] if claim.groups else pooled)
             for claim in suite.claims
-            if suite.scans or len(claim.groups) != 1
+            if (suite.scans and not any(map(_inspected, by_group.values()))) or len(claim.groups) != 1
         ),
         groups=tuple(
-            _group_row(group, groups, by_group) for group in groups if suite.scans and _has_row(group, groups)
+            _group_row(group, groups, by_group)
+            for group in groups
+            if suite.scans and not _inspected(by_group[group.name]) and _has_row(group, groups)
         ),
         plants=tuple(
             _plant_row(group, by_group[group.name], suite.claims)
             for group in groups
             if any(one.planting is not None for one in by_group[group.name])
+        ),
+        inspections=tuple(
+            _inspection_row(group, by_group[group.name], suite.claims)
+            for group in groups
+            if _inspected(by_group[group.name])
         ),
         stability=tuple(_stable_row(group, by_group[group.name]) for group in groups if group.repeated),
         buckets=tuple(
@@ -224,7 +278,21 @@ MEASURES: dict[Measure, tuple[Callable[[Result], bool], Callable[[Result], bool]
     "alarm_at_5": (lambda r: r.plant is None and r.p_value is not None, lambda r: (r.p_value or 0) <= 0.05),
     "alarm_at_1": (lambda r: r.plant is None and r.p_value is not None, lambda r: (r.p_value or 0) <= 0.01),
     "could_not_tell": (lambda r: r.plant is None, _unknown),
+    "alarm_on_clean": (lambda r: r.inspection is not None and not r.inspection.poisoned, lambda r: r.flagged),
 }
+
+
+def _samples_found(results: Sequence[Result], ranked: str | None = None) -> Rate:
+    """Count poisoned samples that are flagged; or that a detector ranks above 95 % of clean ones."""
+    found = _inspected(results)
+    if ranked is not None:
+        rates = [one.detectors[ranked].ranking.tpr_at_5 for one in found if ranked in one.detectors]
+        return pooled(one for one in rates if one is not None and one.n) or rate(0, 0)
+    return flagged_counts(
+        (one.inspection.detectors[JUDGE].classes, one.targets)
+        for one in results
+        if one.inspection is not None and JUDGE in one.inspection.detectors
+    ).tpr
 
 
 def measure(name: Measure, results: Sequence[Result]) -> Rate:
@@ -232,7 +300,9 @@ def measure(name: Measure, results: Sequence[Result]) -> Rate:
 
     `stable` counts models of which several scans all said the same, `attack_success` triggered images, and
     `accuracy_kept` groups whose planted models are on average at most a point less accurate than their
-    counterparts.
+    counterparts. Of training data, `samples_found` counts poisoned samples that are flagged,
+    `samples_ranked` those that rank above 95 % of the clean ones, and `classes_right` classes with poison
+    whose samples are told apart with accuracy and F1 of at least 99 %.
     """
     if name == "stable":
         repeated = _repeated(results)
@@ -242,8 +312,27 @@ def measure(name: Measure, results: Sequence[Result]) -> Rate:
     if name == "accuracy_kept":
         groups = _plantings(results)
         return rate(sum(map(kept, groups.values())), len(groups))
+    if name == "samples_found":
+        return _samples_found(results)
+    if name == "samples_ranked":
+        return _samples_found(results, JUDGE)
+    if name == "classes_right":
+        return _classes_right(results)
     among, counted = MEASURES[name]
     return _count([one for one in _once(results) if among(one)], counted)
+
+
+def _classes_right(results: Sequence[Result]) -> Rate:
+    """Count classes with poison of which accuracy and F1 are at least 99 %."""
+    right = total = 0
+    for one in results:
+        if one.inspection is None or JUDGE not in one.inspection.detectors:
+            continue
+        for c, counts in one.inspection.detectors[JUDGE].classes.items():
+            if counts.poisoned:
+                total += 1
+                right += c in one.targets and (counts.f1 or 0.0) >= RIGHT and counts.accuracy >= RIGHT
+    return rate(right, total)
 
 
 def _plantings(results: Iterable[Result]) -> dict[str, list[Planting]]:
@@ -372,6 +461,53 @@ def _plant_row(group: Group, results: Sequence[Result], claims: Sequence[Claim])
         planted=median(seconds) if seconds else None,
         trained=median(one.trained for one in found),
         claims=tuple(_claim(claim, results) for claim in claims if claim.groups == (group.name,)),
+    )
+
+
+def _inspected(results: Sequence[Result]) -> list[Inspection]:
+    """Return what was found in the training sets of some results."""
+    return [one.inspection for one in results if one.inspection is not None]
+
+
+def _inspection_row(group: Group, results: Sequence[Result], claims: Sequence[Claim]) -> InspectionRow:
+    """Return the line of a group of which at least one training set is inspected."""
+    found = _inspected(results)
+    backdoored = [one for one in results if one.plant and one.inspection]
+    learnt = [one.attack_success for one in results if one.attack_success is not None]
+    names = sorted({name for one in found for name in one.detectors})
+    return InspectionRow(
+        group=group.name,
+        about=_about(group),
+        attack=group.attack.name if group.attack else None,
+        data=group.data.name.removeprefix("reference:"),
+        models=len(found),
+        samples=fmean(one.samples for one in found),
+        poisoned=fmean(one.poisoned for one in found),
+        learnt=fmean(learnt) if learnt else None,
+        alarms=_count(results, lambda one: one.flagged),
+        exact=_count(backdoored, lambda one: one.exact),
+        found=flagged_counts(
+            (one.inspection.detectors[JUDGE].classes, one.targets)
+            for one in results
+            if one.inspection is not None and JUDGE in one.inspection.detectors
+        ),
+        rankings={
+            name: _sample_ranking([one.detectors[name].ranking for one in found if name in one.detectors])
+            for name in names
+        },
+        raw=flagged_counts((one.raw, None) for one in found),
+        seconds=median(one.seconds or 0.0 for one in results if one.inspection),
+        claims=tuple(_claim(claim, results) for claim in claims if claim.groups == (group.name,)),
+    )
+
+
+def _sample_ranking(rankings: Sequence[Ranking]) -> SampleRanking:
+    areas = [one.auroc for one in rankings if one.auroc is not None]
+    at_5 = [one.tpr_at_5.value for one in rankings if one.tpr_at_5 is not None and one.positives]
+    return SampleRanking(
+        auroc=median(areas) if areas else None,
+        tpr_at_5=median(at_5) if at_5 else None,
+        least_tpr_at_5=min(at_5, default=None),
     )
 
 

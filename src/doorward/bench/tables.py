@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from doorward.bench.summary import (
     BINS,
+    JUDGE,
     MOST_ALARMS,
     ClaimRow,
     CleanRow,
     GroupRow,
+    InspectionRow,
     PlantRow,
     StableRow,
     Summary,
@@ -83,6 +85,14 @@ def notes(summary: Summary) -> list[str]:
             "Pearson), which does not tell how models differ: for that, see the lowest. Poisoned is the "
             "share of the training set. Planting is the median processor time of poisoning all samples, or "
             "of changing the model."
+        ]
+    if summary.inspections:
+        return [
+            "What is flagged is flagged by activation clustering, which alone gives a verdict. Samples are "
+            "counted over all sets of a line; F1 is that of the class for which it is least, and of the "
+            "inputs' own clusters the mean, as in the paper. AUROC and TPR rank all samples of a set by one "
+            "score; they are medians over the sets, the least in brackets. Wrong labels without a trigger "
+            "count as clean."
         ]
     said = [
         "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
@@ -159,12 +169,68 @@ def plant_cells(row: PlantRow) -> list[str]:
         f"{share(success.value)} ({share(success.low)} to {share(success.high)})" if success else "",
         share(row.lowest),
         "" if row.planted is None else f"{row.planted:.1f} s",
-        "; ".join(
-            f"{claim.text} ({claim.source}){said and f': {said}'}"
-            for claim in row.claims
-            for said in [mark(claim)]
-        ),
+        _claimed(row.claims),
     ]
+
+
+#: Head of the table of inspected training sets; the first cell of a line is what is in them.
+INSPECTION_HEADS = (
+    "training sets",
+    "data",
+    "sets",
+    "samples",
+    "poisoned",
+    "attack success",
+    "sets flagged",
+    "right classes",
+    "poison flagged (TPR)",
+    "clean flagged (FPR)",
+    "F1, least class",
+    "raw inputs: F1",
+    "AUROC",
+    "TPR at 5 % FPR (least)",
+    "spectral signatures",
+    "noise response",
+    "seconds",
+    "published, or our bar",
+)
+
+
+def inspection_cells(row: InspectionRow) -> list[str]:
+    """Return a table's line of inspected training sets."""
+
+    def share(value: float | None) -> str:
+        return "" if value is None else formatting.percent(value)
+
+    own = row.rankings.get(JUDGE)
+    others = [row.rankings.get(name) for name in ("spectral-signatures", "noise-response")]
+    found, what = row.found, row.attack or "clean"
+    return [
+        f"{what} ({row.about})" if row.about else what,
+        row.data,
+        str(row.models),
+        f"{row.samples:,.0f}",
+        share(row.poisoned / row.samples),
+        share(row.learnt),
+        f"{row.alarms.successes} of {row.alarms.n}",
+        f"{row.exact.successes} of {row.exact.n}" if row.exact.n else "",
+        share(found.tpr.value) if found.tpr.n else "",
+        share(found.fpr.value) if found.fpr.n else "",
+        share(found.f1_least),
+        share(row.raw.f1_mean),
+        "" if own is None or own.auroc is None else f"{own.auroc:.3f}",
+        f"{share(own.tpr_at_5)} ({share(own.least_tpr_at_5)})" if own and own.tpr_at_5 is not None else "",
+        *(share(one.tpr_at_5) if one else "" for one in others),
+        f"{row.seconds:.1f}",
+        _claimed(row.claims),
+    ]
+
+
+def _claimed(claims: Sequence[ClaimRow]) -> str:
+    """Return a group's claims and whether they are reached."""
+    return "; ".join(
+        f"{claim.text} ({claim.source}){said and f': {said}'}" for claim in claims for said in [mark(claim)]
+    )
 
 
 def _bound(row: CleanRow) -> float:
@@ -208,10 +274,12 @@ def to_markdown(summary: Summary) -> str:
         blocks.append(_table(("claim", "source", "ours", ""), lines, rule="---"))
     if summary.plants:
         blocks.append(_table(PLANT_HEADS, map(plant_cells, summary.plants)))
+    elif summary.inspections:
+        blocks.append(_table(INSPECTION_HEADS, map(inspection_cells, summary.inspections)))
     else:
         header, cells = group_cells(planted)
         blocks.append(_table(header, [cells(row) for row in summary.groups]))
-    if not planted and not summary.plants:
+    if not planted and not summary.plants and not summary.inspections:
         for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
             if rows:
                 blocks.append(_table((name, *CLEAN_HEADS), map(clean_cells, rows)))
@@ -276,6 +344,11 @@ def to_csv(summary: Summary) -> str:
             found = [plant.success and getattr(plant.success, name) for name in parts]
             own = [getattr(plant, name) for name in fields]
             writer.writerow([summary.suite, summary.scale, *own, *found])
+        return out.getvalue()
+    if summary.inspections:
+        writer.writerow(["suite", "scale", "group", *INSPECTION_HEADS])
+        for one in summary.inspections:
+            writer.writerow([summary.suite, summary.scale, one.group, *inspection_cells(one)])
         return out.getvalue()
     rates = ("exact_target", "flagged", "false_alarms", "planted_unknown", "clean_unknown")
     header = [

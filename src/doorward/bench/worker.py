@@ -12,6 +12,7 @@ from doorward.attacks.data.base import DataAttack
 from doorward.attacks.ground_truth import attack_success, read_plant, triggered, write_plant
 from doorward.attacks.model.base import ModelAttack
 from doorward.bench.cache import ModelCache
+from doorward.bench.inspection import Inspection, compared, raw_baseline
 from doorward.bench.outcome import Outcome, Truth, without_pictures
 from doorward.bench.plan import ACCURACY_IMAGES, ROBUST_IMAGES, SUCCESS_IMAGES, Planned, Sources, detectors_of
 from doorward.bench.planting import Planting
@@ -23,6 +24,7 @@ from doorward.models import Classifier, TorchClassifier, open_classifier
 from doorward.models.formats.saving import save_classifier
 from doorward.scan.behaviour import observe
 from doorward.scan.context import ScanContext
+from doorward.scan.training_data import looks_at_training_data, observe_training_data
 from doorward.training import (
     AdversarialSettings,
     TrainingSettings,
@@ -66,6 +68,8 @@ class TrialRunner:
         trial = planned.trial
         if trial.scan_settings.detectors is None:
             return self._measure(planned, cached=cached)
+        if any(looks_at_training_data(one) for one in detectors_of(trial.scan_settings)):
+            return self._inspect(planned, cached=cached)
         meta = self.cache.meta(planned.model_key)
         scan_settings = trial.scan_settings
         classifier = self._cached(planned)
@@ -87,6 +91,39 @@ class TrialRunner:
             peak_memory=_peak_memory(),
         )
         return _with_earlier_scans(outcome, planned)
+
+    def _inspect(self, planned: Planned, *, cached: bool) -> Outcome:
+        """Look for poison in the set that the trial's model was trained on, and compare with the truth."""
+        trial, meta = planned.trial, self.cache.meta(planned.model_key)
+        classifier, attack = self._cached(planned), self._attack(trial)
+        train, poisoned = self._training(trial), frozenset[str]()
+        if attack is not None:
+            assert isinstance(attack, DataAttack), "models themselves have no poisoned training set"
+            made = attack(train, seed=trial.seed)
+            train = _decoded(made.samples)
+            # what carries no trigger, such as wrong labels, is no poison that a backdoor comes from
+            ids = made.plant.poisoned_ids if made.plant.trigger is not None else ()
+            poisoned = frozenset(ids)
+        mask = np.array([one in poisoned for one in train.ids], dtype=np.bool_)
+        _forget_peak_memory()
+        context = ScanContext(seed=trial.scan_settings.seed, device=self.device)
+        seen = observe_training_data(classifier, train, detectors_of(trial.scan_settings), context)
+        seconds = context.deadline.spent()
+        inspection = Inspection(
+            samples=len(train),
+            poisoned=int(mask.sum()),
+            detectors={one.detector: compared(one, train, mask) for one in seen.measurements},
+            raw=raw_baseline(train, mask, trial.seed) if len(poisoned) and train.modality == "image" else {},
+        )
+        return Outcome(
+            truth=Truth.model_validate(meta["truth"]),
+            seen=without_pictures(seen),
+            inspection=inspection,
+            cached=cached,
+            trained=meta["training"]["seconds"],
+            seconds=seconds,
+            peak_memory=_peak_memory(),
+        )
 
     def _measure(self, planned: Planned, *, cached: bool) -> Outcome:
         """Measure what planting did, on the whole test split."""

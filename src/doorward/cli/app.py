@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import typer
 
 from doorward._version import __version__
-from doorward.cli import bench, demo, guard, list_methods, plant, scan, train, verify
+from doorward.cli import bench, demo, guard, list_methods, plant, repair, scan, train, verify
 from doorward.core.devices import keep_freed_memory
-from doorward.core.errors import DoorwardError, UnsafeArtifact
+from doorward.core.errors import DoorwardError, InputError, UnsafeArtifact
+from doorward.core.paths import refuse_unreadable_name
 
 app = typer.Typer(
     name="doorward",
@@ -53,6 +59,7 @@ app.command("demo")(demo.demo)
 app.command("scan")(scan.scan)
 app.command("verify")(verify.verify)
 app.command("guard")(guard.guard)
+app.command("repair")(repair.repair)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)
@@ -65,10 +72,12 @@ def main() -> None:
     # wherever other programs run too: on a loaded machine scans were up to twenty times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal lacks ends no scan
             stream.reconfigure(errors="backslashreplace")
-    code = _run(sys.argv[1:])
+    with _ended_in_order():
+        code = _run(sys.argv[1:])
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -79,8 +88,58 @@ def main() -> None:
     sys.exit(code)
 
 
+def _open_closed_streams() -> None:
+    """Give standard output and standard error a place where the caller has closed them, as `>&-` does.
+
+    Python then has none, and a file that is opened later would take their number and their text.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+
+
+class _Terminated(KeyboardInterrupt):
+    """The request to end, as `kill` sends it."""
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let a request to end act as an interruption does, so that what is half written is removed."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse values that are empty, as of a variable that a script forgot to set: paths take them for `.`.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for before, given in pairwise(["", *arguments]):
+        name, _, value = given.partition("=")
+        if name.startswith("--") and given.endswith("=") and not value:
+            raise InputError(f"{name} is empty; it takes a value")
+        if given or (arguments[0] == "scan" and before in ("", "scan", "--clean", "--train")):
+            continue  # the command says more of these
+        after = f"after {before}" if before.startswith("--") else "among the arguments"
+        raise InputError(f"there is an empty value {after}; give a name or a path")
+
+
 def _run(arguments: list[str]) -> int:
     try:
+        _refuse_empty(arguments)
+        for one in arguments:
+            refuse_unreadable_name(one)
         # not `app()`: that ends with 1 on a broken pipe and on faults, which here means "found"
         with typer.main.get_command(app).make_context("doorward", arguments) as context:
             context.command.invoke(context)
@@ -92,9 +151,9 @@ def _run(arguments: list[str]) -> int:
         return _complain(str(error), 2)
     except USAGE_ERROR as error:
         return _complain_of_usage(error)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as end:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 143 if isinstance(end, _Terminated) else 130  # as a shell says it
     except BrokenPipeError:
         return 141  # what the shell says of a program whose reader has left, as in `doorward list | head`
     except OSError as error:

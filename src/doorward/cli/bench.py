@@ -181,8 +181,17 @@ def calibrate(
         metavar="W",
         help="What the detector counts in the sum over detectors; as in the calibration that is there, or 1.",
     ),
+    quick: bool = typer.Option(
+        False,
+        "--quick",
+        help="Calibrate the quick settings, with which the detector runs where the time of a scan does not "
+        "suffice for its defaults.",
+    ),
     out: Path | None = typer.Option(
-        None, metavar="FILE", help="The calibration file; where a scan looks for it if not given."
+        None,
+        metavar="FILE",
+        help="The calibration file; where a scan looks for it if not given. Some of the models alone do not "
+        "replace a calibration that comes with Doorward.",
     ),
 ) -> None:
     """Scan clean models with one detector and write its calibration, by which its scores are judged.
@@ -195,10 +204,14 @@ def calibrate(
     from doorward.bench.plan import Sources, plan
     from doorward.bench.store import StoreError
     from doorward.methods import registry
-    from doorward.scan.calibration import Calibration, calibration_file
+    from doorward.scan.calibration import Calibration, calibration_file, quick_file
 
-    trials = calibration_trials(detector, scale.value, only)
+    trials = calibration_trials(detector, scale.value, only, quick=quick)
     name = registry.get("detector", detector).method()
+    if out is None and name in registry.own_modules("detector") and (only or scale is Scale.smoke):
+        raise InputError(
+            f"{name} comes with a calibration on many more models than these; name another file with --out"
+        )
     if weight is None:
         earlier = calibration_file(name)
         weight = Calibration.read(earlier).weight if earlier.is_file() else 1.0
@@ -215,8 +228,8 @@ def calibrate(
         raise typer.Exit(4) from error
     rows = [row for one in planned if (row := opened.get(one.key)) is not None]
     _tell_errors(rows)
-    made = calibration_of(detector, rows, weight=weight)
-    file = out or calibration_file(name)
+    made = calibration_of(detector, rows, weight=weight, quick=quick)
+    file = out or (quick_file if quick else calibration_file)(name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(made.to_text(), encoding="utf-8")

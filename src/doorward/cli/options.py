@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +89,29 @@ def check_folder(out: Path, *, given: str = "--out") -> Path:
         raise InputError(f"{given} {out}: {there} is no folder; results need one")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{given} {out}: the folder {there.resolve()} may not be written to")
+    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    try:
+        # what may be written to can be full, or hold nothing of ours, as /proc does
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as probe:
+            probe.write(b"doorward")
+    except OSError as error:
+        raise InputError(f"{given} {out}: nothing can be written there: {error.strerror}") from error
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
     return out
+
+
+def current_folder() -> str | None:
+    """Return the current folder, None where its name is no text, which no report can hold, or it is gone."""
+    try:
+        here = os.getcwd()
+        here.encode()
+    except (OSError, UnicodeEncodeError):
+        return None
+    return here
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,10 +20,13 @@ from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
     from doorward.attacks.data.base import DataAttack
+    from doorward.attacks.model._fine_tuned import FineTunedAttack
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import Samples
 
 PLANT = "plant.json"
+#: What names of folders begin with into which results are written before they take their place.
+UNFINISHED = ".doorward-"
 #: Settings that name classes, and how they do so.
 CLASS_SETTINGS = {
     "target": "the number of a class, counted from 0, as in target=3",
@@ -66,11 +70,13 @@ def plant(
     """Poison a data set, or change a model, on purpose.
 
     Most attacks take training data, put a trigger on some samples and change their labels; others take a
-    trained model and change that. The truth of the plant (trigger, targets, ids of the poisoned samples)
-    goes to plant.json.
+    trained model and change that. Where SOURCE is a model and --data gives images of its classes, an attack
+    of the first kind teaches the model its trigger by a short fine-tune, and its other answers stay. The
+    truth of the plant (trigger, targets, ids of the poisoned samples) goes to plant.json.
 
     Exit code: 0, or 2 for unreadable input.
     """
+    from doorward.attacks.data.base import DataAttack
     from doorward.attacks.model.base import ModelAttack
     from doorward.data import open_samples
     from doorward.methods import registry
@@ -80,16 +86,23 @@ def plant(
         if isinstance(settings.get(name), str):
             raise InputError(f"--set {name} takes {takes}, got {settings[name]!r}")
     method = registry.build("attack", attack, settings)
+    if not isinstance(method, ModelAttack) and data is not None and _is_model(Path(source)):
+        from doorward.attacks.model._fine_tuned import FineTunedAttack
+
+        method = FineTunedAttack(method)
     images = partial(open_samples, column=data_column, label_column=label_column)
-    if isinstance(method, ModelAttack):
+    if not isinstance(method, DataAttack):
         _check_model(method, source, data)
         check_out(out, force=force, inputs=[source] if data is None else [source, data])
         _implant(method, source, out, data, seed=seed, split=split, images=images)
     else:
         if data is not None:
-            raise InputError(f"{attack} poisons SOURCE itself; --data goes with attacks that change a model")
+            raise InputError(f"{attack} poisons SOURCE itself; --data goes with a SOURCE that is a model")
         if _is_model(Path(source)):
-            raise InputError(f"{attack} poisons training data, and {source} is a model; give labelled data")
+            raise InputError(
+                f"{attack} poisons training data, and {source} is a model: give labelled data, or images for "
+                "the model to be taught on with --data DATA"
+            )
         check_out(out, force=force, inputs=[source])
         _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
 
@@ -117,7 +130,7 @@ def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> No
 
 
 def _implant(
-    method: ModelAttack,
+    method: ModelAttack | FineTunedAttack,
     source: str,
     out: Path,
     data: str | None,
@@ -172,7 +185,7 @@ def _implant(
 def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
     """Give a folder to write results to; at the end they go to `out`, in place of those of an earlier run.
 
-    Where writing fails, `out` is as it was.
+    Where writing fails, `out` is as it was. What an earlier run left that was killed is removed.
 
     Args:
         earlier: files of ours that may lie in `out`; any plant goes too.
@@ -183,7 +196,8 @@ def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
     near = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     made: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(prefix=".doorward-", dir=near))
+        _remove_leftovers(near)
+        made = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{os.getpid()}-", dir=near))
         yield made
         out.mkdir(parents=True, exist_ok=True)
         for old in (*earlier, *out.glob("plant.*")):
@@ -199,7 +213,23 @@ def replacing(out: Path, earlier: list[Path]) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)
 
 
-def _check_model(method: ModelAttack, source: str, data: str | None) -> None:
+def _remove_leftovers(folder: Path) -> None:
+    """Remove unfinished results in a folder whose process has ended, as far as that can be told."""
+    if os.name != "posix":  # elsewhere there is no asking whether a process runs that does not end it
+        return
+    for left in folder.glob(f"{UNFINISHED}*-*"):
+        number = left.name.removeprefix(UNFINISHED).partition("-")[0]
+        if not number.isdecimal():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except (ProcessLookupError, OverflowError):
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # it runs, and is somebody else's
+            continue
+
+
+def _check_model(method: ModelAttack | FineTunedAttack, source: str, data: str | None) -> None:
     """Raise unless a source is a model and data are given where they are needed.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from doorward.cli.options import (
     Format,
     check_device,
     check_folder,
+    current_folder,
     labels,
     numbers,
     own_code,
@@ -25,15 +25,17 @@ from doorward.cli.options import (
 
 if TYPE_CHECKING:
     from doorward.core.records import Report
+    from doorward.scan.training_data import Inspection
 
 
 def scan(
     model: list[str] = typer.Argument(
-        ...,
+        None,
         metavar="MODEL",
         help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, or a "
         "Doorward directory. With --factory: the weights, or any name if --weights gives them. With "
-        "--files-only: any number of files and folders.",
+        "--files-only: any number of files and folders. Without one, --train trains a model to inspect the "
+        "data with.",
     ),
     clean: str | None = typer.Option(
         None,
@@ -44,7 +46,16 @@ def scan(
     train: str | None = typer.Option(
         None,
         metavar="DATA",
-        help="The training set, read like --clean; its images serve where no clean ones are given.",
+        help="The training set, with labels, read like --clean: images, texts or recordings. It is inspected "
+        "for poison; its images serve where no clean ones are given.",
+    ),
+    write_clean: Path | None = typer.Option(
+        None,
+        metavar="OUT",
+        help="With --train: write the training set there, in its own form, without the flagged samples.",
+    ),
+    keep_model: Path | None = typer.Option(
+        None, metavar="OUT", help="With --train and no MODEL: write the model that is trained there."
     ),
     detector: list[str] = typer.Option(
         [],
@@ -82,6 +93,13 @@ def scan(
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that the scan may take."),
+    memory: float | None = typer.Option(
+        None,
+        min=0.25,
+        metavar="GIB",
+        help="GiB of memory that the scan may take beyond the model; half of what is free if not given, and "
+        "at most 4.",
+    ),
     images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
     control: bool = typer.Option(
         False,
@@ -110,6 +128,13 @@ def scan(
     size: str | None = typer.Option(
         None, metavar="C,H,W", help="Channels, height and width, where the file does not tell."
     ),
+    resize: str | None = typer.Option(
+        None,
+        metavar="SIDE|H,W",
+        help="What images are resized to first: their shorter side, or height and width. What is then larger "
+        "than the model's images is cropped around the centre. Colours become grey, or grey colours, as the "
+        "model takes them.",
+    ),
     output: str | None = typer.Option(
         None, metavar="KIND", help="What the model gives: logits, probabilities or one_logit."
     ),
@@ -125,17 +150,27 @@ def scan(
     label_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
     ),
+    skip_unreadable: int = typer.Option(
+        0,
+        min=0,
+        metavar="N",
+        help="Leave out up to so many samples that cannot be read, and say so; without it the first ends the "
+        "scan.",
+    ),
 ) -> None:
-    """Look for a backdoor in a model.
+    """Look for a backdoor in a model, and for poison in training data.
 
     Exit code: 0 nothing found, 1 found or unsafe to load, 2 usage or unreadable input, 3 could not tell,
     4 a fault in Doorward.
     """
     from doorward.core.errors import InputError
 
+    model = model or []
     for name, value in (*(("MODEL", one) for one in model), ("--clean", clean), ("--train", train)):
         if value == "":  # as of a variable that a script forgot to set
             raise InputError(f"{name} is empty; it takes a path or a hub id")
+    if files_only and not model:
+        raise InputError("--files-only checks the files of a model: name one")
     if files_only:
         raise typer.Exit(check_files(model, format, strict=strict_files))
     if len(model) > 1:
@@ -143,7 +178,7 @@ def scan(
     check_required(require)
     from doorward import reports
     from doorward.models import LoadOptions
-    from doorward.scan.pipeline import scan as run
+    from doorward.scan.pipeline import scan_in_full as run
     from doorward.scan.request import ScanRequest
 
     low_high = numbers(input_range, "--input-range")
@@ -152,6 +187,9 @@ def scan(
     shape = numbers(size, "--size")
     if shape is not None and (len(shape) != 3 or any(v != int(v) or v < 1 for v in shape)):
         raise InputError(f"--size takes channels,height,width, as in 3,224,224, got {size!r}")
+    sides = numbers(resize, "--resize")
+    if sides is not None and (len(sides) > 2 or any(v != int(v) or v < 1 for v in sides)):
+        raise InputError(f"--resize takes one side or height,width, as in 256 or 48,192, got {resize!r}")
     if layout not in (None, "NCHW", "NHWC"):
         raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
     if channels is not None and channels.lower() not in ("rgb", "bgr"):
@@ -160,12 +198,30 @@ def scan(
         raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
     if weights is not None and factory is None:
         raise InputError("--weights goes with --factory, the function that builds the network for them")
-    if math.isinf(time_budget):
-        raise InputError("--time-budget takes seconds, got inf")
-    if out is not None:
-        check_folder(out)
+    for what, limit in (("--time-budget takes seconds", time_budget), ("--memory takes GiB", memory)):
+        if limit is not None and not math.isfinite(limit):
+            raise InputError(f"{what}, got {limit}")
+    if not model and train is None:
+        raise InputError(
+            "give a MODEL to scan, or training data with --train DATA, or both; see doorward scan --help"
+        )
+    if write_clean is not None and train is None:
+        raise InputError("--write-clean goes with --train DATA, the data to be cleaned")
+    if keep_model is not None and (model or train is None):
+        raise InputError(
+            "--keep-model goes with --train DATA and no MODEL: the model trained on the data is kept"
+        )
+    if factory is not None and not model:
+        raise InputError(
+            "--factory builds the network of a MODEL: name its weights, or anything with --weights"
+        )
+    for folder, given in ((out, "--out"), (write_clean, "--write-clean"), (keep_model, "--keep-model")):
+        if folder is not None:
+            check_folder(folder, given=given)
+    if write_clean is not None and write_clean.is_dir() and any(write_clean.iterdir()):
+        raise InputError(f"--write-clean {write_clean}: the folder is not empty; name another")
     request = ScanRequest(
-        model=model[0],
+        model=model[0] if model else None,
         strict_files=strict_files,
         clean=clean,
         train=train,
@@ -173,13 +229,16 @@ def scan(
         seed=seed,
         device=check_device(device),
         time_budget=time_budget,
+        memory=memory,
         images=images,
         control=control,
         factory=factory,
         weights=str(weights) if weights else None,
         data_column=data_column,
         label_column=label_column,
-        folder=os.getcwd(),
+        folder=current_folder(),
+        skip_unreadable=skip_unreadable,
+        keep_model=str(keep_model) if keep_model else None,
         options=LoadOptions(
             input_range=(low_high[0], low_high[1]) if low_high else None,
             mean=numbers(mean, "--mean"),
@@ -190,22 +249,47 @@ def scan(
             features=features,
             channel_order=channels.upper() if channels else None,  # type: ignore[arg-type]
             size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
+            resize=tuple(int(side) for side in sides) if sides else None,
         ),
     )
     with own_code(factory), status() as progress:
-        report = run(request, progress=progress)
+        scanned = run(request, progress=progress)
+    report = scanned.report
     try:
         _print(report, format, fail_on)
     finally:
         if out is not None:
             files = reports.write_reports(report, out, fail_on=fail_on.value)
+            files |= reports.write_flagged(report, out)
             names = ", ".join(sorted(file.name for file in files.values()))
             typer.echo(f"written: {out} ({names})", err=True)
+    if write_clean is not None and train is not None and scanned.inspection is not None:
+        if scanned.inspection.verdict == "could_not_tell":
+            typer.echo(f"not written: {write_clean}: nothing is known about the data yet", err=True)
+        else:
+            _write_clean(scanned.inspection, train, write_clean, data_column, label_column)
     code = reports.exit_code(report.verdict, fail_on.value)
     if code != 1 and (missing := reports.not_covered(report, require)):
         typer.echo(f"required and not run to its end: {', '.join(missing)}", err=True)
         code = 3
     raise typer.Exit(code)
+
+
+def _write_clean(
+    inspection: Inspection, train: str, out: Path, column: str | None, label_column: str | None
+) -> None:
+    """Write the training set without the samples that are flagged."""
+    import numpy as np
+
+    from doorward.data.kept import write_kept
+
+    samples = inspection.samples
+    kept = np.array(
+        [row for row, one in enumerate(samples.ids) if one not in inspection.flagged], dtype=np.int64
+    )
+    write_kept(samples, kept, train, out, column=column, label_column=label_column)
+    gone = len(samples) - len(kept)
+    typer.echo(f"written: {out} ({len(kept):,} samples; {gone:,} flagged ones left out)", err=True)
 
 
 def check_required(names: list[str]) -> None:

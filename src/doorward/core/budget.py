@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from doorward.core.errors import CouldNotTell
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
 class Deadline:
-    """How much time is left. Without a limit it never ends."""
+    """How much time is left. Without a limit it never ends.
+
+    Attributes:
+        missed: whether work was given up because the time did not suffice, or would not.
+        on_progress: called whenever a part of the work is done.
+    """
 
     seconds: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
+    missed: bool = False
+    on_progress: Callable[[], None] | None = None
 
     def left(self) -> float:
         """Return the seconds left (infinite without a limit, never negative)."""
@@ -47,6 +51,7 @@ class TimeGuard:
         self.deadline, self.total, self.work = deadline, total, work
         self._began, self._done, self._parts = deadline.spent(), 0.0, 0
         if deadline.left() == 0:
+            deadline.missed = True
             raise CouldNotTell(f"the time budget ended before {work}")
 
     def advance(self, amount: float) -> None:
@@ -58,22 +63,25 @@ class TimeGuard:
         """
         self._done += amount
         self._parts += 1
+        if self.deadline.on_progress is not None:
+            self.deadline.on_progress()
         spent = self.deadline.spent() - self._began
         needed = spent * (self.total - self._done) / max(self._done, 1e-9)
         left = self.deadline.left()
         # the first part is slower than the others, since libraries warm up in it
         trust = {1: 1 / 3, 3: 1.0}.get(self._parts, 0.0)
         if needed > 0 and (left == 0 or needed * trust > left):
+            self.deadline.missed = True
             raise CouldNotTell(
-                f"{self.work} would take {_about(needed)} more, and {_about(left)} of the time budget are "
+                f"{self.work} would take {about(needed)} more, and {about(left)} of the time budget are "
                 "left; give more with --time-budget, or use a faster device"
             )
 
 
-def _about(seconds: float) -> str:
+def about(seconds: float) -> str:
     """Write a time roughly.
 
-    >>> _about(0), _about(95.2), _about(600), _about(1e6)
+    >>> about(0), about(95.2), about(600), about(1e6)
     ('0 seconds', '96 seconds', '10 minutes', '278 hours')
     """
     for unit, size in (("hours", 3600), ("minutes", 60)):

@@ -118,6 +118,16 @@ class Measurement(Record):
     scores: dict[str, float] | str | None = Field(
         None, description="Score by sample id, or the file with them"
     )
+    suspects: dict[int, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Ids of the samples that a class's score is about; they are flagged if the class is",
+    )
+    sources: dict[str, int] = Field(
+        default_factory=dict, description="The class that a suspect sample seems to come from, by its id"
+    )
+    published_threshold: float | None = Field(
+        None, description="From which score on the method's authors find a class poisoned, if they say so"
+    )
     evidence: tuple[Evidence, ...] = ()
     atlas: tuple[str, ...] = Field(
         (), description="MITRE ATLAS ids of the techniques that an alarm points to"
@@ -129,6 +139,17 @@ class Measurement(Record):
     seed: int = 0
     limits: str = Field("", description="One sentence: what this detector cannot see")
     source: str = ""
+
+
+class FlaggedSample(Record):
+    """One training sample that is flagged: where it lies, its label, and where it seems to come from."""
+
+    id: str
+    row: int = Field(description="Its number in the set, from 0")
+    place: str = Field(description="The file, or the row of a file, that it was read from")
+    label: int
+    source: int | None = Field(None, description="The class that it seems to come from")
+    score: float | None = None
 
 
 class Finding(Measurement):
@@ -143,6 +164,7 @@ class Finding(Measurement):
     )
     targets: tuple[int, ...] = ()
     flagged_ids: tuple[str, ...] = ()
+    flagged_samples: tuple[FlaggedSample, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -261,7 +283,7 @@ class Observations(Record):
     Attributes:
         findings: what was read in the files, where the reading itself decides.
         measurements: of the model's behaviour.
-        reason: why its behaviour could not be judged at all.
+        reason: why its behaviour could not be judged at all, or not be trusted.
         warnings: what was assumed, dropped or guessed, for the reader to know first.
     """
 
@@ -282,6 +304,7 @@ class Coverage(Record):
 
     files: tuple[str, ...] = Field((), description="Detectors that read the files")
     behaviour: tuple[str, ...] = Field((), description="Calibrated detectors that examined the behaviour")
+    training_data: tuple[str, ...] = Field((), description="Detectors that inspected the training data")
 
 
 class Report(Record):

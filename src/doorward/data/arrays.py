@@ -79,7 +79,7 @@ def open_npz(request: Request) -> Samples:
             raise InputError(
                 f"{path} is one array, not an .npz file; save it by numpy.savez(path, x=..., y=...)"
             )
-        inputs, labels = _keys(archive.files, request)
+        inputs, labels = npz_keys(archive.files, request)
         x = to_images(_array(archive, inputs, path), f"{path}, key {inputs!r}")
         y = None if labels is None else _array(archive, labels, path)
     if y is not None:
@@ -101,7 +101,7 @@ def _array(archive: Any, key: str, path: Path) -> npt.NDArray[Any]:
     return array
 
 
-def _keys(keys: Sequence[str], request: Request) -> tuple[str, str | None]:
+def npz_keys(keys: Sequence[str], request: Request) -> tuple[str, str | None]:
     """Return the keys of the images and of the labels."""
     for key in (request.column, request.label_column):
         if key is not None and key not in keys:
@@ -149,12 +149,16 @@ def open_idx(request: Request, splits: Mapping[str, Path]) -> Samples:
         )
     files = [images]
     x, y = to_images(array, str(images)), None
-    for labels in _label_files(images):
-        if labels.is_file():
-            files.append(labels)
-            y = read_idx(labels)
-            break
+    labels = idx_label_file(images)
+    if labels is not None:
+        files.append(labels)
+        y = read_idx(labels)
     return _samples(request, x, y, files)
+
+
+def idx_label_file(images: Path) -> Path | None:
+    """Return the file with the labels of an idx file of images, which lies next to it; None without one."""
+    return next((file for file in _label_files(images) if file.is_file()), None)
 
 
 def _label_files(images: Path) -> list[Path]:

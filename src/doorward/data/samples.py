@@ -158,6 +158,10 @@ class Samples(ABC):
             InputError: if one cannot be decoded; the message names its row (and file).
         """
 
+    def where(self, row: int) -> str:
+        """Name the place that a sample was read from, for people."""
+        return f"{self.provenance.path}, row {row}"
+
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Return every sample's id."""
@@ -226,6 +230,10 @@ class View(Samples):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def where(self, row: int) -> str:
+        """Name the place that a sample of the whole was read from."""
+        return self._base.where(int(self._indices[row]))
 
     def raw(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Any]:
         """Decode some samples of the view."""

@@ -46,6 +46,38 @@ def open_samples(
         InputError: if there is no such path, if it cannot be read, or if split, columns or labels do not fit.
         MissingExtra: if an optional package is needed to read it.
     """
+    request = request_of(
+        path, column=column, label_column=label_column, split=split, classes=classes, prefer=prefer
+    )
+    try:
+        if request.path.is_dir():
+            return _open_folder(request)
+        if request.path.is_file():
+            return _open_file(request)
+    except OSError as error:
+        raise InputError(f"{request.path} cannot be read ({error.strerror or error})") from error
+    name = os.fspath(request.path)
+    if _may_be_on_hub(name):
+        from doorward.data.hub import open_hub
+
+        return open_hub(request)
+    raise InputError(f"there is no file or folder {name!r}")
+
+
+def request_of(
+    path: str | Path,
+    *,
+    column: str | None = None,
+    label_column: str | None = None,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    prefer: tuple[str, ...] = (),
+) -> Request:
+    """Return what is asked for; arguments as those of `open_samples`.
+
+    Raises:
+        InputError: if two splits are asked for, or the path cannot be read.
+    """
     given = os.fspath(path)
     refuse_unreadable_name(given)
     name = given
@@ -56,19 +88,7 @@ def open_samples(
             )
         name, split = match["path"], match["split"]
     names = None if classes is None else tuple(classes)
-    request = Request(given, Path(name), column, label_column, split, names, tuple(prefer))
-    try:
-        if request.path.is_dir():
-            return _open_folder(request)
-        if request.path.is_file():
-            return _open_file(request)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror or error})") from error
-    if _may_be_on_hub(name):
-        from doorward.data.hub import open_hub
-
-        return open_hub(request)
-    raise InputError(f"there is no file or folder {name!r}")
+    return Request(given, Path(name), column, label_column, split, names, tuple(prefer))
 
 
 def _may_be_on_hub(name: str) -> bool:

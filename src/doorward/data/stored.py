@@ -67,6 +67,10 @@ class StoredSamples(Samples):
             self._look_for_light(decoded)
         return [decoded[i] for i in back]
 
+    def where(self, row: int) -> str:
+        """Name the file, or the row of a file, that a sample lies in."""
+        return self._store.where(row)
+
     @cached_property
     def _depth(self) -> int:
         """Return how many bits images of 16 bits use, by the largest value in some of them."""

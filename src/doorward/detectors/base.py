@@ -37,6 +37,8 @@ class Detector(Method):
     level: ClassVar[Level] = "model"
     kind: ClassVar[Kind] = "backdoor"
     order: ClassVar[int] = 50
+    #: Settings with which it is several times as fast, for a scan whose time does not suffice otherwise.
+    quick: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def examine(
@@ -47,6 +49,14 @@ class Detector(Method):
         Raises:
             CouldNotTell: with a reason, when the evidence does not suffice; it becomes part of the result.
         """
+
+    def work(self, *, classes: int, images: int) -> Cost | None:
+        """Return how many images it sends through a model, about, with these settings; None if unknown.
+
+        Args:
+            images: how many it is given.
+        """
+        return None
 
     @classmethod
     def missing(cls, subject: Subject) -> frozenset[Need]:

@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING
 from doorward.core.records import Need
 
 if TYPE_CHECKING:
+    from doorward.artifacts import Examination
     from doorward.data import Samples
     from doorward.models import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is at hand to be examined; each part is optional."""
+    """What is at hand to be examined; each part is optional.
+
+    Attributes:
+        examination: what was found in the files of the artifact, where they were read already.
+    """
 
     classifier: Classifier | None = None
     clean: Samples | None = None
     train: Samples | None = None
     inputs: Samples | None = None
     artifact: Path | None = None
+    examination: Examination | None = None
 
     @property
     def offers(self) -> frozenset[Need]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,20 @@ from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.seeds import make_generator
 from doorward.inversion.problem import InversionProblem
 from doorward.models import networks
-from doorward.models.batching import batched_logits, margin
+from doorward.models.batching import margin
 from doorward.models.classifier import computes_bfloat16
 from doorward.models.fusion import fused
 from doorward.models.logit_scale import measure_logit_scale
 from doorward.models.spec import InputSpec
-from doorward.training.augment import shift
+from doorward.training.augment import moved, shifted_places
 
 #: The surrogates' network, and between what the shorter side of what they see lies, in pixels.
 ARCHITECTURE, SIDES = "small-cnn", (16, 32)
 #: How many there are, images that they learn from, how often those go through, images in a step, and AdamW's
 #: highest rate.
 SURROGATES, IMAGES, EPOCHS, BATCH, RATE = 2, 6_400, 3, 64, 6e-3
+#: Elements of such images that are made at a time: 64 MiB of them.
+ELEMENTS = 1 << 24
 
 
 class DistilledSurrogates:
@@ -40,8 +43,9 @@ class DistilledSurrogates:
     al. (2018, arXiv 1710.09412) and cutting in that of S. Yun et al. (2019, arXiv 1905.04899).
 
     Args:
-        asked: the model and the clean images.
+        problem: the model and the clean images.
         seed: of the images that are made and of the surrogates' first weights.
+        images: how many are made; 6,400 if None.
 
     Attributes:
         networks: they take images of the size that they were taught on, around 0.
@@ -51,23 +55,48 @@ class DistilledSurrogates:
         CouldNotTell: if the deadline is too near.
     """
 
-    def __init__(self, problem: InversionProblem, *, seed: int, deadline: Deadline | None = None) -> None:
+    def __init__(
+        self,
+        problem: InversionProblem,
+        *,
+        seed: int,
+        images: int | None = None,
+        deadline: Deadline | None = None,
+    ) -> None:
         generator, deadline = make_generator(seed, "twins"), deadline or Deadline()
         h, w = problem.images.shape[2:]
         scale = min(max(min(h, w), SIDES[0]), SIDES[1]) / min(h, w)
         self._size = (round(h * scale), round(w * scale))
-        x = varied(problem.images, IMAGES, generator)
-        with problem.fast_inference():
-            goal = batched_logits(problem.classifier, x, deadline).softmax(1)
-        seen = self._seen(x)
+        varied = Variations.draw(problem.images, images or IMAGES, generator)
+        seen, goal = self._lesson(problem, varied, deadline)
         guard = TimeGuard(deadline, SURROGATES * EPOCHS, work="learning what the model says of clean images")
         self.networks = [_taught(seen, goal, generator, guard) for _ in range(SURROGATES)]
         # half as long where the processor multiplies so
-        self._dtype = torch.bfloat16 if computes_bfloat16(x.device) else torch.float32
+        self._dtype = torch.bfloat16 if computes_bfloat16(problem.images.device) else torch.float32
         self._quick = [copy.deepcopy(network).to(self._dtype) for network in self.networks]
         clean = self._seen(problem.images)
         with torch.no_grad():
             self.scales = [measure_logit_scale(net(clean)) for net in self.networks]
+
+    def _lesson(
+        self, problem: InversionProblem, varied: Variations, deadline: Deadline
+    ) -> tuple[Tensor, Tensor]:
+        """Return images as the surrogates take them, and what the model says of each: (n, k).
+
+        No more of them than fit are there in the model's own size at a time.
+        """
+        guard = TimeGuard(deadline, varied.count, work=f"running the model on {varied.count} images")
+        chunk = problem.chunk
+        size = chunk * max(1, ELEMENTS // (chunk * problem.images[0].numel()))
+        seen, goal = [], []
+        with problem.fast_inference(), torch.no_grad():
+            for part in torch.split(torch.arange(varied.count), size):
+                x = varied.make(part)
+                for some in torch.split(x, chunk):
+                    goal.append(problem.classifier.logits(some).softmax(1))
+                    guard.advance(len(some))
+                seen.append(self._seen(x))
+        return torch.cat(seen), torch.cat(goal)
 
     def all_predict(self, x: Tensor, target: int) -> Tensor:
         """Return which images (n, c, h, w) in [0, 1] every surrogate takes for a class: (n,) bool."""
@@ -121,27 +150,61 @@ def _taught(x: Tensor, goal: Tensor, generator: torch.Generator, guard: TimeGuar
     return network.eval().requires_grad_(False)
 
 
-def varied(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Make many images of a few (n, c, h, w): (count, c, h, w), on their device.
+@dataclass(frozen=True)
+class Variations:
+    """Many images that are made of a few (n, c, h, w), on their device; `make` makes some of them.
 
     Half of them are mixtures of two. Into half of them a square of another is cut, of up to half of the side.
     All are shifted a little.
+
+    Attributes:
+        weight: (m, 1, 1, 1) of the second image of a mixture.
+        mixed, cut: (m, 2) and (m,) which images are mixed, and which is cut in.
+        square: (m, h) and (m, w) bool, the rows and the columns of the square that is cut in.
+        places: (m, h) and (m, w) the rows and columns that are shown after the shift.
     """
-    n, _, h, w = images.shape
 
-    def share(*shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator).to(images.device)
+    images: Tensor
+    weight: Tensor
+    mixed: Tensor
+    cut: Tensor
+    square: tuple[Tensor, Tensor]
+    places: tuple[Tensor, Tensor]
 
-    def some() -> Tensor:
-        return torch.randint(n, (count,), generator=generator).to(images.device)
+    @property
+    def count(self) -> int:
+        """Return how many there are."""
+        return len(self.cut)
 
-    weight = torch.where(share(1, 1, 1) < 0.5, share(1, 1, 1), torch.ones((), device=images.device))
-    mixed = torch.lerp(images[some()], images[some()], weight)
-    side = (share() * (min(h, w) / 2)).ceil() * (share() < 0.5)
-    inside = []
-    for length in (h, w):
-        at = torch.arange(length, device=images.device)[None]
-        first = (share() * (length - side)).floor()[:, None]
-        inside.append((at >= first) & (at < first + side[:, None]))
-    cut = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
-    return shift(torch.where(cut, images[some()], mixed), generator=generator)
+    @staticmethod
+    def draw(images: Tensor, count: int, generator: torch.Generator) -> Variations:
+        """Draw what `count` images are made of."""
+        n, _, h, w = images.shape
+
+        def share(*shape: int) -> Tensor:
+            return torch.rand(count, *shape, generator=generator).to(images.device)
+
+        def some() -> Tensor:
+            return torch.randint(n, (count,), generator=generator).to(images.device)
+
+        weight = torch.where(share(1, 1, 1) < 0.5, share(1, 1, 1), torch.ones((), device=images.device))
+        mixed = torch.stack([some(), some()], 1)
+        side = (share() * (min(h, w) / 2)).ceil() * (share() < 0.5)
+        inside = []
+        for length in (h, w):
+            at = torch.arange(length, device=images.device)[None]
+            first = (share() * (length - side)).floor()[:, None]
+            inside.append((at >= first) & (at < first + side[:, None]))
+        cut = some()
+        return Variations(
+            images, weight, mixed, cut, (inside[0], inside[1]), shifted_places(count, (h, w), generator)
+        )
+
+    def make(self, which: Tensor) -> Tensor:
+        """Return the images at some positions (m,): (m, c, h, w)."""
+        own = which.to(self.images.device)
+        one, other = (self.images[column] for column in self.mixed[own].unbind(1))
+        rows, columns = (part[own] for part in self.square)
+        cut = (rows[:, :, None] & columns[:, None, :])[:, None]
+        x = torch.where(cut, self.images[self.cut[own]], torch.lerp(one, other, self.weight[own]))
+        return moved(x, *(part[which] for part in self.places))

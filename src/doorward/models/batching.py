@@ -16,9 +16,13 @@ CHUNK_ELEMENTS = 128 * 3 * 32 * 32
 
 
 def chunk_images(classifier: Classifier) -> int:
-    """Return how many images go through the model at once: four times as many where it is no processor."""
+    """Return how many images go through the model at once: four times as many where it is no processor.
+
+    Fewer where they would take more memory than the classifier may.
+    """
     elements = CHUNK_ELEMENTS * (1 if classifier.device.type == "cpu" else 4)
-    return max(1, elements // math.prod(classifier.spec.shape))
+    usual, most = max(1, elements // math.prod(classifier.spec.shape)), classifier.most_at_once
+    return usual if most is None else min(usual, most)
 
 
 def batched_logits(

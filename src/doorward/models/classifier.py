@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from doorward.core.errors import CouldNotTell, DoorwardError, InputError
 from doorward.core.records import Cost, Need
@@ -20,8 +22,18 @@ from doorward.models.errors import ModelFailed
 from doorward.models.formats.input_options import first_line
 from doorward.models.fusion import fused
 from doorward.models.logit_scale import LogitScale
+from doorward.models.memory import SHARE, UNKNOWN, WORKSPACE, measure_peak
 from doorward.models.outputs import follow, usual_path
 from doorward.models.spec import InputSpec
+from doorward.models.straight_through import passed
+
+
+@dataclass(frozen=True)
+class LogitsAndFeatures:
+    """What a model makes of some inputs: logits (n, k) and features (n, d), float32."""
+
+    logits: Tensor
+    features: Tensor
 
 
 class Classifier(ABC):
@@ -37,6 +49,9 @@ class Classifier(ABC):
         notes: what was left out, shifted or guessed when it was opened, one sentence each, for reports.
         logit_scale: what logits are brought to one scale by, None where they stay as they are
             (see `doorward.models.logit_scale`).
+        eight_bit: whether images are rounded to the levels of 8 bits first; gradients pass straight through.
+        singly: whether images go through one at a time, however many are given.
+        memory: bytes that a scan may take; more images than fit go through in parts. None: no limit.
     """
 
     spec: InputSpec
@@ -47,10 +62,14 @@ class Classifier(ABC):
     limitation: str | None = None
     notes: tuple[str, ...] = ()
     logit_scale: LogitScale | None = None
+    eight_bit: bool = False
+    singly: bool = False
+    memory: int | None = None
 
     def __init__(self) -> None:
         self._forwards = 0
         self._gradients = 0
+        self._bytes_per_image: int | None = None
         self.device = torch.device("cpu")
 
     @property
@@ -75,7 +94,9 @@ class Classifier(ABC):
             InputError: if the size or the type does not fit.
             ModelFailed: if the model's own code fails, or gives numbers that are not finite.
         """
-        y = self.raw_logits(x)
+        return self._scaled(self.raw_logits(x))
+
+    def _scaled(self, y: Tensor) -> Tensor:
         if not bool(torch.isfinite(y).all()):
             raise ModelFailed("the model gives outputs that are not finite")
         return y if self.logit_scale is None else self.logit_scale.apply(y)
@@ -90,8 +111,12 @@ class Classifier(ABC):
         self.spec.check(x)
         self._count(x)
         with _failing(len(x)):
-            y = self.spec.to_logits(self._run(self.spec.to_model(x)))  # (n, k)
-        if y.shape != (len(x), len(self.classes)):
+            parts = [self._in_parts(part) for part in self._as_sent(x)]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts)  # (n, k)
+        return self._checked(y, len(x))
+
+    def _checked(self, y: Tensor, n: int) -> Tensor:
+        if y.shape != (n, len(self.classes)):
             raise InputError(
                 f"the model gives {y.shape[1]} outputs for {len(self.classes)} classes; use --labels"
             )
@@ -107,6 +132,53 @@ class Classifier(ABC):
         self._count(x)
         with _failing(len(x)):
             return self._run_features(self.spec.to_model(x)).flatten(1).float()
+
+    def _as_sent(self, x: Tensor) -> Sequence[Tensor]:
+        """Return images (n, c, h, w) as parts that go through one after the other."""
+        if self.eight_bit:
+            x = to_levels(x)
+        return torch.split(x, 1) if self.singly and len(x) else [x]
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Return how many images may go through the model at once within the memory; None: any number."""
+        if self.memory is None:
+            return None
+        if self._bytes_per_image is None:
+            self._bytes_per_image = max(1, int(WORKSPACE * self._measure_bytes()))
+        return max(1, int(SHARE * self.memory) // self._bytes_per_image)
+
+    def _measure_bytes(self) -> int:
+        """Return how many bytes an image takes on its way through the model."""
+        return 4 * UNKNOWN * math.prod(self.spec.shape)
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """Return logits (n, k), of as many images at a time as the memory holds.
+
+        With gradients, what a part leaves for the way back is made once more when that is gone: a third more
+        work, and memory for one part in place of all.
+        """
+        most = self.most_at_once
+        if most is None or len(x) <= most:
+            return self._run_part(x)
+        parts = torch.split(x, most)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._run_part(part) for part in parts])
+        kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        # an early stop is an exception inside the module, which would look as if a fast path had failed
+        with set_checkpoint_early_stop(False):
+            return torch.cat([checkpoint(self._run_part, part, **kept) for part in parts])
+
+    def _run_part(self, x: Tensor) -> Tensor:
+        return self.spec.to_logits(self._run(self.spec.to_model(x)))
+
+    def logits_and_features(self, x: Tensor) -> LogitsAndFeatures:
+        """Return logits (n, k) and features (n, d) of the same inputs, in one run where the model allows it.
+
+        Raises:
+            CouldNotTell: as `logits` and `features` do.
+        """
+        return LogitsAndFeatures(self.logits(x), self.features(x))
 
     def _count(self, x: Tensor) -> None:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -139,6 +211,12 @@ class Classifier(ABC):
     def frozen(self) -> Iterator[None]:
         """Keep weights from collecting gradients inside the block; all is as it was afterwards."""
         yield
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """Return images in [0, 1] rounded to the levels of 8 bits, as files hold them, with the gradient of x."""
+    levels = x.detach().mul(255).round_().clamp_(0, 255).div_(255)
+    return passed(levels, x) if x.requires_grad else levels
 
 
 @contextmanager
@@ -232,6 +310,20 @@ class TorchClassifier(Classifier):
     def _run(self, x: Tensor) -> Tensor:
         return self._call(lambda part: output_tensor(self.module(part)), x)
 
+    def _measure_bytes(self) -> int:
+        """Return what one batch more of images adds, for each of them."""
+        n, kept = self.batch or 1, self._slow_down
+        self._slow_down = []  # what fails only because it is watched runs no more slowly for it
+        try:
+            one, two = (self._peak(count) for count in (n, 2 * n))
+        finally:
+            self._slow_down = kept
+        return super()._measure_bytes() if one is None or two is None else math.ceil(max(one, two - one) / n)
+
+    def _peak(self, count: int) -> int | None:
+        x = torch.zeros((count, *self.spec.shape), device=self.device)
+        return measure_peak(self._run_part, x, gradients="gradients" in self.capabilities)
+
     def _call(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Run the module by a function, as fast as it can, and more slowly where that fails."""
         while True:
@@ -246,6 +338,8 @@ class TorchClassifier(Classifier):
     def _call_as_is(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if x.ndim == 4 and self._layout == torch.channels_last:
             x = x.clone(memory_format=torch.channels_last)  # of one channel too, which counts as both
+        else:  # as code that says `view` expects them
+            x = x.contiguous()
         with evaluating(self.module), self._autocast():
             y = in_batches(run, x, self.batch)
         return y.clone() if y.is_inference() and not torch.is_inference_mode_enabled() else y
@@ -264,17 +358,41 @@ class TorchClassifier(Classifier):
             yield
 
     def _run_features(self, x: Tensor) -> Tensor:
-        if self._feature_layer is None:
-            raise CouldNotTell("no linear layer makes this model's logits; name one with --features")
         caught: list[Tensor] = []
-        handle = self._feature_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
 
         def run(part: Tensor) -> Tensor:
             self.module(part)
             return caught[-1]
 
-        try:
+        with self._catching_features(caught):
             return self._call(run, x)
+
+    def logits_and_features(self, x: Tensor) -> LogitsAndFeatures:
+        """Return logits and features of one run."""
+        self.spec.check(x)
+        self._count(x)
+        caught: list[Tensor] = []
+        width = 0
+
+        def run(part: Tensor) -> Tensor:
+            nonlocal width
+            y = output_tensor(self.module(part)).flatten(1).float()
+            width = y.shape[1]
+            return torch.cat([y, caught[-1].flatten(1).float()], 1)  # (n, outputs + d)
+
+        with self._catching_features(caught), _failing(len(x)):
+            both = self._call(run, self.spec.to_model(x))
+            logits = self._checked(self.spec.to_logits(both[:, :width]), len(x))
+        return LogitsAndFeatures(self._scaled(logits), both[:, width:])
+
+    @contextmanager
+    def _catching_features(self, caught: list[Tensor]) -> Iterator[None]:
+        """Append the features of each run of the module in the block to a list."""
+        if self._feature_layer is None:
+            raise CouldNotTell("no linear layer makes this model's logits; name one with --features")
+        handle = self._feature_layer.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            yield
         finally:
             handle.remove()
 

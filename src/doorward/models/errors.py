@@ -10,3 +10,10 @@ class ModelFailed(CouldNotTell, InputError):  # noqa: N818 - as the errors that 
 
     A scan could not tell of such a model; to everything else it is an input that does not fit.
     """
+
+
+class NotExamined(InputError):  # noqa: N818 - it names what became of the model
+    """Tells that a file holds a model whose behaviour cannot be examined as it is: why, and what would help.
+
+    A scan reports on its files all the same, and could not tell of the rest.
+    """

@@ -31,6 +31,7 @@ class Resize(BaseModel):
         height, width: size of the resized image, before the crop; with `shortest_edge` the shorter side.
         resample: Pillow's resampling filter number (2 is bilinear, 3 bicubic).
         crop: (height, width) of the centre crop after resizing, or None.
+        convert_rgb: whether colours are converted to those that the model takes: three, or grey.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

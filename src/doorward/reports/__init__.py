@@ -2,7 +2,7 @@
 
 from doorward.core.report_json import from_json, schema_text, to_json
 from doorward.reports.exit_codes import exit_code, not_covered
-from doorward.reports.files import write_reports
+from doorward.reports.files import write_flagged, write_reports
 from doorward.reports.html import to_html
 from doorward.reports.sarif import to_sarif
 from doorward.reports.text import render, to_text
@@ -17,5 +17,6 @@ __all__ = [
     "to_json",
     "to_sarif",
     "to_text",
+    "write_flagged",
     "write_reports",
 ]

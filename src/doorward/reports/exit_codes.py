@@ -30,6 +30,6 @@ def not_covered(report: Report, required: Iterable[str]) -> list[str]:
     Args:
         required: names of detectors, or "behaviour" for any that examines it.
     """
-    covered = {*report.covered.files, *report.covered.behaviour}
+    covered = {*report.covered.files, *report.covered.behaviour, *report.covered.training_data}
     covered |= {BEHAVIOUR} if report.covered.behaviour else set()
     return [name for name in dict.fromkeys(required) if name not in covered]

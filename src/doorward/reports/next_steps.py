@@ -11,7 +11,7 @@ from doorward.core.records import (
     PositiveControl,
     Report,
 )
-from doorward.reports.phrases import SCAN_OPTIONS, class_names, in_files_alone
+from doorward.reports.phrases import SCAN_OPTIONS, class_names, flagged_data, in_files_alone
 
 #: Images of each class that are enough both to fit a trigger and to confirm it on others.
 IMAGES_PER_CLASS = 20
@@ -61,6 +61,8 @@ def _after_backdoored(report: Report) -> tuple[Step, ...]:
 
 
 def _after_suspicious(report: Report) -> tuple[Step, ...]:
+    if flagged_data(report):
+        return _after_poison(report)
     if in_files_alone(report):
         return (
             Step("Do not deploy this model until you know what that is for, and who can make use of it."),
@@ -76,7 +78,43 @@ def _after_suspicious(report: Report) -> tuple[Step, ...]:
     )
 
 
+def _after_poison(report: Report) -> tuple[Step, ...]:
+    """Return what to do with training samples that are flagged: look, clean, mend."""
+    flagged = {one for finding in flagged_data(report) for one in finding.flagged_ids}
+    data = _quoted(str(report.request.get("train") or "DATA"))
+    trained_here = report.request.get("model", "") is None
+    steps = [
+        Step(
+            f"Look at the {len(flagged):,} flagged samples: what do they share that the kept ones lack? "
+            "flagged.csv, which --out DIR writes, lists them."
+        ),
+        Step("Do not train on these data, nor deploy a model that was trained on them, until you know more."),
+        Step(
+            "Write the training set without the flagged samples:",
+            f"doorward scan --train {data} --write-clean CLEANED"
+            if trained_here
+            else _scan_command(report, f"{_data_options(report)} --write-clean CLEANED"),
+        ),
+    ]
+    if not trained_here and report.subject is not None:
+        steps.append(
+            Step(
+                "Mend the model: flagged samples get the label that they seem to have had, and it trains on:",
+                f"doorward repair {_quoted(report.subject.path)} MENDED --train {data}",
+            )
+        )
+    return (*steps, Step("Ask where the flagged samples came from."), _keep(report))
+
+
 def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
+    if report.request.get("model", "") is None:
+        return (
+            Step("Do not take this for a good sign: nothing is known about these data yet."),
+            Step(
+                "See why each detector could not tell: some need only more time, as --time-budget gives it."
+            ),
+            Step("Ask where the data came from."),
+        )
     steps = [Step("Do not take this for a good sign: nothing is known about this model yet.")]
     if _wants_images(report):
         steps.append(_more_clean_data(report, "Give clean images that the model's supplier had no hand in."))
@@ -170,6 +208,8 @@ def _data_options(report: Report) -> str:
 def _scan_command(report: Report, data: str, **changed: int) -> str | None:
     """Return a command that scans the same model as it was scanned; None where a path does not name it."""
     if report.subject is None or report.subject.path == "<memory>":
+        return None
+    if report.request.get("model", "") is None:  # trained by the scan itself
         return None
     options = report.request.get("options")
     problem = {**report.request, **(options if isinstance(options, dict) else {}), **changed}

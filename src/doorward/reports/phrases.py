@@ -5,6 +5,7 @@ Strings that come from a model, a data set or a path are untrusted: reporters pa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,11 @@ TITLES: dict[Verdict, str] = {
     "nothing_found": "Nothing found",
 }
 
+#: Share of the flagged samples that seem to come from a class for it to be named.
+SOURCE_SHARE = 0.05
+#: Flagged samples that the text report lists.
+LISTED = 3
+
 _ROLES = {"clean": "Clean", "train": "Training", "inputs": "Input"}
 
 
@@ -74,6 +80,8 @@ def explanation(report: Report) -> str:
             f"Hidden triggers steer this model's answers to {towards}." if towards else "There is a backdoor."
         )
     if report.verdict == "suspicious":
+        if poisoned := flagged_data(report):
+            return _poison(report, poisoned)
         if in_files_alone(report):
             what = f"sends inputs to {towards}" if towards else "changes its answers"
             return (
@@ -84,8 +92,35 @@ def explanation(report: Report) -> str:
         return f"Something looks like a backdoor{where}, but the evidence is not enough to be sure."
     if report.verdict == "could_not_tell":
         return sentence(f"The scan reached no conclusion: {plain(report.reason or 'no reason was given')}")
+    if report.covered.training_data and not report.covered.behaviour:
+        nothing = "None of the tests that ran found poison in the training data."
+        return f"{nothing} That does not prove that there is none."
     nothing = "None of the tests that ran found a backdoor. That does not prove that there is none."
     return " ".join([nothing, *_controlled(report)])
+
+
+def flagged_data(report: Report) -> tuple[Finding, ...]:
+    """Return the findings that flag training samples."""
+    return tuple(f for f in report.findings if f.kind == "poison" and f.flagged)
+
+
+def _poison(report: Report, found: Iterable[Finding]) -> str:
+    """Say how many training samples look poisoned, and what they seem to teach."""
+    ids = {one for finding in found for one in finding.flagged_ids}
+    classes = class_names(report)
+    labels = dict.fromkeys(t for finding in found for t in finding.targets)
+    counts = Counter(source for finding in found for source in finding.sources.values())
+    sources = [source for source, count in counts.most_common() if count >= SOURCE_SHARE * counts.total()]
+    from_where = f" and seem to come from {with_noun(tuple(sorted(sources)), classes)}" if sources else ""
+    also = (
+        ""
+        if all(t in labels for t in report.targets)
+        else (f" The model itself looks suspicious too, towards {with_noun(report.targets, classes)}.")
+    )
+    return (
+        f"{len(ids):,} training samples look poisoned: they are labelled {with_noun(tuple(labels), classes)}"
+        f"{from_where}. A model that is trained on them may answer to a hidden trigger.{also}"
+    )
 
 
 def in_files_alone(report: Report) -> bool:
@@ -114,7 +149,9 @@ def covered(what: Coverage) -> str:
     'files (unsafe-code); behaviour: nothing'
     """
     parts = []
-    for label, names in (("files", what.files), ("behaviour", what.behaviour)):
+    wings = [("files", what.files), ("behaviour", what.behaviour)]
+    wings += [("training data", what.training_data)] if what.training_data else []
+    for label, names in wings:
         parts.append(f"{label} ({', '.join(map(plain, names))})" if names else f"{label}: nothing")
     return "; ".join(parts)
 
@@ -144,6 +181,7 @@ def _certainty(report: Report) -> Fact:
         p = report.p_value
         seen = "" if p is None else f"how the model behaves raises no alarm ({p_value(p)})"
         return Fact("How sure", "Read, not measured", seen)
+    sets = bool(report.covered.training_data) and not report.covered.behaviour
     if not report.calibrated:
         value = "Uncalibrated" if report.p_value is None else f"{p_value(report.p_value)}, uncalibrated"
         why = (
@@ -153,12 +191,12 @@ def _certainty(report: Report) -> Fact:
     if report.p_value is None:
         return Fact("How sure", "No p-value")
     base = next((b for b in (100, 1_000) if report.p_value * b >= 1), 10_000)
-    count = report.p_value * base
+    count, kind = report.p_value * base, "training sets" if sets else "models"
     share = f"about {count:.0f}" if count >= 1 else "fewer than 1"
     return Fact(
         "How sure",
         p_value(report.p_value),
-        f"{share} in {base:,} clean models would look at least as suspicious",
+        f"{share} in {base:,} clean {kind} would look at least as suspicious",
     )
 
 
@@ -203,6 +241,12 @@ def finding_lines(report: Report, finding: Finding) -> list[str]:
         lines.append(f"Target: {classes_label(finding.targets, class_names(report))}.")
     if finding.flagged_ids:
         lines.append(f"Flagged samples: {len(finding.flagged_ids):,}.")
+        lines += [
+            f"{plain(one.id)}  {plain(one.place)}  labelled {class_label(one.label, class_names(report))}"
+            for one in finding.flagged_samples[:LISTED]
+        ]
+        if len(finding.flagged_samples) > LISTED:
+            lines.append("All are in flagged.csv, which --out DIR writes.")
     if finding.limits:
         lines.append(f"Limits: {plain(finding.limits)}")
     return lines
@@ -229,6 +273,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "images": ("--images", 300),
     "control": ("--control", False),
     "strict_files": ("--strict-files", False),
+    "skip_unreadable": ("--skip-unreadable", 0),
     "seed": ("--seed", 0),
 }
 
@@ -250,6 +295,13 @@ def caveats(report: Report) -> tuple[str, ...]:
             "There may be backdoors that the files do not tell of and that this scan did not find.",
         )
         if in_files_alone(report)
+        else (
+            "It is not proof: some clean training sets look like this too, where a group of samples of one "
+            "class belongs elsewhere, as with wrong labels.",
+            "It does not say who poisoned the data, or that it was on purpose.",
+            "There may be poison that was not found. What was flagged need not be all.",
+        )
+        if flagged_data(report)
         else (
             "It is not proof: some clean models look like this too.",
             "It does not say who planted a backdoor, or that it was on purpose.",

@@ -6,7 +6,8 @@ done again from the record alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,7 @@ import torch
 from scipy import stats
 
 from doorward.core.errors import CouldNotTell
+from doorward.core.memory import default_memory
 from doorward.core.records import (
     Measurement,
     NotRun,
@@ -37,11 +39,18 @@ from doorward.scan.confirmation import TriedTrigger, confirm
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.images import ImageSplit, draw_images
-from doorward.scan.preprocessing import better_fit
+from doorward.scan.plan import MEASURED
+from doorward.scan.preprocessing import TRIED, better_fit, passes
+from doorward.scan.saturation import unless_saturated
+from doorward.scan.schedule import run_in_time
 from doorward.stats import metrics
 
 #: Clean accuracy must be above chance at this level, else nothing is judged.
 CHANCE_LEVEL = 0.05
+#: How many recovered triggers of a detector are tried out, about.
+TRIED_OUT = 3
+#: Share of the time in which preprocessings are compared, and images below which that says nothing.
+TRYING, FEWEST_TRIED = 0.1, 20
 
 
 def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
@@ -85,6 +94,28 @@ def observe(
     Raises:
         InputError: if the images or their labels do not fit the model.
     """
+    with _limited(classifier, context.memory):
+        return _observe(classifier, samples, detectors, context, role)
+
+
+@contextmanager
+def _limited(classifier: Classifier, memory: int | None) -> Iterator[None]:
+    """Let a classifier take no more than some bytes inside the block, or than is usual."""
+    before = classifier.memory
+    classifier.memory = default_memory() if memory is None else memory
+    try:
+        yield
+    finally:
+        classifier.memory = before
+
+
+def _observe(
+    classifier: Classifier,
+    samples: Samples | None,
+    detectors: Sequence[Detector],
+    context: ScanContext,
+    role: Literal["clean", "train"],
+) -> Observed:
     images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
     seen = _Seen()
     if len(classifier.classes) < 2:
@@ -100,7 +131,16 @@ def observe(
         pixels = None if images is None else decoded(images, classifier)
         with prepared(classifier, pixels) as preparation:
             seen.warnings += [f"the model is searched with care: {note}" for note in preparation.notes]
-            _run(seen, detectors, subject, context, blocked=preparation.reason)
+            seen.reason = preparation.consistency.reason
+            runnable = _allowed(seen, detectors, subject, blocked=preparation.reason)
+            if runnable:
+                timed_on = _timed_on(classifier, pixels, context)
+                afterwards = TRIED_OUT * len(runnable) * (len(images.confirm) if images else 0)
+                ran = run_in_time(runnable, subject, context, timed_on, afterwards=afterwards)
+                seen.measurements = [unless_saturated(one) for one in ran.measurements]
+                seen.reason = seen.reason or ran.reason
+                seen.not_run += ran.not_run
+                seen.left_out = ran.notes
             if images is not None:
                 seen.trials = confirm(seen.measurements, classifier, images)
     return Observed(
@@ -108,7 +148,9 @@ def observe(
             subject=subject_record(classifier, accuracy=seen.accuracy),
             data=(images.record(role),) if images else (),
             reason=seen.reason,
-            warnings=tuple(dict.fromkeys([*classifier.notes, *_told(samples), *seen.warnings])),
+            warnings=tuple(
+                dict.fromkeys([*seen.left_out, *classifier.notes, *_told(samples), *seen.warnings])
+            ),
             confirmations=tuple(trial.confirmation for trial in seen.trials),
             measurements=tuple(seen.measurements),
             not_run=tuple(seen.not_run),
@@ -121,25 +163,31 @@ def observe(
 
 @dataclass
 class _Seen:
-    """What has been seen so far."""
+    """What has been seen so far.
+
+    Attributes:
+        left_out: what did not run, or not in full, for lack of time; a report says that first.
+    """
 
     accuracy: Rate | None = None
     reason: str | None = None
+    left_out: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)
     trials: list[TriedTrigger] = field(default_factory=list)
 
 
-def _run(
-    seen: _Seen, detectors: Sequence[Detector], subject: Subject, context: ScanContext, *, blocked: str | None
-) -> None:
-    """Run the detectors that the subject's evidence allows.
+def _allowed(
+    seen: _Seen, detectors: Sequence[Detector], subject: Subject, *, blocked: str | None
+) -> list[Detector]:
+    """Return the detectors that the subject's evidence allows; why the others do not run goes into `seen`.
 
     Args:
         blocked: why a search by gradients would say nothing of this model.
     """
     assert subject.classifier is not None
+    allowed = []
     for detector in detectors:
         name, missing = detector.method(), detector.missing(subject)
         if missing:
@@ -148,10 +196,18 @@ def _run(
             seen.not_run.append(NotRun(detector=name, reason=blocked))
             seen.reason = blocked
         else:
-            context.report_progress(f"{name}: {detector.title}")
-            seen.measurements.append(
-                detector(subject, seed=context.seed, device=context.device, deadline=context.deadline)
-            )
+            allowed.append(detector)
+    return allowed
+
+
+def _timed_on(classifier: Classifier, images: torch.Tensor | None, context: ScanContext) -> torch.Tensor:
+    """Return images on which the model's pace is measured: some of those given, or noise."""
+    return _noise(classifier, context) if images is None else images[:MEASURED]
+
+
+def _noise(classifier: Classifier, context: ScanContext) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
+    return torch.rand(8, *classifier.spec.shape, generator=generator)
 
 
 def decoded(images: ImageSplit, classifier: Classifier) -> torch.Tensor:
@@ -183,12 +239,12 @@ def subject_record(classifier: Classifier, *, accuracy: Rate | None = None) -> S
 def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, context: ScanContext) -> None:
     """Measure the clean accuracy, and find out whether the model's behaviour can be judged at all."""
     if split is None:
-        generator = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
-        images, labels = torch.rand(8, *classifier.spec.shape, generator=generator), None
+        images, labels = _noise(classifier, context), None
     else:
         images = decoded(split, classifier)
         known = [part.labels for part in (split.fit, split.confirm) if len(part) and part.labels is not None]
         labels = np.concatenate(known) if known else None
+    begun = context.deadline.spent()
     try:
         logits = batched_logits(classifier, images, context.deadline, raw=True)
     except CouldNotTell as why:
@@ -198,9 +254,33 @@ def _check(seen: _Seen, classifier: Classifier, split: ImageSplit | None, contex
     if seen.reason is None and labels is not None:
         seen.accuracy, seen.reason = _accuracy(classifier, logits.argmax(1).cpu().numpy(), labels)
     if split is not None:
-        better = better_fit(classifier, images, None if labels is None else torch.from_numpy(labels))
-        if better is not None:
-            seen.reason = better.reason
+        seconds = (context.deadline.spent() - begun) / len(images)
+        _compare_preprocessing(seen, classifier, images, labels, seconds, context)
+
+
+def _compare_preprocessing(
+    seen: _Seen,
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: npt.NDArray[np.int64] | None,
+    seconds: float,
+    context: ScanContext,
+) -> None:
+    """Try the usual preprocessings on as many images as a tenth of the time allows.
+
+    Args:
+        seconds: that an image takes through the model.
+    """
+    needed = seconds * passes(classifier, labelled=labels is not None)
+    allowed = TRYING * context.deadline.left()
+    tried = TRIED if needed * TRIED <= allowed else int(allowed / needed)
+    if tried < FEWEST_TRIED:
+        seen.warnings.append("the assumed preprocessing was not compared with others, for lack of time")
+        return
+    known = None if labels is None else torch.from_numpy(labels)
+    better = better_fit(classifier, images, known, tried=tried)
+    if better is not None:
+        seen.reason = better.reason
 
 
 def _accuracy(

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from doorward.core.errors import InputError
 from doorward.core.records import Finding, Measurement, Record, Verdict
+from doorward.detectors.base import Detector
 from doorward.methods import registry
 from doorward.methods.source import file_of
 
@@ -29,6 +30,9 @@ Floats = npt.NDArray[np.float64]
 
 #: Where the calibrations lie that come with the package.
 SHIPPED = Path(__file__).parent.parent / "bundled" / "calibration"
+
+#: How a file says that it is of a detector's quick settings: `NAME.quick.json`.
+QUICK = "quick"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
 SUSPICIOUS, BACKDOORED = 0.05, 0.01
@@ -240,6 +244,21 @@ class CalibrationSet(Record):
         if seen.per_class and (seen.detector, bucket(len(seen.per_class))) not in self._usable:
             return f"too few clean models with {len(seen.per_class)} classes, or about as many, were scanned"
         return None
+
+    def silent(self, seen: Measurement, classes: int) -> str | None:
+        """Say why nothing was to be expected of a detector that could not tell; None where something was.
+
+        Args:
+            classes: of the model, as other detectors judged them; 0 if none did.
+        """
+        if seen.reason is None or not classes or (seen.detector, bucket(classes)) in self._usable:
+            return None
+        return f"no clean model with {classes} classes, or about as many, has a score"
+
+    def knows(self, detector: Detector, classes: int) -> bool:
+        """Return whether a detector with its settings can be compared on models of so many classes."""
+        blank = detector.measurement(summary="", per_class=dict.fromkeys(range(classes), 0.0))
+        return self.mismatch(blank) is None
 
     def without(self, data: str) -> CalibrationSet:
         """Return the calibration set without the models of one data set."""
@@ -476,21 +495,46 @@ def calibration_file(detector: str) -> Path:
         None if detector in registry.own_modules("detector") else registry.module_of("detector", detector)
     )
     file = file_of(module) if module else None
-    return (file.parent / "calibration" if file else SHIPPED) / f"{detector}.json"
+    if file:
+        return file.parent / "calibration" / f"{detector}.json"
+    wing = registry.own_modules("detector").get(detector, "").split(".")[-2:-1]
+    # clean training sets are no clean models, so that they are kept apart
+    return (SHIPPED / "training_data" if wing == ["training_data"] else SHIPPED) / f"{detector}.json"
 
 
-def calibrations(detectors: Iterable[str]) -> CalibrationSet:
+def quick_file(detector: str) -> Path:
+    """Return where a detector's calibration at its quick settings lies."""
+    return calibration_file(detector).with_name(f"{detector}.{QUICK}.json")
+
+
+def calibrations(
+    detectors: Iterable[str], settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> CalibrationSet:
     """Return the calibrations of some detectors, as far as there are any.
+
+    Args:
+        settings: with which each detector runs; of those at quick settings it is the calibration at these.
 
     Raises:
         InputError: if a file holds something else.
     """
-    return _joined(_stamped(calibration_file(name) for name in detectors))
+    own = settings or {}
+    return _joined(_stamped(_file_for(name, own.get(name, {})) for name in detectors))
+
+
+def _file_for(detector: str, settings: Mapping[str, Any]) -> Path:
+    """Return the file of the calibration that fits a detector's settings, the usual one where none does."""
+    quick = quick_file(detector)
+    if settings and quick.is_file():
+        wanted = _joined(_stamped([quick])).settings[detector]
+        if all(settings.get(name) == value for name, value in wanted.items()):
+            return quick
+    return calibration_file(detector)
 
 
 def shipped() -> CalibrationSet:
     """Return the calibrations that come with the package."""
-    return _joined(_stamped(SHIPPED.glob("*.json")))
+    return _joined(_stamped(file for file in SHIPPED.glob("*.json") if not file.stem.endswith(f".{QUICK}")))
 
 
 def _stamped(files: Iterable[Path]) -> tuple[tuple[Path, int], ...]:
@@ -520,7 +564,8 @@ def judge(
     Args:
         covered: whether the calibration has models like this one.
     """
-    reasons = {m.detector: calibration.mismatch(m) for m in measurements}
+    classes = max((len(m.per_class) for m in measurements), default=0)
+    reasons = {m.detector: calibration.mismatch(m) or calibration.silent(m, classes) for m in measurements}
     scores = {
         m.detector: [m.per_class[t] for t in sorted(m.per_class)]
         for m in measurements

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from doorward.core.errors import InputError
 from doorward.core.records import (
     Confirmation,
     Measurement,
@@ -16,12 +17,16 @@ from doorward.core.records import (
 )
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
+from doorward.models.classifier import to_levels
 from doorward.models.encode.image import picture, side_by_side, to_float, to_tensor
 from doorward.scan.images import ImageSplit
 from doorward.stats import metrics
 from doorward.triggers.base import Trigger
 
+#: Images that are drawn with and without a trigger.
 PICTURES = 6
+#: How many images with a trigger go through one at a time, to see whether that makes a difference.
+ALONE = 8
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class TriedTrigger:
     """What a recovered trigger did to images that were kept back.
 
     Attributes:
-        images, before: those outside the target class, (n, c, h, w), and what the model sees in them, (n,).
+        images, before: the first of those outside the target class, (n, c, h, w), and what the model sees in
+            them, (n,).
         triggered, after: the same with the trigger.
     """
 
@@ -44,7 +50,10 @@ class TriedTrigger:
 def confirm(
     measurements: Sequence[Measurement], classifier: Classifier, evidence: ImageSplit
 ) -> list[TriedTrigger]:
-    """Try all recovered triggers on the images that were kept back."""
+    """Try all recovered triggers on the images that were kept back, sent as users would: rounded to 8 bits.
+
+    A few go through one at a time as well. If any is answered otherwise than among others, all do.
+    """
     recovered = [(m, e) for m in measurements for e in m.evidence if isinstance(e, RecoveredTrigger)]
     if not recovered or not len(evidence.confirm):
         return []
@@ -57,12 +66,31 @@ def confirm(
         outside = before != target
         if labels is not None:
             outside &= torch.from_numpy(labels) != target
-        triggered = trigger.apply(images[outside])
-        after = batched_logits(classifier, triggered).argmax(1).cpu()
+        triggered = to_levels(trigger.apply(images[outside]))
+        after = _answers(classifier, triggered)
         success = metrics.rate(int((after == target).sum()), int(outside.sum()))
         confirmation = Confirmation(target=target, detector=measurement.detector, success=success)
-        tried.append(TriedTrigger(confirmation, trigger, images[outside], before[outside], triggered, after))
+        # a copy of the few that are drawn: all of them, for every trigger, would fill the memory
+        drawn = [one[:PICTURES].clone() for one in (images[outside], before[outside], triggered, after)]
+        tried.append(TriedTrigger(confirmation, trigger, *drawn))
     return tried
+
+
+def _answers(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """Return the class (n,) that users see for each image (n, c, h, w)."""
+    together = batched_logits(classifier, images).argmax(1).cpu()
+    some = images[:ALONE]
+    if classifier.singly or torch.equal(_alone(classifier, some, together[:ALONE]), together[:ALONE]):
+        return together
+    return _alone(classifier, images, together)
+
+
+def _alone(classifier: Classifier, images: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """Return the class (n,) of each image on its own; `otherwise` where the model takes no single image."""
+    try:
+        return torch.cat([batched_logits(classifier, one).argmax(1).cpu() for one in torch.split(images, 1)])
+    except InputError:
+        return otherwise
 
 
 def illustrate(report: Report, classifier: Classifier, trials: Sequence[TriedTrigger]) -> Report:
@@ -82,9 +110,8 @@ def illustrate(report: Report, classifier: Classifier, trials: Sequence[TriedTri
 
 def _pictures(tried: TriedTrigger, classes: tuple[str, ...]) -> list[Picture]:
     name = classes[tried.confirmation.target]
-    shown = slice(PICTURES)
-    names = [classes[int(c)] for c in tried.before[shown]]
-    seen = [classes[int(c)] for c in tried.after[shown]]
+    names = [classes[int(c)] for c in tried.before]
+    seen = [classes[int(c)] for c in tried.after]
     return [
         Picture(
             title=f"Recovered trigger for {name}",
@@ -94,11 +121,11 @@ def _pictures(tried: TriedTrigger, classes: tuple[str, ...]) -> list[Picture]:
         Picture(
             title="Images before",
             alt=f"Images that the model sees as {', '.join(names)}",
-            png=picture(side_by_side(list(tried.images[shown]))),
+            png=picture(side_by_side(list(tried.images))),
         ),
         Picture(
             title="The same images with the trigger",
             alt=f"The same images with the trigger; the model now sees {', '.join(seen)}",
-            png=picture(side_by_side(list(tried.triggered[shown]))),
+            png=picture(side_by_side(list(tried.triggered))),
         ),
     ]

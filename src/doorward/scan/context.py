@@ -24,6 +24,7 @@ class ScanContext:
         device: torch device.
         deadline: when it has to be done; without one there is no limit.
         images: most clean images that are used (see `ScanRequest`).
+        memory: bytes that it may take beyond the model; the default of `doorward.core.memory` if None.
         report_progress: called with what is being done now.
     """
 
@@ -31,4 +32,5 @@ class ScanContext:
     device: str = "cpu"
     deadline: Deadline = field(default_factory=Deadline)
     images: int = 300
+    memory: int | None = None
     report_progress: Progress = say_nothing

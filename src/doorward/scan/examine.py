@@ -25,6 +25,7 @@ def examine(
     seed: int = 0,
     device: str = "cpu",
     time_budget: float | None = None,
+    memory: int | None = None,
     images: int = 300,
     progress: Progress | None = None,
 ) -> Report:
@@ -34,6 +35,7 @@ def examine(
         samples: clean images, labelled or not; some detectors need none.
         detectors: those to run; all that examine behaviour if None.
         time_budget: seconds; no limit if None.
+        memory: bytes that the scan may take beyond the model; see `doorward.core.memory` if None.
         images: most images used (see `ScanRequest`).
 
     Raises:
@@ -44,10 +46,11 @@ def examine(
         device=device,
         deadline=Deadline(time_budget),
         images=images,
+        memory=memory,
         report_progress=progress or say_nothing,
     )
     if detectors is None:
-        detectors = [d for d in choose(()) if "artifact" not in d.needs]
+        detectors = [d for d in choose(()) if not d.needs & {"artifact", "train"}]
     return examine_in(context, classifier, samples, detectors)
 
 
@@ -71,5 +74,6 @@ def examine_in(
     """
     observed = observe(classifier, samples, detectors, context, role=role)
     observations = observed.observations.model_copy(update={"findings": findings})
-    report = conclude(observations, calibrations(m.detector for m in observations.measurements))
+    settings = {seen.detector: seen.settings for seen in observations.measurements}
+    report = conclude(observations, calibrations(settings, settings))
     return illustrate(report, classifier, observed.trials)

@@ -88,7 +88,21 @@ def candidates(spec: InputSpec) -> list[Candidate]:
     return sorted(found, key=lambda one: one.changes != assumed)  # stable: the assumed one first
 
 
-def better_fit(classifier: Classifier, images: Tensor, labels: Tensor | None) -> BetterFit | None:
+def passes(classifier: Classifier, *, labelled: bool) -> int:
+    """Return how often at most `better_fit` sends each image through the model; 0 where all is stated."""
+    if not _is_assumed(classifier.spec):
+        return 0
+    # without labels, images are shifted in four directions as well
+    return len(candidates(classifier.spec)) * (1 if labelled else 5)
+
+
+def _is_assumed(spec: InputSpec) -> bool:
+    return {"range", "mean", "std"} <= set(spec.assumed) and spec.dtype != "uint8"
+
+
+def better_fit(
+    classifier: Classifier, images: Tensor, labels: Tensor | None, *, tried: int = TRIED
+) -> BetterFit | None:
     """Return a preprocessing that clearly fits a model better than the assumed one; None if none does.
 
     With labels, the accuracy tells. Without, the statistics of the first batch normalisation do, or where
@@ -97,16 +111,17 @@ def better_fit(classifier: Classifier, images: Tensor, labels: Tensor | None) ->
 
     Args:
         images: (n, c, h, w) in [0, 1]; labels: (n,) or None.
+        tried: how many of them the candidates are tried on at most.
 
     Returns:
         None as well where range, mean and std were stated.
     """
-    if not {"range", "mean", "std"} <= set(classifier.spec.assumed) or classifier.spec.dtype == "uint8":
+    if not _is_assumed(classifier.spec):
         return None
-    x = images[:TRIED]
+    x = images[:tried]
     usual = candidates(classifier.spec)
     if labels is not None:
-        return _by_accuracy(classifier, usual, x, labels[:TRIED])
+        return _by_accuracy(classifier, usual, x, labels[:tried])
     return _by_statistics(classifier, usual, x) or _by_stability(classifier, usual, x)
 
 

@@ -15,12 +15,15 @@ class ScanRequest:
     """A scan's arguments; `doorward verify` reruns a report from them.
 
     Attributes:
-        model: path or hub id, as `open_classifier` takes it.
-        clean, train: data paths, as `open_samples` takes them. Training images serve where no clean ones are.
+        model: path or hub id, as `open_classifier` takes it; None to train one on the training data.
+        clean, train: data paths, as `open_samples` takes them. Training data are inspected for poison; their
+            images serve where no clean ones are.
         detectors: names; all that the evidence allows if empty.
         seed: one seed for everything.
         device: torch device.
-        time_budget: seconds for the whole scan; a detector that would not fit is not run.
+        time_budget: seconds for the whole scan; a detector that would not fit runs at a reduced setting, or
+            not at all.
+        memory: GiB that it may take beyond the model; half of what is free if None, and at most 4.
         images: most clean images that are used; every class gives its share. Half of the first
             hundred, and all beyond, are kept back to confirm a recovered trigger.
         strict_files: files that loading never opens count as well if they would run code when opened.
@@ -28,16 +31,19 @@ class ScanRequest:
         factory, weights: the user's own function that builds the module, and the weights for it.
         data_column, label_column: where the images and their labels are, where it cannot be told.
         options: what the user states of the model.
+        skip_unreadable: most samples that are left out since they cannot be read; else they end the scan.
+        keep_model: where the model that is trained on the training data is written to; nowhere if None.
         folder: where the scan was asked for; `doorward.scan.rerun` finds relative paths from there.
     """
 
-    model: str
+    model: str | None = None
     clean: str | None = None
     train: str | None = None
     detectors: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
     time_budget: float = 900.0
+    memory: float | None = None
     images: int = 300
     control: bool = False
     strict_files: bool = False
@@ -46,6 +52,8 @@ class ScanRequest:
     data_column: str | None = None
     label_column: str | None = None
     folder: str | None = None
+    keep_model: str | None = None
+    skip_unreadable: int = 0
     options: LoadOptions = field(default_factory=LoadOptions)
 
     def to_json(self) -> dict[str, Any]:

@@ -106,9 +106,10 @@ def _now(request: ScanRequest, instead: Overrides) -> ScanRequest:
 
     return replace(
         request,
-        model=place(request.model, instead.model) or request.model,
+        model=place(request.model, instead.model),
         weights=place(request.weights, instead.weights),
         clean=place(request.clean, instead.clean),
         train=place(request.train, instead.train),
         device=instead.device or request.device,
+        keep_model=None,  # a second run writes nothing
     )

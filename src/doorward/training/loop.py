@@ -153,6 +153,7 @@ def train(
     test: Samples | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
     on_batch: OnBatch | None = None,
+    sharpness: float = 0.0,
     memory_limit: int = MEMORY_LIMIT,
 ) -> TrainingRecord:
     """Train a module in place and leave it in evaluation mode on the device.
@@ -165,6 +166,8 @@ def train(
         progress: called after every step.
         on_batch: changes each augmented batch before it is normalised; adversarial training goes here.
             It may take gradients by its images, and leaves those of the weights alone.
+        sharpness: length of the step uphill in the weights at which each gradient is taken (sharpness-aware
+            minimisation, Foret et al., arXiv:2010.01412); 0 for plain training.
         memory_limit: bytes of decoded images; a larger set is streamed in shuffled buffers.
 
     Raises:
@@ -191,6 +194,15 @@ def train(
     # On two cores this layout makes convolutions 1.5 times as fast, bfloat16 twice on top of it.
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = _optimizer(module, settings, device)
+
+    def forward_backward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (n, k) and loss; leave the loss's gradients in the weights."""
+        z = _logits(module, spec, x, len(samples.classes), bfloat16=bfloat16)
+        loss = F.cross_entropy(z, y, label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return z, loss
+
     epochs: list[EpochRecord] = []
     step = 0
     with _own_randomness(generator, device):
@@ -207,10 +219,10 @@ def train(
                             raise _diverged(epoch, settings) from error
                     for group in optimizer.param_groups:
                         group["lr"] = settings.rate_at(step / max(1, steps - 1))
-                    z = _logits(module, spec, x, len(samples.classes), bfloat16=bfloat16)  # (n, k)
-                    loss = F.cross_entropy(z, y, label_smoothing=settings.label_smoothing)
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    z, loss = forward_backward(x, y)
+                    if sharpness > 0:
+                        with _uphill(module, sharpness):
+                            forward_backward(x, y)
                     optimizer.step()
                     step += 1
                     loss_sum += loss.detach() * len(y)
@@ -353,6 +365,30 @@ def _optimizer(module: nn.Module, settings: TrainingSettings, device: torch.devi
         weight_decay=settings.weight_decay,
         fused=fused,
     )
+
+
+@contextlib.contextmanager
+def _uphill(module: nn.Module, length: float) -> Iterator[None]:
+    """Move the weights a step along their gradients inside the block; batch norm keeps its statistics."""
+    moved = [p for p in module.parameters() if p.grad is not None]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum]
+    momenta = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        before = [p.detach().clone() for p in moved]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        total = torch.stack([g.norm() for g in gradients]).norm()
+        for p, g in zip(moved, gradients, strict=True):
+            p.add_(g * (length / (total + 1e-12)))
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        with torch.no_grad():
+            for p, value in zip(moved, before, strict=True):
+                p.copy_(value)
 
 
 @contextlib.contextmanager

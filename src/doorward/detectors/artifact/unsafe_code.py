@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from doorward.artifacts import Limits, examine
+from doorward.artifacts import Examination, Limits, examine
 from doorward.artifacts.findings import ATLAS, conclude
 from doorward.core.records import Finding, Level, Need
 from doorward.detectors.base import Detector
@@ -44,7 +44,7 @@ class UnsafeCode(Detector):
     )
     limits: ClassVar[str] = (
         "It sees code, not behaviour: weights that hold a backdoor run no code and pass; formats it does "
-        "not know (GGUF, TensorFlow graphs, 7z, zstd) are not looked into, and are named as such."
+        "not know (GGUF, TensorFlow graphs, TorchScript, 7z, zstd) are not looked into, and are named."
     )
     atlas: ClassVar[tuple[str, ...]] = ATLAS
     modalities: ClassVar[frozenset[str]] = frozenset({"image", "text", "audio"})
@@ -61,11 +61,20 @@ class UnsafeCode(Detector):
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
     ) -> Finding:
-        """Read the artifact and list what it would run."""
+        """Read the artifact, unless that was done already, and list what it would run."""
+        if subject.examination is not None and self.reading_limits == Limits():
+            return self.told(subject.examination)
         return self.read(Path(subject.artifact or ""), deadline)
 
     def read(self, path: Path, deadline: Deadline | None = None) -> Finding:
         """Read a file or folder and list what loading it would run; torch is not loaded for it."""
-        limits = Limits(depth=self.depth, opcodes=self.opcodes, bytes=self.megabytes << 20)
-        examination = examine(path, limits, deadline)
+        return self.told(examine(path, self.reading_limits, deadline))
+
+    def told(self, examination: Examination) -> Finding:
+        """Return the finding that follows from what was read."""
         return self.finding(**conclude(examination, strict_files=self.strict_files))
+
+    @property
+    def reading_limits(self) -> Limits:
+        """Return how much is read at most."""
+        return Limits(depth=self.depth, opcodes=self.opcodes, bytes=self.megabytes << 20)

@@ -123,6 +123,9 @@ class PatchSearch(ImageDetector):
     trim_fraction: float = Field(
         0.05, ge=0, lt=0.5, description="Share of the images on which a patch may fail"
     )
+    mixtures: int = Field(
+        6_400, ge=64, description="Mixtures of clean images from which the surrogates learn"
+    )
     contrast: float = Field(1.0, ge=0, description="What standing out from the other classes counts")
 
     def score_classes(
@@ -134,7 +137,7 @@ class PatchSearch(ImageDetector):
         base = int(torch.randint(2**62, (), generator=generator))
         rerun, share = min(self.candidates, k), 1 if k <= self.many_classes else 2
         work = k * self.steps + rerun * (self.restarts * self.steps + self.places * self.further_steps)
-        surrogates = DistilledSurrogates(problem, seed=base, deadline=deadline)
+        surrogates = DistilledSurrogates(problem, seed=base, images=self.mixtures, deadline=deadline)
         guard = TimeGuard(deadline, work, work=f"searching patches for {k:,} classes")
         search = _Search(
             problem,

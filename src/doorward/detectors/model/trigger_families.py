@@ -24,13 +24,15 @@ from doorward.methods.registry import register
 from doorward.models.batching import batched_logits
 from doorward.models.logit_scale import measure_logit_scale
 
-#: The gap of a family that is worth 1, for 10 classes; and how many such a family can be worth at most.
+#: The gap of a kind of change that is worth 1, with fewer than ten classes and with more: the mean of clean
+#: models and two standard deviations (71 models of suite `calibration`). And what a kind is worth at most.
 USUAL_GAP = {
-    "picture added": 0.22,
-    "smooth picture added": 0.37,
-    "picture blended in": 0.23,
-    "image bent": 1.06,
+    "picture added": (0.42, 0.22),
+    "smooth picture added": (0.39, 0.43),
+    "image bent": (0.73, 0.78),
+    "picture blended in": (0.43, 0.35),
 }
+FEW = 9
 MOST = 3.0
 #: By how much a recovered change is made stronger than the least that suffices, to be tried on other images.
 STRONGER = 1.25
@@ -62,7 +64,7 @@ class TriggerFamilies(ImageDetector):
         "the joint search with surrogates and the score are ours"
     )
     limits = (
-        "It says nothing of models with two classes. It can miss small patches, input-dependent and "
+        "It says nothing of models with two classes, and can miss small patches, input-dependent and "
         "source-specific triggers, several targets at once, and triggers that clean images teach as well; it "
         "needs gradients."
     )
@@ -77,7 +79,7 @@ class TriggerFamilies(ImageDetector):
     shown: int = Field(
         2,
         ge=1,
-        description="Of how many classes the changes are kept as evidence",
+        description="How many kinds of change are kept as evidence",
         json_schema_extra=EVIDENCE_ONLY,
     )
 
@@ -117,9 +119,9 @@ class TriggerFamilies(ImageDetector):
         classes = problem.classes
         score = fused(results, len(classes))
         order = np.argsort(-score, kind="stable").tolist()
-        told = max(results, key=lambda one: worth(one, len(classes)))
-        shown = [one for t in order[: self.shown] for one in results if one.cheapest == t and one.gap > 0]
-        triggers = {one.family.name: one.family.trigger(*one.best(STRONGER)) for one in (*shown, told)}
+        shown = sorted(results, key=lambda one: -worth(one, len(classes)))[: self.shown]
+        told = shown[0]
+        triggers = {one.family.name: one.family.trigger(*one.best(STRONGER)) for one in shown}
         target, trigger = told.cheapest, triggers[told.family.name]
         triggered = trigger.apply(problem.images[problem.pools.outside[:, target]])
         there = (batched_logits(problem.classifier, triggered).argmax(1) == target).float().mean()
@@ -158,8 +160,9 @@ class TriggerFamilies(ImageDetector):
 
 
 def worth(found: Found, classes: int) -> float:
-    """Return the gap of a family in units of what is usual, at most 3."""
-    return min(MOST, found.gap / USUAL_GAP[found.family.name])
+    """Return the gap of a family in units of what is usual with so many classes, at most 3."""
+    few, many = USUAL_GAP[found.family.name]
+    return min(MOST, found.gap / (few if classes <= FEW else many))
 
 
 def fused(results: Iterable[Found], classes: int) -> npt.NDArray[np.float64]:

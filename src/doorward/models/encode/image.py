@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Return one image (h, w, c) uint8 at the size of the spec.
 
-    Only what the model's own processor declares is done: conversion to RGB, resizing, centre crop.
+    Only what is stated, or the model's own processor declares, is done: conversion to RGB or to grey,
+    resizing, centre crop.
 
     Raises:
         InputError: if the image does not fit and nothing declares how to make it fit.
@@ -32,6 +33,8 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
         pil = Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image)
         if spec.channels == 3 and pil.mode != "RGB" and spec.resize.convert_rgb:
             pil = pil.convert("RGB")
+        if spec.channels == 1 and pil.mode != "L" and spec.resize.convert_rgb:
+            pil = pil.convert("L")
         height, width = spec.resize.height, spec.resize.width
         if spec.resize.shortest_edge:
             short = min(pil.height, pil.width)
@@ -49,8 +52,8 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
         h, w, c = image.shape
         raise InputError(
             f"the model takes {spec.width}x{spec.height} images with {spec.channels} channel(s); "
-            f"this one is {w}x{h} with {c}. Give images of that size and mode, "
-            "or a preprocessor_config.json that says how to resize"
+            f"this one is {w}x{h} with {c}. Give images of that size and mode, or state how they are made to "
+            "fit: --resize SIDE, or a preprocessor_config.json next to the model"
         )
     return image
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from doorward.artifacts import Examination
 from doorward.artifacts.findings import refuse_code
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
@@ -18,7 +19,9 @@ from doorward.models.formats.input_options import LoadOptions, first_line, read_
 from doorward.models.formats.wrapping import finish, own_dtype
 
 
-def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifier:
+def open_factory(
+    factory: str, weights: Path, options: LoadOptions, *, examination: Examination | None = None
+) -> Classifier:
     """Build a module by the user's own function and fill it with weights.
 
     This runs the user's code. The weights are read without: safetensors, or a .pt that holds tensors alone.
@@ -27,13 +30,14 @@ def open_factory(factory: str, weights: Path, options: LoadOptions) -> Classifie
         factory: "package.module:function" or "file.py:function"; the function is called without arguments.
         weights: a .safetensors file, or a state_dict saved by torch.
         options: must state the size, unless `doorward.json` next to the weights does.
+        examination: what was found in the weights before; they are not read for code again then.
 
     Raises:
         InputError: if the function or the weights cannot be used, or do not fit each other.
         UnsafeArtifact: if the weights would execute code.
     """
     module = build_module(factory)
-    load_weights(module, read_weights(weights), weights)
+    load_weights(module, read_weights(weights, examination), weights)
     sidecar = read_sidecar(weights)
     facts = {} if (dtype := own_dtype(module)) is None else {"dtype": dtype}
     spec = resolve_spec(weights, facts, options.statement(), sidecar.input)
@@ -83,18 +87,32 @@ def _import(place: str) -> ModuleType:
     return module
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, examination: Examination | None = None) -> dict[str, Tensor]:
     """Read tensors by name from a safetensors file, or from a torch file that holds nothing but tensors.
 
     A checkpoint that keeps its weights under "state_dict" or "model" is looked into.
+
+    Args:
+        examination: what was found in the file before; it is not read for code again then.
 
     Raises:
         InputError: if the file is missing, damaged, or holds no tensors.
         UnsafeArtifact: if reading it would execute code.
     """
+    if path.is_file():
+        why = "not loaded, because loading it would execute code (save the state_dict alone)"
+        refuse_code(path, why, examination)
+    return read_examined_weights(path)
+
+
+def read_examined_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, as `read_weights` does, from a file that was read for code already.
+
+    Raises:
+        InputError: if the file is missing, damaged, or holds no tensors.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
-    refuse_code(path, "not loaded, because loading it would execute code (save the state_dict alone)")
     try:
         if path.suffix.lower() == ".safetensors":
             import safetensors.torch

@@ -19,6 +19,7 @@ from torch import nn
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier
 from doorward.models.encode.image import fit_image, to_float
+from doorward.models.errors import NotExamined
 from doorward.models.formats.factory import refuse_misfits
 from doorward.models.formats.huggingface_text_audio import audio_spec, text_spec
 from doorward.models.formats.input_options import (
@@ -84,17 +85,37 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
         if task in name:
             # some audio models are named as text models are
             return (_open_audio_classifier if _is_audio(name) else opener)(path, name, options)
+    if "pretrained_cfg" in config:
+        raise NotExamined(_of_timm(path, config))
     tasks = ", ".join(f"...{task}" for task in TASKS)
     what = f"a {name}" if name else "a configuration that names no architecture"
-    raise InputError(
+    raise (NotExamined if name else InputError)(
         f"{path}: expected a classifier of images, texts or recordings ({tasks}), this is {what}"
+    )
+
+
+def _of_timm(path: Path, config: Mapping[str, Any]) -> str:
+    """Return what to do with a directory of timm's, with the normalisation that it states."""
+    name, count = config.get("architecture"), config.get("num_classes")
+    own = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
+    stated = [
+        f"--{option} {','.join(map(str, own[option]))}"
+        for option in ("mean", "std")
+        if isinstance(own.get(option), list)
+    ]
+    size = own.get("input_size")
+    stated += [f"--size {','.join(map(str, size))}"] if isinstance(size, list) else []
+    return (
+        f"{path}: a model of timm: write a function that returns timm.create_model({name!r}, "
+        f"num_classes={count}), and give it with --factory file.py:function "
+        f"--weights {path / 'model.safetensors'} {' '.join(stated)}".rstrip()
     )
 
 
 def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
     with quiet():
         module = _load_module(path, "AutoModelForImageClassification")
-        processor = _load_processor(path)
+        processor = load_processor(path)
     config = module.config
     sidecar = read_sidecar(path)
     channels = getattr(config, "num_channels", 3)
@@ -217,7 +238,7 @@ def _load_module(path: Path, kind: str) -> Any:
     return module.eval()
 
 
-def _load_processor(path: Path) -> Any | None:
+def load_processor(path: Path) -> Any | None:
     """Return the model's own image processor, in its Pillow form, or None if it declares none."""
     import transformers
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.models.encode.dispatch import NOUNS
+from doorward.models.errors import NotExamined
 from doorward.models.outputs import Followed, strip_end
-from doorward.models.spec import DTYPES, ChannelOrder, InputSpec, Layout, Output
+from doorward.models.spec import DTYPES, ChannelOrder, InputSpec, Layout, Output, Resize
 
 #: Name of the file next to a model (or in its directory) that describes it.
 SIDECAR = "doorward.json"
@@ -39,6 +40,8 @@ class LoadOptions:
         features: name of the layer whose input are the features.
         size: (channels, height, width), where the file does not tell.
         channel_order: order of the colours that the model takes.
+        resize: what images are resized to: one number for the shorter side, or (height, width). What is then
+            larger than the model's images is cropped around the centre.
     """
 
     input_range: tuple[float, float] | None = None
@@ -50,6 +53,7 @@ class LoadOptions:
     features: str | None = None
     size: tuple[int, int, int] | None = None
     channel_order: ChannelOrder | None = None
+    resize: tuple[int, ...] | None = None
 
     def statement(self) -> dict[str, Any]:
         """Return the options as fields of an input spec."""
@@ -69,7 +73,8 @@ def refuse_statements(options: LoadOptions, modality: str, path: Path) -> None:
     """
     for name in options.statement():
         if name != "output":
-            option = {"range": "--input-range", "channels": "--size", "height": "--size", "width": "--size"}
+            sizes = dict.fromkeys(("channels", "height", "width"), "--size")
+            option = {"range": "--input-range", "channel_order": "--channels"} | sizes
             stated = option.get(name, f"--{name}")
             raise InputError(f"{path}: {stated} goes with models of images; this one takes {modality}")
 
@@ -158,6 +163,8 @@ def resolve_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mappin
             if name in facts and value != facts[name]:
                 raise InputError(f"{path}: {name} is {facts[name]} by the file itself, {value} was stated")
             merged.setdefault(name, value)
+    if isinstance(merged.get("resize"), tuple | list):
+        merged |= _resizing(path, merged)
     missing = [name for name in ("channels", "height", "width") if name not in merged]
     if missing:
         raise InputError(
@@ -179,6 +186,26 @@ def resolve_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mappin
     if height * width * spec.channels > _MOST_NUMBERS:
         raise InputError(f"{path}: images of {width}x{height} with {spec.channels} channel(s) are too large")
     return spec
+
+
+def _resizing(path: str | Path, merged: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resizing that one number or two state, and the size of the images where nothing else does.
+
+    Raises:
+        InputError: if the images become smaller than those that the model takes.
+    """
+    stated = [int(number) for number in merged["resize"]]
+    height, width = stated if len(stated) == 2 else stated * 2
+    own = merged.get("height", height), merged.get("width", width)
+    if height < own[0] or width < own[1]:
+        raise InputError(
+            f"{path}: resized to {width}x{height}, images are smaller than those that the model takes, "
+            f"{own[1]}x{own[0]}"
+        )
+    # a shorter side alone leaves the longer one to be cropped
+    cut = len(stated) == 1 or (height, width) != own
+    resize = Resize(height=height, width=width, shortest_edge=len(stated) == 1, crop=own if cut else None)
+    return {"resize": resize, "height": own[0], "width": own[1]}
 
 
 def trial_inputs(spec: InputSpec, n: int = 4) -> Tensor:
@@ -212,13 +239,13 @@ def try_outputs(
         what = f"images of {size}" if spec.modality == "image" else NOUNS[spec.modality]
         raise InputError(f"{path}: the model does not run on {what}: {first_line(error)}") from error
     if not y.is_floating_point() and y.numel() == n:
-        raise InputError(
+        raise NotExamined(
             f"{path}: the model gives the number of a class for each image, and scores of all classes are "
             "needed: leave the final argmax out"
         )
     real = y.layout == torch.strided and not y.is_meta and y.is_floating_point()
     if not real or y.ndim < 2 or len(y) != n or y.numel() != n * max(y.shape[1:]):
-        raise InputError(
+        raise NotExamined(
             f"{path}: a classifier gives one row of outputs (n, k) for each image; "
             f"for {n} images this model gives {tuple(y.shape)} {str(y.dtype).removeprefix('torch.')}"
         )

@@ -9,17 +9,21 @@ from typing import Any, Literal
 
 import torch
 
+from doorward.artifacts import Examination
 from doorward.artifacts.digest import artifact_digest
 from doorward.artifacts.findings import examine_for_loading, refuse_code
 from doorward.core.errors import InputError
 from doorward.core.paths import refuse_unreadable_name
 from doorward.models.classifier import Classifier, TorchClassifier
+from doorward.models.errors import NotExamined
+from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import (
     LoadOptions,
     read_json,
     read_sidecar,
     resolve_spec,
 )
+from doorward.models.formats.other_formats import other_format, torch_format
 from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import DTYPES
 
@@ -46,6 +50,7 @@ def open_classifier(
     factory: str | None = None,
     weights: Path | None = None,
     device: str | torch.device = "cpu",
+    examination: Examination | None = None,
 ) -> Classifier:
     """Open a model to be examined. Nothing that the files hold is executed.
 
@@ -56,8 +61,11 @@ def open_classifier(
         factory: "package.module:function" or "file.py:function" that builds the module: the user's own code.
         weights: the weights of a module that `factory` builds, if `path` does not name them.
         device: where the model shall run.
+        examination: what `doorward.artifacts.examine` found in the files, or in the weights with `factory`;
+            they are not read for code again then.
 
     Raises:
+        NotExamined: if there is a model of a kind that only the files are examined of.
         InputError: if there is no model, or none that can be read.
         UnsafeArtifact: if loading it would execute code.
     """
@@ -66,9 +74,10 @@ def open_classifier(
         if factory is not None:
             from doorward.models.formats.factory import open_factory
 
-            return _placed(open_factory(factory, weights or Path(path), options), device)
+            own = open_factory(factory, weights or Path(path), options, examination=examination)
+            return _placed(own, device)
         local = locate(str(path))
-        examination = examine_for_loading(local)
+        examination = examine_for_loading(local, examination)
         kind = detect_format(local)
         advice = "; save its state_dict and use --factory, or export it" if kind == "weights" else ""
         refuse_code(local, f"not loaded, because loading it would execute code{advice}", examination)
@@ -110,11 +119,16 @@ def detect_format(path: Path) -> Format:
     """Return what kind of model lies at a path, by its suffix or its config.json.
 
     Raises:
-        InputError: if it is none that can be read; the message says what can.
+        NotExamined: if it is of a known kind that is not read; the message says what it can be converted to.
+        InputError: if it is of none; the message says what can be read.
     """
+    suffix = path.suffix.lower()
+    other = None if path.is_file() and suffix in _SUFFIXES else other_format(path)
+    if other is not None:
+        raise NotExamined(other.described(path))
     if path.is_file():
-        if path.suffix.lower() in _SUFFIXES:
-            return _SUFFIXES[path.suffix.lower()]
+        if suffix in _SUFFIXES:
+            return _SUFFIXES[suffix]
         raise InputError(
             f"{path}: a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
         )
@@ -155,9 +169,12 @@ def _open_exported(path: Path, options: LoadOptions) -> Classifier:
 def _open_weights(path: Path, options: LoadOptions) -> Classifier:
     if (path.parent / "config.json").is_file():
         raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
+    other = torch_format(path)
+    if other is not None:
+        raise NotExamined(other.described(path))
     raise InputError(
-        f"{path}: a {path.suffix} file is read as weights alone: "
-        "give the function that builds their network with --factory package.module:function"
+        f"{path}: a {path.suffix} file is read as weights alone, and this holds none; they go with the "
+        "function that builds their network, --factory package.module:function"
     )
 
 
@@ -165,14 +182,18 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     from doorward.models.formats.onnx.loader import inspect_onnx, load_onnx
 
     info = inspect_onnx(path)
-    sidecar = read_sidecar(path)
+    sidecar, companions = read_sidecar(path), read_companions(path)
     layout = options.layout or sidecar.input.get("layout") or info.layout
     facts: dict[str, Any] = {"layout": layout}
     facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
     facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
     known = {name: value for name, value in facts.items() if value is not None}
-    spec = resolve_spec(path, known, options.statement(), sidecar.input)
-    return load_onnx(path, spec, options.labels or sidecar.classes, features=options.features)
+    stated = without_facts(companions.input, known)
+    spec = resolve_spec(path, known, options.statement(), sidecar.input, stated)
+    labels = options.labels or sidecar.classes or companions.classes
+    classifier = load_onnx(path, spec, labels, features=options.features)
+    classifier.notes = (*companions.notes, *classifier.notes)
+    return classifier
 
 
 _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {

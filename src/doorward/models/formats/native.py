@@ -12,7 +12,7 @@ from torch import nn
 from doorward.core.errors import InputError
 from doorward.models import sequences
 from doorward.models.classifier import Classifier
-from doorward.models.formats.factory import load_weights, read_weights
+from doorward.models.formats.factory import load_weights, read_examined_weights
 from doorward.models.formats.input_options import (
     LoadOptions,
     describe_validation,
@@ -115,7 +115,7 @@ def open_native(path: Path, options: LoadOptions, config: NativeConfig | None = 
         module = build(shape.name, spec, classes=shape.classes)
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"{file}: cannot build {shape.name!r}: {first_line(error)}") from error
-    load_weights(module, read_weights(path / WEIGHTS), path / WEIGHTS)
+    load_weights(module, read_examined_weights(path / WEIGHTS), path / WEIGHTS)
     labels = options.labels or config.classes
     return finish(
         path, module, spec, labels, features=options.features, format="doorward", architecture=shape.name

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from doorward.core.errors import InputError
 from doorward.models.classifier import TorchClassifier, in_batches
+from doorward.models.errors import NotExamined
+from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import (
     LoadOptions,
     dtype_name,
@@ -770,12 +772,12 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     Raises:
         InputError: if it is no image classifier, or the options do not fit it.
     """
-    sidecar = read_sidecar(path)
-    labels = options.labels or sidecar.classes
+    sidecar, companions = read_sidecar(path), read_companions(path)
+    labels = options.labels or sidecar.classes or companions.classes
     program = read_program(path, None if labels is None else len(labels))
     shape = program.image_shape
     if len(shape) != 4:
-        raise InputError(
+        raise NotExamined(
             f"{path}: an image classifier takes (n, channels, height, width), this takes {shape}"
         )
     dtype = dtype_name(program.image_dtype)
@@ -786,7 +788,7 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
     axes = shape[1:] if layout != "NHWC" else (shape[3], shape[1], shape[2])
     facts: dict[str, Any] = {"dtype": dtype} | ({"layout": layout} if layout else {})
     facts |= {n: v for n, v in zip(("channels", "height", "width"), axes, strict=True) if v is not None}
-    spec = resolve_spec(path, facts, *stated)
+    spec = resolve_spec(path, facts, *stated, without_facts(companions.input, facts))
     batch = shape[0]
     if batch is not None and batch * math.prod(spec.shape) > MOST_ELEMENTS:
         raise InputError(f"{path}: the program takes {batch:,} images at a time, which is too many")
@@ -806,7 +808,7 @@ def open_exported(path: Path, options: LoadOptions) -> TorchClassifier:
         architecture="torch.export program",
         batch=None if any_batch else batch,
     )
-    classifier.notes = (*program.notes, *scores.notes)
+    classifier.notes = (*companions.notes, *program.notes, *scores.notes)
     return classifier
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from doorward.core.errors import InputError
 from doorward.models.classifier import in_batches
+from doorward.models.errors import NotExamined
 from doorward.models.formats.input_options import first_line
 from doorward.models.formats.onnx.end import find_end
 from doorward.models.formats.onnx.operators import (
@@ -495,9 +496,9 @@ class OnnxGraph(nn.Module):
             taken = rows[choice.position]
             return taken, (told(rows, taken, choice.reason),) if choice.reason else ()
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in moving.items())
-        raise InputError(
-            f"a classifier has an output of shape (n, classes); for {batch} image(s) this model gives: "
-            f"{shapes or 'nothing that depends on the image'}"
+        raise NotExamined(
+            "only its file was examined: a classifier has an output of shape (n, classes); "
+            f"for {batch} image(s) this model gives: {shapes or 'nothing that depends on the image'}"
         )
 
     def _needed(self, names: set[str]) -> set[str]:

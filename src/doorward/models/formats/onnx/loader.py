@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier, TorchClassifier, in_batches
+from doorward.models.errors import NotExamined
 from doorward.models.formats.input_options import (
     first_line,
     guess_layout,
@@ -93,8 +95,9 @@ class OnnxInfo:
         """
         if len(self.inputs) != 1:
             names = ", ".join(value.name for value in self.inputs) or "none"
-            raise InputError(
-                f"an image classifier has one input; this ONNX model has {len(self.inputs)}: {names}"
+            raise NotExamined(
+                "only its file was examined: an image classifier has one input; "
+                f"this ONNX model has {len(self.inputs)}: {names}"
             )
         return self.inputs[0]
 
@@ -117,8 +120,8 @@ class OnnxInfo:
         """
         shape = self.input.shape or (None, None, None, None)
         if len(shape) != 4:
-            raise InputError(
-                f"an image classifier takes (n, channels, height, width); "
+            raise NotExamined(
+                "only its file was examined: an image classifier takes (n, channels, height, width); "
                 f"the input {self.input.name!r} of this ONNX model is {_words(shape)}"
             )
         _, a, b, c = shape
@@ -185,7 +188,7 @@ def load_onnx(
             _compare(settled.outputs, reference.outputs(x, graph.output), tolerance)
     except Unsupported as why:
         if not isinstance(reference, OnnxRuntimeClassifier):
-            raise InputError(f"{path}: {why}; it would run in onnxruntime instead, but {reference}") from why
+            raise NotExamined(f"{path}: {why}; it would run in onnxruntime instead, but {reference}") from why
         reference.limitation = f"it runs in onnxruntime: {why}"
         return reference
     scores = resolve_scores(
@@ -326,7 +329,26 @@ def _parse(path: Path) -> onnx.ModelProto:
     words += [value.name for value in values]
     if not all(isinstance(word, str) and word.isprintable() for word in words):
         raise InputError(f"{path} is no ONNX model: it has names that are no text")
+    if twice := _named_twice(model):
+        raise InputError(
+            f"{path} is no ONNX model: {twice!r} is made twice, and readers may differ in which counts"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if any(opset.domain in ("", "ai.onnx") and opset.version > newest for opset in model.opset_import):
+        raise InputError(
+            f"{path}: its operators are of a version after {newest}; a newer onnx package may read it"
+        )
     return model
+
+
+def _named_twice(model: onnx.ModelProto) -> str | None:
+    """Return a name that several nodes or weights of one graph give, None if there is none."""
+    for graph in (model.graph, *model.functions):
+        weights = [tensor.name for tensor in getattr(graph, "initializer", ())]
+        counts = Counter([*weights, *(name for node in graph.node for name in node.output if name)])
+        if twice := [name for name, count in counts.items() if count > 1]:
+            return str(twice[0])
+    return None
 
 
 def _describe(model: onnx.ModelProto) -> OnnxInfo:
@@ -375,7 +397,7 @@ def _nodes(owner: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodePro
 def _check(path: Path, info: OnnxInfo, spec: InputSpec) -> int | None:
     """Return the fixed batch size, if there is one, of a model that takes what the spec says."""
     if "ai.onnx.ml.ZipMap" in info.operators:
-        raise InputError(
+        raise NotExamined(
             f"{path}: a scikit-learn pipeline that gives dictionaries; "
             "convert it again with options={'zipmap': False}"
         )

@@ -1,0 +1,65 @@
+"""Clean training sets to calibrate detectors of poison on, of generated data that no suite judges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doorward.bench.suite import Data, Group, MethodChoice, ScanSettings, Suite, World
+
+FEW, SOME, MANY = (3, 4, 5, 6, 7, 8, 9), (10, 12), (20, 30)
+
+
+def clean(
+    family: str,
+    models: int,
+    counts: tuple[int, ...],
+    kind: str = "",
+    attack: str | None = None,
+    settings: dict[str, Any] | None = None,
+    rows: int = 1_000,
+) -> Group:
+    """Return clean training sets of generated data, each of a world of its own.
+
+    Args:
+        attack: thins classes or gives wrong labels, and plants nothing.
+    """
+    return Group(
+        name="-".join(filter(None, (family.replace(":", "-"), str(min(counts)), kind))),
+        about=kind,
+        data=Data(name=family, rows=rows, world=World(size=28)),
+        models=models,
+        class_counts=counts,
+        attack=None if attack is None else MethodChoice(name=attack, settings=settings or {}),
+        training={"epochs": 6},
+    )
+
+
+def kinds(family: str, models: int, counts: tuple[int, ...], rows: int = 1_000) -> list[Group]:
+    """Return plain sets, imbalanced ones, sets with several modes a class, and sets with wrong labels."""
+    thinned = {"poison_rate": 0.0, "imbalance": (0.5, 5)}
+    wrong = {"poison_rate": 0.05}
+    return [
+        clean(family, models, counts, rows=rows),
+        clean(family, models, counts, "imbalanced", "badnets", thinned, rows=rows),
+        clean(f"merged:2:{family}", models, (4, 6, 8), "modes", rows=rows),
+        clean(family, models, counts, "noisy", "label-flipping", wrong, rows=rows),
+    ]
+
+
+SUITE = Suite(
+    name="training-calibration",
+    title="Clean training sets to calibrate on",
+    about="Clean training sets of generated data by which detectors of poison are calibrated: plain, "
+    "imbalanced, with several modes in a class, and with wrong labels.",
+    scan_settings=ScanSettings(detectors=(MethodChoice(name="activation-clustering"),)),
+    scales={
+        "smoke": (clean("glyphs", 2, (3,), rows=400),),
+        "cpu": (
+            *kinds("glyphs", 8, FEW),
+            *kinds("shapes", 8, SOME),
+            *kinds("textures", 6, FEW),
+            *kinds("glyphs-hard", 4, MANY, rows=1_500),
+            *kinds("signs", 4, SOME),
+        ),
+    },
+)

@@ -1,0 +1,161 @@
+"""`doorward repair`: mend a model with clean samples, or by what is found in its training data."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from doorward.cli.options import check_device, check_folder, status
+from doorward.cli.plant import settings_of
+from doorward.core import formatting
+from doorward.core.errors import InputError, TrainingDiverged
+
+if TYPE_CHECKING:
+    from doorward.core.records import Rate
+    from doorward.repair import RepairReport
+
+
+class Printed(StrEnum):
+    """What is printed on standard output."""
+
+    text = "text"
+    json = "json"
+
+
+def repair(
+    model: str = typer.Argument(..., metavar="MODEL", help="The model to mend, as `doorward scan` takes it."),
+    out: Path = typer.Argument(
+        ..., metavar="OUT", help="The folder to write the mended model and repair.json to."
+    ),
+    train: str | None = typer.Option(
+        None, metavar="DATA", help="The labelled training set that the model was trained on."
+    ),
+    clean: str | None = typer.Option(
+        None,
+        metavar="DATA",
+        help="Labelled samples that you trust. Without --train, they mend the model, and a quarter is kept "
+        "back to measure on.",
+    ),
+    method: str = typer.Option(
+        "auto",
+        metavar="auto|NAME",
+        help="The repair; auto takes the first that fits and, with --clean, mends again as long as something "
+        "is found. `doorward list repairs` shows them.",
+    ),
+    set_: list[str] = typer.Option(
+        [], "--set", metavar="K=V", help="A setting of the repair that --method names; may be repeated."
+    ),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
+    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    data_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
+    ),
+    label_column: str | None = typer.Option(
+        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
+    ),
+    printed: Printed = typer.Option(Printed.text, "--format", help="What to print on standard output."),
+    force: bool = typer.Option(False, "--force", help="Write to OUT even if it holds something."),
+) -> None:
+    """Mend a model, and scan it again.
+
+    Clean samples, or what is found in its training data, say how. The original stays as it is. OUT gets the
+    model, in the format of the original where that can hold it, and repair.json.
+
+    Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
+    unreadable input, 3 could not tell, 4 if training failed.
+    """
+    from doorward.repair import RepairRequest
+    from doorward.repair import repair as run
+    from doorward.repair.writing import check_place
+
+    for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
+        if value == "":
+            raise InputError(f"{name} is empty; it takes a path or a hub id")
+    check_place(out, model)
+    check_folder(out, given="OUT")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise InputError(f"{out} is not empty; name another folder, or say --force")
+    request = RepairRequest(
+        model=model,
+        train=train,
+        clean=clean,
+        method=method,
+        settings=settings_of(set_),
+        seed=seed,
+        device=check_device(device),
+        data_column=data_column,
+        label_column=label_column,
+    )
+    try:
+        with status() as progress:
+            outcome = run(request, progress=progress)
+    except TrainingDiverged as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(4) from error
+    report = outcome.report
+    if outcome.classifier is None:
+        typer.echo(report.model_dump_json(indent=2) if printed is Printed.json else _nothing(report))
+        raise typer.Exit(report.exit_code)
+    saved = outcome.save(out)
+    if printed is Printed.json:
+        typer.echo(report.model_dump_json(indent=2))
+        raise typer.Exit(report.exit_code)
+    for line in _lines(report):
+        typer.echo(line)
+    typer.echo(f"written: {saved} and {out / 'repair.json'}")
+    raise typer.Exit(report.exit_code)
+
+
+def _nothing(report: RepairReport) -> str:
+    if report.before == "could_not_tell":
+        return (
+            "could not tell whether there is poison, so nothing was mended: see `doorward scan --train DATA`"
+        )
+    return "no training sample is flagged, so there is nothing to mend, and nothing was written"
+
+
+def _lines(report: RepairReport) -> list[str]:
+    """Return what was done, and what became of the model."""
+    assert report.repair is not None
+    return [
+        *(
+            f"{one.repair}: {formatting.plain(one.done)} (in {formatting.duration(one.seconds)})"
+            for one in (report.repair, *report.further)
+        ),
+        *_changes(
+            "flagged samples that get the label they were flagged with",
+            report.flagged_label_before,
+            report.flagged_label_after,
+        ),
+        *(
+            line
+            for one in report.triggers
+            for line in _changes(
+                f"success of the trigger for class {one.target} that {one.detector} recovered",
+                one.before,
+                one.after,
+            )
+        ),
+        *_changes(f"accuracy on {report.measured_on}", report.accuracy_before, report.accuracy_after),
+        *_size(report),
+        f"before the repair: {_words(report.before)}; after it: {_words(report.after)} "
+        f"(in {formatting.duration(report.seconds)})",
+    ]
+
+
+def _words(verdict: str) -> str:
+    return verdict.replace("_", " ")
+
+
+def _changes(what: str, before: Rate | None, after: Rate | None) -> list[str]:
+    if before is None or after is None:
+        return []
+    return [f"{what}: {formatting.percent(before.value)} before, {formatting.percent(after.value)} now"]
+
+
+def _size(report: RepairReport) -> list[str]:
+    before, after = report.parameters_before, report.parameters_after
+    return [] if before is None or after is None else [f"parameters: {before:,} before, {after:,} now"]

@@ -1,0 +1,384 @@
+"""Activation clustering: within a class, what the model recognises by a trigger lies apart from the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
+from doorward.core.formatting import percent
+from doorward.core.records import Measurement, Table
+from doorward.core.seeds import derive_seed
+from doorward.detectors.subject import Subject
+from doorward.detectors.training_data._exclusion import Reclassified, reclassify
+from doorward.detectors.training_data._learned import Learned
+from doorward.detectors.training_data.base import TrainingDataDetector, rows_by_class
+from doorward.methods.registry import register
+from doorward.stats.clustering import Split, split_groups
+
+Rule = Literal["combined", "reclassification", "relative-size", "silhouette"]
+Floats = npt.NDArray[np.float64]
+
+#: What a class's score measures, by rule, and from which score on the paper finds it poisoned.
+SCORE_NAMES: dict[Rule, str] = {
+    "combined": "share of the cluster that leaves the class, beyond what does anyway",
+    "reclassification": "log of how many of the cluster go to the commonest other class, for each that stays",
+    "relative-size": "share by which the smaller cluster falls short of half of the class",
+    "silhouette": "silhouette coefficient of the two clusters",
+}
+PUBLISHED: dict[Rule, float] = {
+    "combined": 0.5,
+    "reclassification": 0.0,
+    "relative-size": 0.15,
+    "silhouette": 0.10,
+}
+#: Samples of a cluster below which it is no candidate.
+FEWEST_IN_CLUSTER = 5
+#: Other samples of a class that are kept out of the training as well, to compare with: at most so many, and
+#: at most a third of them.
+MOST_COMPARED = 200
+#: Classes, among those whose smaller cluster leaves, up to which the larger ones are asked about too: each
+#: costs a training, and poison that is most of many classes at once is most of the set.
+MOST_SWAPPED = 2
+#: How steeply the place between two centres counts: at either centre it is nearly certain.
+STEEPNESS = 6.0
+
+
+@dataclass
+class Cluster:
+    """One class's suspect cluster.
+
+    Attributes:
+        rows: of all clustered samples of the class, in the set.
+        split: of these into two; the suspect cluster is its smaller one.
+        swapped: whether the larger cluster is the suspect one after all.
+        verdicts: what a model trained without the suspect cluster takes its samples for.
+        usual: share of other samples of the class, kept out of that training as well, that it takes for other
+            classes: as many leave a class anyway, the more the weaker the model is.
+    """
+
+    label: int
+    rows: npt.NDArray[np.int64]
+    split: Split
+    swapped: bool = False
+    verdicts: Reclassified | None = None
+    usual: float = 0.0
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        """Return which of the rows are in the suspect cluster, (n,)."""
+        return ~self.split.minor if self.swapped else self.split.minor
+
+    @property
+    def gain(self) -> float:
+        """Return the share of an axis's variance that the split explains: .64 of a bell curve, 1 of points.
+
+        The components have variance one each, so that a split in two can explain one of them at most.
+        """
+        return self.split.dimensions - self.split.inertia / max(1, len(self.rows))
+
+    def leaving(self) -> float:
+        """Return the share of the suspect cluster that is taken for other classes."""
+        assert self.verdicts is not None
+        return float((self.verdicts.taken_for != self.label).mean())
+
+    def excess(self) -> float:
+        """Return how many more leave than usual, of those that could: 0 for as many, 1 for all."""
+        return max(0.0, self.leaving() - self.usual) / (1 - self.usual) if self.usual < 1 else 0.0
+
+    def odds(self) -> float:
+        """Return the logarithm of l / p of the paper, turned round, half a sample added to both."""
+        assert self.verdicts is not None
+        counts = np.bincount(self.verdicts.taken_for, minlength=self.label + 1)
+        stay = counts[self.label]
+        counts[self.label] = 0
+        return float(np.log((counts.max() + 0.5) / (stay + 0.5)))
+
+    def source(self) -> int | None:
+        """Return the other class that most of the suspect cluster are taken for."""
+        if self.verdicts is None:
+            return None
+        others = self.verdicts.taken_for[self.verdicts.taken_for != self.label]
+        return int(np.bincount(others).argmax()) if len(others) else None
+
+    def sources(self) -> dict[int, int]:
+        """Return which other class each row of the suspect cluster seems to come from."""
+        if self.verdicts is None:
+            return {}
+        usual = self.source()
+        given = dict(zip(self.rows[self.inside].tolist(), self.verdicts.taken_for.tolist(), strict=True))
+        named = {row: usual if c == self.label else c for row, c in given.items()}
+        return {row: c for row, c in named.items() if c is not None}
+
+    def certainty(self) -> float:
+        """Return how sure the model that was trained without them is of the classes it takes them for."""
+        assert self.verdicts is not None
+        left = self.verdicts.taken_for != self.label
+        return float(self.verdicts.elsewhere[left].mean()) if left.any() else 0.0
+
+
+@register("detector")
+class ActivationClustering(TrainingDataDetector):
+    """Split each class in two by what the model sees in its samples, and ask whether one half belongs there.
+
+    Use it on a training set that you do not trust, with a model trained on it; no trusted data are
+    needed.
+
+    What the model sees are its penultimate activations, reduced by ICA to ten components. Whether the
+    smaller of two clusters is poison is asked of a small network that is trained without it: samples that
+    belong to another class are taken for that. The settings `rule=reclassification group_by=prediction
+    gain=0` are the paper's.
+
+    We depart from the paper in five ways. Only samples that the model gives their own label are
+    clustered, so that wrong labels which it has not learnt do not count. Only classes that split clearly
+    are asked about, at once, with one network trained from scratch. What counts is how many more of the
+    cluster leave the class than of other samples that the network has not seen either, since a weak one
+    mistakes many.
+
+    Where one class or two leave, their larger clusters are asked about too, and the one that the network
+    is surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies
+    between the two centres and what the network takes it for.
+    """
+
+    title = "Activation clustering"
+    source = "B. Chen et al., SafeAI at AAAI 2019, arXiv 1811.03728"
+    limits = (
+        "It misses poison whose label is right (clean-label attacks), poison too rare for the model to have "
+        "learnt it, and triggers made to look like the target class to the model."
+    )
+    order: ClassVar[int] = 60
+
+    dimensions: int = Field(10, ge=1, le=100, description="Independent components of a class's activations")
+    rule: Rule = Field(
+        "combined",
+        description="How a cluster is judged: by the share that leaves it in reclassification (combined), by "
+        "the paper's ratio of it, or without any by relative size or silhouette",
+    )
+    group_by: Literal["agreement", "prediction", "label"] = Field(
+        "agreement",
+        description="Which samples make a class: those of its label that the model predicts too, all that it "
+        "predicts, or all of its label",
+    )
+    gain: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Share of an axis's variance that a split must explain for a class to be a candidate; a "
+        "bell curve gives .64",
+    )
+    retraining_rows: int = Field(
+        6_000, ge=100, description="Samples that a network is trained on for reclassification, at most"
+    )
+    retraining_seen: int = Field(
+        30_000, ge=1_000, description="Samples that go through in that training, about"
+    )
+
+    def score_samples(
+        self, seen: Learned, subject: Subject, generator: torch.Generator, deadline: Deadline
+    ) -> Measurement:
+        """Return a score for each class, and for each sample how much it belongs to a suspect cluster."""
+        assert subject.classifier is not None
+        assert subject.train is not None
+        classes = subject.classifier.classes
+        grouped = self._grouped(seen)
+        rows, few = rows_by_class(grouped, len(classes), max(self.dimensions + 1, 2 * FEWEST_IN_CLUSTER))
+        if not rows:
+            raise CouldNotTell(
+                f"no class has the {max(self.dimensions + 1, 2 * FEWEST_IN_CLUSTER)} samples that "
+                f"{self.dimensions} dimensions need"
+            )
+        splits = split_groups(
+            seen.features, list(rows.values()), dimensions=self.dimensions, generator=generator
+        )
+        clusters = [Cluster(c, own, split) for (c, own), split in zip(rows.items(), splits, strict=True)]
+        asked = self._candidates(clusters)
+        if asked:
+            seed = int(torch.randint(1 << 31, (), generator=generator))
+            self._reclassify(asked, subject, grouped, deadline, seed)
+        scores = {one.label: self._score(one) for one in clusters}
+        ids = subject.train.ids
+        return self.measurement(
+            summary=_summary(asked, scores, classes),
+            score=max(scores.values()),
+            per_class={c: scores.get(c) for c in range(len(classes))},
+            unknown_classes=few,
+            score_name=SCORE_NAMES[self.rule],
+            published_threshold=PUBLISHED[self.rule],
+            scores=dict(zip(ids, self._sample_scores(clusters, scores, len(ids)).tolist(), strict=True)),
+            suspects={
+                one.label: tuple(ids[i] for i in one.rows[_flaggable(one)])
+                for one in (asked if self._asks else clusters)
+            },
+            sources={ids[row]: c for one in asked for row, c in one.sources().items()},
+            evidence=(_table(clusters, scores, classes),),
+        )
+
+    def _grouped(self, seen: Learned) -> npt.NDArray[np.int64]:
+        """Return the class (n,) that each sample is clustered with; -1 for none."""
+        if self.group_by == "label":
+            return seen.labels
+        if self.group_by == "prediction":
+            return seen.predicted
+        return np.where(seen.agrees, seen.labels, -1)
+
+    @property
+    def _asks(self) -> bool:
+        """Return whether the rule asks what a network trained without a cluster takes it for."""
+        return self.rule in ("combined", "reclassification")
+
+    def _candidates(self, clusters: list[Cluster]) -> list[Cluster]:
+        """Return the classes to ask about: those that split clearly; none where the rule does not ask."""
+        if not self._asks:
+            return []
+        return [
+            one
+            for one in clusters
+            if one.gain >= self.gain and FEWEST_IN_CLUSTER <= one.split.minor.sum() < len(one.rows)
+        ]
+
+    def _reclassify(
+        self,
+        asked: list[Cluster],
+        subject: Subject,
+        grouped: npt.NDArray[np.int64],
+        deadline: Deadline,
+        seed: int,
+    ) -> None:
+        """Ask networks that have not seen the clusters; where the larger one is poison, swap the two."""
+        self._ask(asked, subject, grouped, deadline, derive_seed(seed, "smaller"))
+        left = [one for one in asked if self.rule == "combined" and one.excess() >= PUBLISHED["combined"]]
+        if len(left) > MOST_SWAPPED:
+            return
+        for own in left:
+            other = Cluster(own.label, own.rows, own.split, swapped=True)
+            known = grouped.copy()  # what else is suspect teaches nothing here either
+            for one in left:
+                if one is not own:
+                    known[one.rows[one.inside]] = -1
+            self._ask([other], subject, known, deadline, derive_seed(seed, "larger", str(own.label)))
+            if other.excess() >= PUBLISHED["combined"] and other.certainty() > own.certainty():
+                own.swapped, own.verdicts, own.usual = True, other.verdicts, other.usual
+
+    def _ask(
+        self,
+        asked: list[Cluster],
+        subject: Subject,
+        grouped: npt.NDArray[np.int64],
+        deadline: Deadline,
+        seed: int,
+    ) -> None:
+        """Fill in what a network that was trained without the suspect clusters takes them for."""
+        assert subject.classifier is not None
+        assert subject.train is not None
+        rng = np.random.default_rng(seed)
+        suspect = [one.rows[one.inside] for one in asked]
+        others = [rng.permutation(one.rows[~one.inside]) for one in asked]
+        compared = [rows[: min(MOST_COMPARED, len(rows) // 3)] for rows in others]
+        excluded = np.concatenate([*suspect, *compared])
+        kept = np.setdiff1d(np.flatnonzero(grouped >= 0), excluded)
+        verdicts = reclassify(
+            subject.classifier,
+            subject.train,
+            kept,
+            excluded,
+            rows=self.retraining_rows,
+            seen=self.retraining_seen,
+            seed=seed,
+            deadline=deadline,
+        )
+        parts = verdicts.parts([len(rows) for rows in (*suspect, *compared)])
+        for one, own, other in zip(asked, parts[: len(asked)], parts[len(asked) :], strict=True):
+            one.verdicts = own
+            one.usual = float((other.taken_for != one.label).mean()) if len(other.own) else 0.0
+
+    def _score(self, one: Cluster) -> float:
+        """Return a class's score by the rule."""
+        if self.rule == "relative-size":
+            return 0.5 - one.split.share
+        if self.rule == "silhouette":
+            return one.split.silhouette
+        if self.rule == "reclassification":
+            return one.odds() if one.verdicts else float(-np.log(len(one.rows) + 0.5))
+        return one.excess() if one.verdicts else 0.0
+
+    def _sample_scores(self, clusters: list[Cluster], scores: dict[int, float], n: int) -> Floats:
+        """Return a score in [0, 1] of each sample: its class's, times how much it belongs to the cluster.
+
+        Samples of classes that are not suspect, and those that were not clustered, score near 0.
+        """
+        found = np.zeros(n)
+        for one in clusters:
+            weight = scores[one.label] if self.rule == "combined" else _squashed(scores[one.label])
+            found[one.rows] = max(weight, 0.01 * one.gain) * belonging(one)
+        return found
+
+
+def belonging(one: Cluster) -> Floats:
+    """Return how much each of a class's samples belongs to the suspect cluster, in [0, 1].
+
+    It is where a sample lies between the centres and, in the cluster, how little a network that was trained
+    without it finds the given label; the mean of both.
+    """
+    margin = -one.split.margin if one.swapped else one.split.margin
+    place: Floats = 1 / (1 + np.exp(-STEEPNESS * margin.astype(np.float64)))
+    if one.verdicts is None:
+        return place
+    foreign = np.zeros(len(place))
+    foreign[one.inside] = 1 - one.verdicts.own
+    return (place + foreign) / 2
+
+
+def _flaggable(one: Cluster) -> npt.NDArray[np.bool_]:
+    """Return which of a class's samples are flagged if it is: those that rather belong to the cluster."""
+    return one.inside & (belonging(one) >= 0.5)
+
+
+def _squashed(value: float) -> float:
+    return float(1 / (1 + np.exp(-value)))
+
+
+def _summary(asked: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]) -> str:
+    if not asked:
+        return f"None of {len(scores)} classes splits into two clusters clearly"
+    top = max(asked, key=lambda one: scores[one.label])
+    text = (
+        f"{int(top.inside.sum()):,} of {len(top.rows):,} samples of class {classes[top.label]!r} lie apart; "
+        f"a network trained without them takes {percent(top.leaving())} of them for other classes"
+    )
+    source = top.source()
+    return text + (f", most for {classes[source]!r}" if source is not None else "")
+
+
+def _table(clusters: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]) -> Table:
+    return Table(
+        title="Each class, split in two",
+        columns=(
+            "class",
+            "samples",
+            "smaller cluster",
+            "split explains",
+            "silhouette",
+            "leaves",
+            "others leave",
+            "source",
+        ),
+        rows=tuple(
+            (
+                classes[one.label],
+                len(one.rows),
+                round(one.split.share, 4),
+                round(one.gain, 3),
+                round(one.split.silhouette, 3),
+                round(one.leaving(), 4) if one.verdicts else None,
+                round(one.usual, 4) if one.verdicts else None,
+                None if (source := one.source()) is None else classes[source],
+            )
+            for one in sorted(clusters, key=lambda one: -scores[one.label])
+        ),
+    )

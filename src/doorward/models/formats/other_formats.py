@@ -1,0 +1,140 @@
+"""Model files whose behaviour is not examined: what they are, and what they can be converted to."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from doorward.artifacts.files import is_torchscript
+from doorward.core.files import open_regular
+
+_TF2ONNX = "convert it to ONNX: python -m tf2onnx.convert --{option} {name} --output model.onnx"
+_NO_PICTURES = "it holds no image classifier that could be examined"
+_SKLEARN = (
+    "a model of scikit-learn takes rows of numbers: only its file is examined; "
+    "with skl2onnx it becomes ONNX, without pickles"
+)
+_WEIGHTS = (
+    "give the function that builds its network with --factory package.module:function, "
+    "or export it where it was made: torch.onnx.export(model, images, 'model.onnx')"
+)
+_TORCHSCRIPT = (
+    "export the network that it was made of with torch.onnx.export, or load it where nothing can be harmed, "
+    "torch.jit.load({name!r}), and export that"
+)
+
+
+@dataclass(frozen=True)
+class OtherFormat:
+    """A format that is not examined.
+
+    Attributes:
+        kind: what it is, with its article.
+        advice: what would let its behaviour be examined, or why nothing would; `{name}` is the file's name.
+    """
+
+    kind: str
+    advice: str
+
+    def described(self, path: Path) -> str:
+        """Return why a file's behaviour is not examined, in one line."""
+        advice = self.advice.format(name=path.name)
+        return f"{path}: only its files were examined, since it is {self.kind}; {advice}"
+
+
+_KERAS = OtherFormat("a Keras model", _TF2ONNX.format(option="keras", name="{name}"))
+_TFLITE = OtherFormat("a TensorFlow Lite model", _TF2ONNX.format(option="tflite", name="{name}"))
+_SAVED_MODEL = OtherFormat("a TensorFlow SavedModel", _TF2ONNX.format(option="saved-model", name="{name}"))
+_FROZEN = OtherFormat(
+    "a TensorFlow graph",
+    "convert it to ONNX: python -m tf2onnx.convert --graphdef {name} --output model.onnx --inputs NAME:0 "
+    "--outputs NAME:0",
+)
+_GGUF = OtherFormat("a GGUF file of a language model", _NO_PICTURES)
+_SCRIPT = OtherFormat("a TorchScript program", _TORCHSCRIPT)
+_PADDLE = OtherFormat(
+    "a Paddle model", "convert it to ONNX: paddle2onnx --model_dir . --save_file model.onnx"
+)
+_ARRAYS = OtherFormat(
+    "a file of numpy arrays", "write the weights as .safetensors and give them with --factory"
+)
+
+_SUFFIXES: dict[str, OtherFormat] = {
+    ".h5": _KERAS,
+    ".hdf5": _KERAS,
+    ".keras": _KERAS,
+    ".tflite": _TFLITE,
+    ".lite": _TFLITE,
+    ".pb": _FROZEN,
+    ".gguf": _GGUF,
+    ".ggml": _GGUF,
+    ".joblib": OtherFormat("a joblib file", _SKLEARN),
+    ".pickle": OtherFormat("a pickle", _SKLEARN),
+    ".dill": OtherFormat("a pickle", _SKLEARN),
+    ".jit": _SCRIPT,
+    ".ts": _SCRIPT,
+    ".torchscript": _SCRIPT,
+    ".ptl": _SCRIPT,
+    ".pdmodel": _PADDLE,
+    ".pdiparams": _PADDLE,
+    ".caffemodel": OtherFormat("a Caffe model", "convert it to ONNX"),
+    ".mlmodel": OtherFormat("a Core ML model", "convert what it was made of to ONNX"),
+    ".ort": OtherFormat("an ONNX Runtime model", "give the .onnx file that it was made of"),
+    ".engine": OtherFormat("a TensorRT engine", "give the .onnx file that it was made of"),
+    ".plan": OtherFormat("a TensorRT engine", "give the .onnx file that it was made of"),
+    ".trt": OtherFormat("a TensorRT engine", "give the .onnx file that it was made of"),
+    ".npz": _ARRAYS,
+    ".npy": _ARRAYS,
+    ".msgpack": OtherFormat("a file of Flax's weights", "convert the model with transformers, or export it"),
+}
+_HEADS: dict[bytes, OtherFormat] = {b"\x89HDF\r\n\x1a\n": _KERAS, b"GGUF": _GGUF}
+#: Suffixes of weights for which torch may have written a program or a whole module.
+_TORCH = OtherFormat("a file of weights alone, or of a pickled module", _WEIGHTS)
+
+
+def other_format(path: Path) -> OtherFormat | None:
+    """Return what a file or folder is whose behaviour is not examined, None if it is nothing known."""
+    if path.is_dir():
+        return (
+            _SAVED_MODEL if any((path / f"saved_model.{end}").is_file() for end in ("pb", "pbtxt")) else None
+        )
+    return _by_content(path) or _SUFFIXES.get(path.suffix.lower())
+
+
+def torch_format(path: Path) -> OtherFormat | None:
+    """Return what a file named as torch's is: a TorchScript program, or weights; None if it is neither."""
+    return _by_content(path) or (_TORCH if _holds_weights(path) else None)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Return whether a file begins as torch's do (a zip archive, a pickle), or as safetensors."""
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(9)
+            size = stream.seek(0, 2)
+    except OSError:
+        return False
+    length = int.from_bytes(head[:8], "little")
+    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) or (
+        head[8:] == b"{" and 0 < length <= size - 8
+    )
+
+
+def _by_content(path: Path) -> OtherFormat | None:
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(16)
+            if head[4:8] == b"TFL3":
+                return _TFLITE
+            if head.startswith(b"PK\x03\x04"):
+                return _of_archive([info.filename for info in zipfile.ZipFile(stream).infolist()])
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return None
+    return next((kind for start, kind in _HEADS.items() if head.startswith(start)), None)
+
+
+def _of_archive(names: list[str]) -> OtherFormat | None:
+    if is_torchscript(names):
+        return _SCRIPT
+    return _KERAS if {"config.json", "metadata.json"} <= set(names) else None

@@ -1,0 +1,163 @@
+"""Repair a model by clean samples: scan it, mend it, and scan it again, as long as something is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from doorward.core.errors import InputError
+from doorward.core.records import Finding, NotRun, Rate, RecoveredTrigger, Report, Verdict
+from doorward.data import Samples
+from doorward.models import TorchClassifier
+from doorward.models.batching import batched_logits
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.repair.choice import choose_repair, fitting_repairs, open_data, told
+from doorward.repair.report import RepairOutcome, RepairReport, TriggerRecord
+from doorward.repair.request import RepairRequest
+from doorward.repairs._clean import split_clean
+from doorward.repairs.base import Damage, Repaired, RepairRecord
+from doorward.scan.behaviour import choose
+from doorward.scan.context import ScanContext
+from doorward.scan.examine import examine_in
+from doorward.scan.images import match_labels
+from doorward.stats import metrics
+from doorward.training import evaluate
+from doorward.triggers.base import Trigger
+
+#: Formats whose files say how large each layer is by its kind alone.
+FIXED_SHAPES = frozenset({"huggingface"})
+#: How often a model is mended at most, as long as a scan finds something with a trigger in it.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """What a scan says of a model: the verdict, and the findings that repairs go by."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+
+    @property
+    def alarm(self) -> bool:
+        """Return whether a backdoor is found."""
+        return any(f.flagged and f.kind == "backdoor" for f in self.findings)
+
+
+def repair_by_clean_data(
+    request: RepairRequest, classifier: TorchClassifier, context: ScanContext
+) -> RepairOutcome:
+    """Scan a model, mend it with clean samples, and scan it again.
+
+    A part of the samples is kept back: repairs stop by it, and what is reported is measured on it. Where a
+    scan of the mended model finds a trigger again, that is unlearnt too.
+
+    Raises:
+        InputError: if something is missing, unreadable or does not fit.
+        TrainingDiverged: if the loss is no longer finite.
+    """
+    assert request.clean is not None
+    clean = match_labels(open_data(request, request.clean, train=False), classifier)
+    parts = split_clean(clean, request.seed)
+    before = _scan(classifier, clean, context, "scanning the model")
+    damage = Damage(
+        classifier=classifier,
+        findings=before.findings,
+        clean=parts.fit,
+        validation=parts.validation,
+        keep_shapes=classifier.format in FIXED_SHAPES,
+        seed=request.seed,
+        progress=told(context),
+    )
+    repaired, unfit = _mend(request, damage, context)
+    done: list[RepairRecord] = [repaired.record]
+    after = _scan(repaired.classifier, clean, context, "scanning the mended model")
+    while request.method == "auto" and after.alarm and len(done) < ROUNDS:
+        again = replace(damage, classifier=repaired.classifier, findings=(*damage.findings, *after.findings))
+        if len(again.triggers) == len(damage.triggers):
+            break
+        damage = again
+        repaired, _ = _mend(request, damage, context)
+        done.append(repaired.record)
+        after = _scan(repaired.classifier, clean, context, "scanning the mended model")
+    report = RepairReport(
+        model=request.model,
+        before=before.verdict,
+        after=after.verdict,
+        accuracy_before=evaluate(classifier, parts.validation),
+        accuracy_after=evaluate(repaired.classifier, parts.validation),
+        measured_on="clean samples kept back",
+        triggers=_tried(before, classifier, repaired.classifier, parts.validation),
+        parameters_before=classifier.parameters,
+        parameters_after=repaired.classifier.parameters,
+        repair=done[0],
+        further=tuple(done[1:]),
+        not_run=(*before.not_run, *unfit),
+        seconds=context.deadline.spent(),
+    )
+    return RepairOutcome(report, repaired.classifier)
+
+
+def _scan(classifier: TorchClassifier, clean: Samples, context: ScanContext, what: str) -> _Scanned:
+    """Scan how a model behaves; of models of other inputs than images nothing can be told."""
+    if classifier.spec.modality != "image":
+        return _Scanned("could_not_tell")
+    context.report_progress(what)
+    detectors = [d for d in choose(()) if not d.needs & {"artifact", "train"}]
+    report: Report = examine_in(context, classifier, clean, detectors)
+    return _Scanned(report.verdict, report.findings, report.not_run)
+
+
+def _mend(
+    request: RepairRequest, damage: Damage, context: ScanContext
+) -> tuple[Repaired, tuple[NotRun, ...]]:
+    """Mend a model by the repair that is asked for, or by the first that fits and succeeds.
+
+    Raises:
+        InputError: if none does.
+    """
+    if request.method != "auto" or request.settings:
+        method, unfit = choose_repair(request, damage)
+        context.report_progress(f"{method.method()}: {method.title}")
+        return method(damage), unfit
+    fitting, unfit = fitting_repairs(damage)
+    failed: list[NotRun] = []
+    for method in fitting:
+        context.report_progress(f"{method.method()}: {method.title}")
+        try:
+            return method(damage), (*unfit, *failed)
+        except InputError as error:
+            failed.append(NotRun(detector=method.method(), reason=str(error)))
+    raise InputError(
+        "no repair succeeds: " + "; ".join(f"{o.detector}: {o.reason}" for o in (*failed, *unfit))
+    )
+
+
+def _tried(
+    scanned: _Scanned, before: TorchClassifier, after: TorchClassifier, samples: Samples
+) -> tuple[TriggerRecord, ...]:
+    """Return how often the triggers of the classes that were named work on samples kept back."""
+    named = {target for f in scanned.findings if f.flagged for target in f.targets}
+    return tuple(
+        TriggerRecord(
+            detector=finding.detector,
+            target=one.target,
+            before=_success(before, one, samples),
+            after=_success(after, one, samples),
+        )
+        for finding in scanned.findings
+        for one in finding.evidence
+        if isinstance(one, RecoveredTrigger) and one.target in named
+    )
+
+
+def _success(classifier: TorchClassifier, recovered: RecoveredTrigger, samples: Samples) -> Rate:
+    """Return how often a trigger leads samples of other classes to its target."""
+    assert samples.labels is not None
+    others = samples.select(np.flatnonzero(samples.labels != recovered.target))
+    x = Trigger.from_json(recovered.trigger).apply(to_float(to_tensor(others, classifier.spec)))
+    with torch.no_grad():
+        given = batched_logits(classifier, x).argmax(1).cpu()
+    return metrics.rate(int((given == recovered.target).sum()), len(others))

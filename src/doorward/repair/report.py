@@ -1,0 +1,82 @@
+"""What a repair found and did, and the mended model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from doorward.core.records import NotRun, Rate, Record, Verdict
+from doorward.models import TorchClassifier
+from doorward.repair.writing import write_mended
+from doorward.repairs.base import RepairRecord
+
+
+class TriggerRecord(Record):
+    """How often a recovered trigger leads samples of other classes to its target, on samples kept back."""
+
+    detector: str
+    target: int
+    before: Rate
+    after: Rate
+
+
+class RepairReport(Record):
+    """What a repair found, did, and found afterwards.
+
+    Attributes:
+        before, after: verdicts on the model, or on its training data where these were given: as it came, and
+            mended.
+        flagged: how many samples.
+        flagged_label_before, flagged_label_after: how often the model gives flagged samples the label that
+            they were flagged with.
+        accuracy_before, accuracy_after: on the clean samples; on training samples that were kept, where none
+            are given.
+        measured_on: which of these.
+        triggers: what the recovered triggers did before and after.
+        parameters_before, parameters_after: how many the model has.
+        repair: what was done; None if nothing was found.
+        further: what was done after that, since something was still found.
+        not_run: detectors that did not run, and repairs that did not fit.
+    """
+
+    model: str
+    before: Verdict
+    after: Verdict
+    flagged: int = 0
+    flagged_label_before: Rate | None = None
+    flagged_label_after: Rate | None = None
+    accuracy_before: Rate | None = None
+    accuracy_after: Rate | None = None
+    measured_on: str = ""
+    triggers: tuple[TriggerRecord, ...] = ()
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    repair: RepairRecord | None = None
+    further: tuple[RepairRecord, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if nothing is found after the repair, 1 if something still is, 3 for could not tell."""
+        return {"nothing_found": 0, "could_not_tell": 3}.get(self.after, 1)
+
+
+@dataclass(frozen=True)
+class RepairOutcome:
+    """The report on a repair, and the mended model, where there is one."""
+
+    report: RepairReport
+    classifier: TorchClassifier | None = None
+
+    def save(self, folder: Path) -> Path:
+        """Write the mended model and repair.json into a folder, and return the model's path.
+
+        The model gets the format of the original where that can hold it. All files appear at once, and files
+        of other names in the folder stay.
+
+        Raises:
+            InputError: if it cannot be written, or the folder is the original's.
+        """
+        assert self.classifier is not None
+        return write_mended(self.classifier, self.report, folder)

@@ -1,0 +1,34 @@
+"""A repair's arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from doorward.models import LoadOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairRequest:
+    """A repair's arguments.
+
+    Attributes:
+        model: path or hub id, as `open_classifier` takes it.
+        train, clean: data paths, as `open_samples` takes them.
+        method: name of a repair, or "auto" for the first that fits.
+        settings: of the method.
+        seed, device, time_budget: as those of a scan.
+        data_column, label_column: where inputs and labels are, where it cannot be told.
+        options: what the user states of the model.
+    """
+
+    model: str
+    train: str | None = None
+    clean: str | None = None
+    method: str = "auto"
+    settings: dict[str, object] | None = None
+    seed: int = 0
+    device: str = "cpu"
+    time_budget: float | None = None
+    data_column: str | None = None
+    label_column: str | None = None
+    options: LoadOptions | None = None
