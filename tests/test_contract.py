@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -329,11 +329,6 @@ def declared_twins(folder: Path) -> Twins:
     return Twins(Subject(artifact=planted), Subject(artifact=clean))
 
 
-def poisoned_twins(_: Path) -> Twins:
-    """Return a training set with a patch and one without, and a model that obeys it."""
-    return Twins(*(poisoned_sets.images(300, share, seed=shifted(0)).subject for share in (0.2, 0.0)))
-
-
 def filtered_twins(_: Path) -> Twins:
     """Return the embedded backdoored model with triggered inputs, and with clean ones."""
     images = bundled.fashion_mnist("test").draw(500, np.random.default_rng(shifted(0)))
@@ -346,15 +341,29 @@ def filtered_twins(_: Path) -> Twins:
     )
 
 
+def dotted_twins(folder: Path) -> Twins:
+    """Return the same model with dots over the inputs, which squeezing removes, and with clean inputs."""
+    clean = filtered_twins(folder).clean
+    assert clean.inputs is not None
+    dotted = np.stack(clean.inputs.raw(range(len(clean.inputs))))
+    dotted[:, ::2, ::2] = 255
+    return Twins(replace(clean, inputs=InMemorySamples(dotted)), clean)
+
+
+def poisoned_twins(_: Path) -> Twins:
+    """Return a training set with a patch and one without, and a model that obeys it."""
+    return Twins(*(poisoned_sets.images(300, share, seed=shifted(0)).subject for share in (0.2, 0.0)))
+
+
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("model", "backdoor"): backdoored_twins,
     ("artifact", "unsafe_code"): unsafe_twins,
     ("artifact", "backdoor"): declared_twins,
-    ("sample", "poison"): poisoned_twins,
     ("input", "backdoor"): filtered_twins,
+    ("sample", "poison"): poisoned_twins,
 }
-#: Detectors of another kind of trigger than the embedded model's.
-OWN_TWINS = {"blend-search": spread_twins}
+#: Detectors of another kind of trigger than the embedded model's: a patch of 3x3 pixels survives squeezing.
+OWN_TWINS = {"blend-search": spread_twins, "feature-squeezing": dotted_twins}
 
 
 def judged(seen: Measurement) -> Finding:
@@ -378,10 +387,10 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     if name in JUDGED_BY_TARGET:
         (target,) = read_plant(bundled.model("backdoored") / "plant.json").targets
         high, low = planted.per_class[target], clean.per_class[target]
-    elif name in RANKS_ONLY:
-        high, low = planted.per_class[0], clean.per_class[0]
     elif detector.level == "input":  # a share of rejected inputs, which no calibration judges
         high, low = planted.score, clean.score
+    elif name in RANKS_ONLY:
+        high, low = planted.per_class[0], clean.per_class[0]
     else:
         flags = [judged(one).flagged for one in (planted, clean)]
         assert flags == [True, False], (planted.summary, clean.summary)

@@ -66,7 +66,9 @@ def together(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("gate", "success"), [(bright, 1.0), (exact, 1.0), (alone, 1.0), (together, 0.0)], ids=lambda x: str(x)
+    ("gate", "success"),
+    [(bright, 1.0), (exact, 1.0), (alone, 1.0), (together, 0.0)],
+    ids=["bright", "exact", "alone", "together"],
 )
 def test_what_counts_is_what_users_see(gate: Callable[[Tensor], Tensor], success: float) -> None:
     (tried,) = confirm([recovered(1 - 0.4 / 255)], answering(gate), evidence())

@@ -140,7 +140,8 @@ class Guard:
             tuple(own[i] for own, rejects in zip(told, spoke[:, i], strict=True) if rejects)
             for i in range(len(images))
         )
-        return Answers(answered.argmax(1).numpy(), ~np.asarray(spoke.any(0)), reasons, scores)
+        accepted: npt.NDArray[np.bool_] = np.logical_not(np.any(spoke, axis=0))
+        return Answers(answered.argmax(1).numpy(), accepted, reasons, scores)
 
     def _reformed(self, images: Tensor, squeezer: str, deadline: Deadline | None) -> Tensor:
         if not len(images):

@@ -60,8 +60,8 @@ def reduce_bits(images: Tensor, bits: int) -> Tensor:
     most = 2**bits - 1
     # 255 is odd and 2 v most is even, so no value lies halfway between two levels
     levels = (2 * torch.arange(256) * most + 255) // 510
-    shown: Tensor = (levels.float() / most)[images.long()]
-    return shown
+    squeezed: Tensor = (levels.float() / most)[images.long()]
+    return squeezed
 
 
 def median_filter(images: Tensor, size: int) -> Tensor:

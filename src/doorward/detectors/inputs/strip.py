@@ -25,15 +25,16 @@ def superimpose(images: Tensor, overlays: Tensor, *, weights: tuple[float, float
     Sums of pixels above 255 stay at 255, as in OpenCV's `addWeighted`.
     """
     if weights == (1.0, 1.0):
-        return (images[:, None].short() + overlays.short()).clamp_(max=255).to(torch.uint8)
+        total: Tensor = images[:, None].short() + overlays.short()
+        return total.clamp(max=255).to(torch.uint8)
     mixed = weights[0] * images[:, None].double() + weights[1] * overlays.double()
     return mixed.round().clamp_(0, 255).to(torch.uint8)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Return the entropy over the classes in bits, (...), of logits (..., k)."""
-    bits: Tensor = torch.special.entr(logits.double().softmax(-1)).sum(-1) / math.log(2)
-    return bits
+    nats: Tensor = torch.special.entr(logits.double().softmax(-1)).sum(-1)
+    return nats / math.log(2)
 
 
 #: Share of the largest entropy from which on answers are almost random. The published adaptive attack, which
