@@ -119,6 +119,8 @@ def test_committed_results_are_whole_and_claims_are_judged_by_the_shipped_calibr
     held = readme_tables.read(suite)
     assert bool(held.made_with.get("calibration")) == get_suite(suite).scans
     if suite in readme_tables.SHORT:
-        assert readme_tables.is_current(held), f"export {suite} again"
+        readme = (readme_tables.ROOT / "README.md").read_text(encoding="utf-8")
+        told = readme_tables.EARLIER in readme
+        assert readme_tables.is_current(held) or told, f"export {suite} again, or say that it is of before"
     assert [one.trial for one in held.results] == sorted(t.name for t in expand(get_suite(suite), "cpu"))
     assert {one.status for one in held.results} == {"done"}
