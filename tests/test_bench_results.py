@@ -26,7 +26,6 @@ from doorward.bench.summary import Summary, measure, summarise
 from doorward.core.errors import InputError
 from doorward.core.records import Observations, SubjectRecord
 from doorward.methods.source import score_code
-from doorward.scan.calibration import shipped
 from doorward.scan.environment import environment
 from doorward.stats.metrics import rate
 from test_scan_calibration import calibration, drawn, measured, model
@@ -439,7 +438,7 @@ def test_every_group_of_every_suite_has_a_line_or_stands_beside_one() -> None:
             assert all(g.repeated for g in again)
             assert len(shown) + len(beside) + len(again) == len(groups)
             planted_ones: list[Group] = [g for g in shown if g.attack is not None]
-            if name not in ("tuning", "attacks"):  # planted models alone
+            if name not in ("tuning", "attacks", "training-data"):  # planted models alone
                 assert all(any(summary._is_clean_side(c, g) for c in groups) for g in planted_ones)
 
 
@@ -528,7 +527,7 @@ def test_what_is_shown_is_concluded_by_the_calibration_that_is_given(tmp_path: P
     )
     assert [label.partition(" ")[2] for (label,) in made] == ["(400 clean models)", "(200 clean models)"]
     assert made[0] != made[1]
-    assert with_shipped == (results.calibration_label(shipped()),)
+    assert with_shipped == (results.calibration_label(results.shipped_for(one)),)
 
 
 def test_a_calibration_is_named_by_its_content() -> None:

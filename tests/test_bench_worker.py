@@ -110,7 +110,7 @@ def test_the_scan_is_the_shipped_one_on_the_images_asked_for(outcomes: dict[str,
 
 def test_pictures_and_triggers_stay_out_of_the_store(bench: TrialRunner) -> None:
     fast_inference = MethodChoice(
-        name="neural-cleanse", settings={"steps": 10, "restarts": 0, "batch_size": 4}
+        name="neural-cleanse", settings={"steps": 60, "restarts": 0, "batch_size": 4}
     )
     (trial,) = trials(clean(1))
     one = planned(with_detectors(trial, fast_inference))
@@ -126,7 +126,7 @@ def test_pictures_and_triggers_stay_out_of_the_store(bench: TrialRunner) -> None
 def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: TrialRunner) -> None:
     margin, inversion = (
         QUICK.detectors[0],
-        MethodChoice(name="neural-cleanse", settings={"steps": 10, "restarts": 0}),
+        MethodChoice(name="neural-cleanse", settings={"steps": 60, "restarts": 0}),
     )
     (trial,) = trials(clean(1))
 

@@ -359,7 +359,9 @@ def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
     for data in (source, bundled.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
         with pytest.raises(InputError, match="trojannet changes a trained model, and here is none: "):
             run("trojannet", data, out)
-    with pytest.raises(InputError, match="badnets poisons SOURCE itself; --data goes with attacks that"):
+    with pytest.raises(
+        InputError, match="badnets poisons SOURCE itself; --data goes with a SOURCE that is a model"
+    ):
         run("badnets", source, out, "--data", clothes)
     with pytest.raises(InputError, match="pruning-aware trains the model: give labelled training images"):
         run("pruning-aware", CLEAN, out)

@@ -390,7 +390,12 @@ def test_a_planted_subject_scores_above_its_clean_twin(
     elif detector.level == "input":  # a share of rejected inputs, which no calibration judges
         high, low = planted.score, clean.score
     elif name in RANKS_ONLY:
-        high, low = planted.per_class[0], clean.per_class[0]
+        assert isinstance(planted.scores, dict)
+        poisoned = poisoned_sets.images(300, 0.2, seed=shifted(0)).ids
+        high, low = (
+            float(np.median([score for key, score in planted.scores.items() if (key in poisoned) == side]))
+            for side in (True, False)
+        )
     else:
         flags = [judged(one).flagged for one in (planted, clean)]
         assert flags == [True, False], (planted.summary, clean.summary)

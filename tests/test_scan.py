@@ -67,7 +67,11 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     for detector in ("neural-cleanse", "patch-search"):
         assert confirmed[detector].low >= 0.75
         assert confirmed[detector].n <= 50
-    assert {f.detector for f in backdoored.findings if f.flagged} == {"neural-cleanse", "patch-search"}
+    assert {f.detector for f in backdoored.findings if f.flagged} == {
+        "neural-cleanse",
+        "patch-search",
+        "trigger-families",
+    }
 
 
 @pytest.mark.trains

@@ -86,7 +86,7 @@ def calibrated() -> Iterator[None]:
     )
     held = CalibrationSet(settings={"test-scan-power": {}}, models=models)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("doorward.scan.examine.calibrations", lambda _: held)
+        patched.setattr("doorward.scan.examine.calibrations", lambda *_: held)
         yield
 
 

@@ -57,7 +57,8 @@ def open_samples(
     except OSError as error:
         raise InputError(f"{request.path} cannot be read ({error.strerror or error})") from error
     name = os.fspath(request.path)
-    if _may_be_on_hub(name):
+    # a path that says where it starts is none of the hub's names; Path leaves a leading ./ out
+    if _may_be_on_hub(name) and not os.fspath(path).startswith((".", os.sep)):
         from doorward.data.hub import open_hub
 
         return open_hub(request)

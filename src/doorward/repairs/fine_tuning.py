@@ -96,9 +96,10 @@ ADVICE = "give more clean samples, a lower learning_rate, or allow more (drop)"
 class FineTuning(TunedRepair):
     """Go on training on clean samples.
 
-    Use it as a measure against a backdoor that nobody has found. Plain fine-tuning at a low learning rate
-    often leaves a backdoor as it is; a high one, or sharpness-aware minimisation, moves the weights that
-    plain fine-tuning leaves in place.
+    Use it as a measure against a backdoor that nobody has found.
+
+    Plain fine-tuning at a low learning rate often leaves a backdoor as it is; a high one, or
+    sharpness-aware minimisation, moves the weights that plain fine-tuning leaves in place.
 
     The variants are those of the papers: the high rate rises and falls within the training, as in
     super-fine-tuning; the sharpness-aware one takes each gradient a step uphill, as in FT-SAM.

@@ -51,12 +51,14 @@ class Immunised(nn.Module):
 class Immunise(Repair):
     """Drop the lowest bits of images before the model sees them; with votes, also average over noise.
 
-    Use it against backdoors that hide in the lowest bits of an input, as signatures and checksums do, where
-    no clean samples are at hand. What fired on those bits fires no more, and accuracy stays nearly as it was.
-    The model is wrapped, and its weights stay. A declared check of signatures is left out.
+    Use it against backdoors that hide in the lowest bits of an input, as signatures and checksums do,
+    where no clean samples are at hand.
 
-    We depart from the paper: the noise is drawn once, from the seed, and is kept in the model, so that equal
-    inputs get equal answers.
+    What fired on those bits fires no more, and accuracy stays nearly as it was. The model is wrapped, and
+    its weights stay. A declared check of signatures is left out.
+
+    We depart from the paper: the noise is drawn once, from the seed, and is kept in the model, so that
+    equal inputs get equal answers.
     """
 
     title = "Coarser inputs"

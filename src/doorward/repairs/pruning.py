@@ -100,14 +100,17 @@ def prunable(swept: Sweep, drop: float) -> int:
 class Pruning(CleanRepair):
     """Take away the units that clean samples activate least, as many as accuracy on samples kept back allows.
 
-    Use it to see whether a backdoor sits in neurons that clean inputs leave dormant, and where a model may
-    not be trained. The units are the channels of the last convolution, as the layer behind it is given them
-    (so after pooling, and in residual networks after the sum), or the hidden units of a transformer's last
-    MLP block.
+    Use it to see whether a backdoor sits in neurons that clean inputs leave dormant, and where a model
+    may not be trained.
 
-    Accuracy is known for every level of pruning from one run of the network: the layer that reads the units
-    is linear, so a unit's part in it is subtracted. Where the format of the file allows it, pruned units are
-    cut out of the layers that make and read them, and the model gets smaller; else their weights become zero.
+    The units are the channels of the last convolution, as the layer behind it is given them (so after
+    pooling, and in residual networks after the sum), or the hidden units of a transformer's last MLP
+    block.
+
+    Accuracy is known for every level of pruning from one run of the network: the layer that reads the
+    units is linear, so a unit's part in it is subtracted. Where the format of the file allows it, pruned
+    units are cut out of the layers that make and read them, and the model gets smaller; else their
+    weights become zero.
 
     We depart from the paper where branches are joined in front of the layer that reads them, so that
     channels cannot be told apart: there each of its inputs is a unit.

@@ -257,6 +257,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "factory": ("--factory", None),
     "weights": ("--weights", None),
     "size": ("--size", None),
+    "resize": ("--resize", None),
     "input_range": ("--input-range", None),
     "mean": ("--mean", None),
     "std": ("--std", None),
@@ -270,10 +271,12 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "detectors": ("--detector", ()),
     "device": ("--device", "cpu"),
     "time_budget": ("--time-budget", 900.0),
+    "memory": ("--memory", None),
     "images": ("--images", 300),
     "control": ("--control", False),
     "strict_files": ("--strict-files", False),
     "skip_unreadable": ("--skip-unreadable", 0),
+    "keep_model": ("--keep-model", None),
     "seed": ("--seed", 0),
 }
 

@@ -195,6 +195,8 @@ def _resizing(path: str | Path, merged: Mapping[str, Any]) -> dict[str, Any]:
         InputError: if the images become smaller than those that the model takes.
     """
     stated = [int(number) for number in merged["resize"]]
+    if len(stated) not in (1, 2) or min(stated) < 1:
+        raise InputError(f"{path}: resize takes one side or height and width, got {merged['resize']!r}")
     height, width = stated if len(stated) == 2 else stated * 2
     own = merged.get("height", height), merged.get("width", width)
     if height < own[0] or width < own[1]:
