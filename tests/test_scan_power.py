@@ -536,11 +536,11 @@ def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
 def test_the_command_line_hands_the_wish_on(monkeypatch) -> None:
     problem = []
 
-    def stand_in(request: ScanRequest, **_) -> Report:
+    def stand_in(request: ScanRequest, **_) -> scan_module.Scanned:
         problem.append(request.control)
-        return nothing_found()
+        return scan_module.Scanned(nothing_found())
 
-    monkeypatch.setattr(scan_module, "scan", stand_in)
+    monkeypatch.setattr(scan_module, "scan_in_full", stand_in)
     for words in (["scan", "model.onnx"], ["scan", "model.onnx", "--control"]):
         assert CliRunner().invoke(app, words).exit_code == 0
     assert problem == [False, True]
