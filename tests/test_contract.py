@@ -317,9 +317,18 @@ def declared_twins(folder: Path) -> Twins:
     return Twins(Subject(artifact=planted), Subject(artifact=clean))
 
 
-def poisoned_twins(_: Path) -> Twins:
-    """Return a training set with a patch and one without, and a model that obeys it."""
-    return Twins(*(poisoned_sets.images(300, share, seed=shifted(0)).subject for share in (0.2, 0.0)))
+def poisoned_twins(_: Path, share: float = 0.2) -> Twins:
+    """Return a training set with a patch and one without, and a model that obeys it.
+
+    Args:
+        share: of its target's samples that have the patch.
+    """
+    return Twins(*(poisoned_sets.images(600, each, seed=shifted(0)).subject for each in (share, 0.0)))
+
+
+def rarely_poisoned_twins(folder: Path) -> Twins:
+    """Return sets of which one has as little poison as makes a tail and no second half."""
+    return poisoned_twins(folder, 0.05)
 
 
 TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
@@ -329,7 +338,7 @@ TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("sample", "poison"): poisoned_twins,
 }
 #: Detectors of another kind of trigger than the embedded model's.
-OWN_TWINS = {"blend-search": spread_twins}
+OWN_TWINS = {"blend-search": spread_twins, "spectral-signatures": rarely_poisoned_twins}
 
 
 def judged(seen: Measurement) -> Finding:
