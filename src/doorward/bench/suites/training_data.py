@@ -163,14 +163,14 @@ def is_clean(group: Group) -> bool:
 
 SMOKE = Data(name="reference:fashion_mnist", rows=1_500)
 CPU = (
-    *all_to_all(0.1, 0.15, 0.33, rows=6_000, epochs=4),
-    *rare(0.01, 0.005, rows=6_000, epochs=4),
+    *all_to_all(0.1, 0.15, 0.33, rows=6_000, epochs=10),
+    *rare(0.01, 0.005, rows=6_000, epochs=10),
     *signs(0.15, 0.33, epochs=15),
     sets(Data(name="movie_snippets"), "phrase", {"poison_rate": 0.1}, about="10 %", architecture="text-cnn"),
     sets(
         Data(name="free_spoken_digit"), "tone", {"poison_rate": 0.1}, about="3 kHz", architecture="audio-cnn"
     ),
-    *every_attack(rows=6_000, epochs=4),
+    *every_attack(rows=6_000, epochs=10),
     *imbalanced(1, 10, 100, rows=20_000, epochs=14, models=3),
     *clean(rows=4_000, epochs=4, models=17),
 )
