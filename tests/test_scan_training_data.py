@@ -179,8 +179,9 @@ def test_the_trigger_is_first_among_the_phrases_of_flagged_texts() -> None:
     _, inspection = inspected("text", 0.2)
     finding = next(f for f in inspection.findings if f.flagged)
     (table,) = [e for e in finding.evidence if e.type == "table" and "phrases" in e.title]
-    assert "zyx" in str(table.rows[0][0])
-    assert table.rows[0][1:] == ("100%", "0%")
+    # all poisoned texts come from one class, whose word they share as well
+    first = {row[0]: row[1:] for row in table.rows[:2]}
+    assert first == {"zyx": ("100%", "0%"), "green": ("100%", "0%")}
 
 
 @pytest.mark.trains

@@ -86,7 +86,8 @@ def _texts(train: Samples, rows: list[int], kept: list[int], name: str) -> list[
         share = inside[phrase] / n
         return float(share * np.log((share + 1e-3) / (outside[phrase] / max(1, m) + 1e-3)))
 
-    found = sorted((p for p, count in inside.items() if count >= least), key=weight, reverse=True)
+    often = (p for p, count in inside.items() if count >= least)
+    found = sorted(often, key=lambda phrase: (-weight(phrase), phrase))
     listed = [p for p in _longest(found[: 4 * LISTED], inside) if weight(p) > 0][:LISTED]
     return [
         Table(
