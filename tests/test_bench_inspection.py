@@ -152,7 +152,9 @@ def test_a_suite_of_training_data_has_its_own_table() -> None:
     assert row.rankings["activation-clustering"].tpr_at_5 == 1.0
     assert (other.alarms.successes, other.exact.n, other.found.fpr.value) == (0, 0, 0.0)
     text = to_markdown(shown)
-    assert "| badnets (white 3x3 patch) | fashion_mnist | 1 | 200 | 10.0 % | 100 % | 1 of 1 | 1 of 1 |" in text
+    assert (
+        "| badnets (white 3x3 patch) | fashion_mnist | 1 | 200 | 10.0 % | 100 % | 1 of 1 | 1 of 1 |" in text
+    )
     assert "| clean | fashion_mnist | 1 | 200 |" in text
     assert to_csv(shown).startswith("suite,scale,group")
     done = list(held.results)
