@@ -55,7 +55,7 @@ def test_poison_is_found_whatever_the_kind_of_input(kind: str) -> None:
     assert seen.reason is None
     assert seen.score == seen.per_class[0]
     assert seen.score is not None
-    assert seen.score > 0.9
+    assert seen.score > 0.8  # the lower end of an interval
     assert frozenset(seen.suspects[0]) == case.ids
     assert {seen.sources[one] for one in case.ids} == {1}
     assert auroc(seen, case) == 1.0

@@ -20,6 +20,7 @@ from doorward.detectors.training_data._exclusion import Reclassified, reclassify
 from doorward.detectors.training_data._learned import Learned
 from doorward.detectors.training_data.base import TrainingDataDetector, rows_by_class
 from doorward.methods.registry import register
+from doorward.stats import metrics
 from doorward.stats.clustering import Split, split_groups
 
 Rule = Literal["combined", "reclassification", "relative-size", "silhouette"]
@@ -89,8 +90,15 @@ class Cluster:
         return float((self.verdicts.taken_for != self.label).mean())
 
     def excess(self) -> float:
-        """Return how many more leave than usual, of those that could: 0 for as many, 1 for all."""
-        return max(0.0, self.leaving() - self.usual) / (1 - self.usual) if self.usual < 1 else 0.0
+        """Return how many more leave than usual, of those that could: 0 for as many, 1 for all.
+
+        What counts is the share that surely leaves, the lower end of its 95 % interval: of a dozen samples,
+        eight may leave by chance.
+        """
+        assert self.verdicts is not None
+        leave = int((self.verdicts.taken_for != self.label).sum())
+        surely = metrics.rate(leave, len(self.verdicts.own)).low
+        return max(0.0, surely - self.usual) / (1 - self.usual) if self.usual < 1 else 0.0
 
     def odds(self) -> float:
         """Return the logarithm of l / p of the paper, turned round, half a sample added to both."""
@@ -138,8 +146,8 @@ class ActivationClustering(TrainingDataDetector):
     We depart from the paper in five ways. Only samples that the model gives their own label are
     clustered, so that wrong labels which it has not learnt do not count. Only classes that split clearly
     are asked about, at once, with one network trained from scratch. What counts is how many more of the
-    cluster leave the class than of other samples that the network has not seen either, since a weak one
-    mistakes many.
+    cluster surely leave the class than of other samples that the network has not seen either, since a
+    weak one mistakes many.
 
     Where one class or two leave, their larger clusters are asked about too, and the one that the network
     is surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies
