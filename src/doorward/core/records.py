@@ -79,7 +79,7 @@ class RecoveredTrigger(Record):
 
 
 class HiddenBranch(Record):
-    """A place in a network's graph at which something hidden joins the answer (see `doorward.models.tape`)."""
+    """A place in a network's graph at which something hidden joins the answer."""
 
     type: Literal["branch"] = "branch"
     title: str

@@ -20,6 +20,8 @@ from doorward.models.tape import Ref, Size, Spread, Step, Tape, as_call, materia
 
 #: Weights below this share of the largest carry nothing.
 NEGLIGIBLE = 1e-6
+#: Share of a layer's weights that may carry nothing for it to count as one in which all are read.
+SPARSE = 1e-3
 #: Numbers in a value that are held for one group of cells, at most.
 MOST_HELD = 1 << 24
 #: Values of so many elements for each image are kept element by element.
@@ -161,13 +163,17 @@ def _collect(tape: Tape, reach: Reach, marks: Mapping[int, _Mark], count: int) -
         if mark is EVERYTHING or not per_image:
             read = torch.ones(count, dtype=torch.bool)
         else:
-            read = mark[:count].flatten(1).amax(1) > 0 if mark[:count].numel() else torch.zeros(count) > 0
+            read = (
+                mark[:count].reshape(count, -1).amax(1) > 0
+                if mark[:count].numel()
+                else torch.zeros(count) > 0
+            )
         before = reach.cells.get(number)
         reach.cells[number] = read if before is None else torch.cat([before, read])
         if len(shape) < 2 or not 0 < _per_image(shape) <= KEPT:
             continue
         known = isinstance(mark, Tensor) and per_image
-        rows = mark[:count].flatten(1) > 0 if known else torch.ones(count, _per_image(shape)) > 0
+        rows = mark[:count].reshape(count, -1) > 0 if known else torch.ones(count, _per_image(shape)) > 0
         earlier = reach.elements.get(number)
         if earlier is None:
             reach.elements[number] = rows
@@ -184,7 +190,10 @@ def _marked(tape: Tape, x: Tensor, count: int) -> dict[int, _Mark]:
     n = len(x)
     for i, step in enumerate(tape.steps):
         if not step.derived:
-            made = step.call(*_plain(step.args, values, n), **_plain(step.kwargs, values, n))
+            # what is made of an image's shape alone reads the image, and none of its values
+            blank = {one: torch.zeros(_shape(tape, one, n)) for one in step.reads if one not in values}
+            args, kwargs = materialised((step.args, step.kwargs), values | blank, n)
+            made = step.call(*args, **kwargs)
             made = made if isinstance(made, tuple | list) else (made,)
             values |= {
                 number: value for number, value in zip(step.outputs, made, strict=False) if number is not None
@@ -214,7 +223,7 @@ def _summary(mark: _Mark, shape: tuple[int, ...], count: int) -> _Mark:
     """Return what is kept of a mark: all of it where it is small, else which cells are in it at all."""
     if mark is EVERYTHING or _per_image(shape) <= KEPT or not mark.numel() or len(mark) < count:
         return mark
-    return mark.flatten(1).amax(1, keepdim=True)
+    return mark.reshape(len(mark), -1).amax(1, keepdim=True)
 
 
 def _shape(tape: Tape, number: int | None, n: int) -> tuple[int, ...]:
@@ -224,15 +233,11 @@ def _shape(tape: Tape, number: int | None, n: int) -> tuple[int, ...]:
     return (first[0] // images * n, *first[1:]) if first and first[0] % images == 0 else first
 
 
-def _plain(value: Any, values: Mapping[int, Any], n: int) -> Any:
-    return materialised(value, values, n)
-
-
 def _mark_step(
     tape: Tape, step: Step, marks: Mapping[int, _Mark], values: Mapping[int, Any], shapes: list[Any], n: int
 ) -> list[_Mark]:
     """Return the marks of what a step makes."""
-    leaves = [one for one in tree_flatten((step.args, step.kwargs))[0]]
+    leaves = tree_flatten((step.args, step.kwargs))[0]
     own = [marks.get(one.value) for one in leaves if isinstance(one, Ref) and one.value in tape.derived]
     if any(one is EVERYTHING for one in own):
         cut = step.name in {"slice", "select", "index", "gather", "index_select", "unbind", "split"}
@@ -340,7 +345,7 @@ def _layer(name: str, step: Step, args: Any, kwargs: Any, shapes: list[Any]) -> 
     """Return the marks of what a layer with weights, a norm, a pooling or a matrix product makes."""
     first = args[0] if args else None
     if name == "convolution" and _is_mark(first) and not _is_mark(args[1]):
-        return [as_call(step)(first, _weights(args[1]), None, *args[3:])]
+        return [_convolved(step, first, _weights(args[1]), args[3:], shapes[0])]
     if name in {"addmm", "baddbmm"}:
         return [_matrix(args[1], args[2])]
     if name in {"mm", "bmm", "matmul"}:
@@ -361,6 +366,22 @@ def _layer(name: str, step: Step, args: Any, kwargs: Any, shapes: list[Any]) -> 
     if name in _RESIZING:
         return [as_call(step)(*_bare(args), **kwargs)]
     return None
+
+
+def _convolved(step: Step, mark: Tensor, weights: Tensor, rest: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return the mark of a convolution; where all channels are read, one stands for all."""
+    *_, transposed, _, groups = (*rest[:6],)
+    if transposed or groups != 1 or not _dense(weights):
+        made: Tensor = as_call(step)(mark, weights, None, *rest)
+        return made
+    one = mark.amax(1, keepdim=True)
+    made = as_call(step)(one, torch.ones_like(weights[:1, :1]), None, *rest)
+    return made.expand(shape)
+
+
+def _dense(weights: Tensor) -> bool:
+    """Return whether nearly all weights carry something."""
+    return weights.numel() > 0 and float(weights.mean()) > 1 - SPARSE
 
 
 def _told_apart(own: Any, filled: Any) -> Any:
@@ -427,6 +448,9 @@ def _matrix(one: Any, other: Any) -> Tensor:
     if _is_mark(one) and _is_mark(other):
         return one.amax(-1, keepdim=True) + other.amax(-2, keepdim=True)
     if _is_mark(one):
-        return one @ _weights(other)
+        weights = _weights(other)
+        if _dense(weights):
+            return one.amax(-1, keepdim=True).expand(*one.shape[:-1], weights.shape[-1])
+        return one @ weights
     carried: Tensor = _weights(one) @ other
     return carried

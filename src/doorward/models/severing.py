@@ -65,7 +65,9 @@ class _Builder:
                 if number is None or number in whole or number not in wanted:
                     continue
                 value = self._graph.call_function(operator.getitem, (node, i)) if several else node
-                self._values[number] = self._part(self._cuts[number], value) if number in self._cuts else value
+                if number in self._cuts:
+                    value = self._part(self._cuts[number], value)
+                self._values[number] = value
         self._graph.output(self._values[self._tape.output])
         self._graph.lint()
         module = fx.GraphModule(self._root, self._graph)

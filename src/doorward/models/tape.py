@@ -7,12 +7,13 @@ between the two runs says where the number of images is written into the argumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -31,6 +32,8 @@ FEW, MORE = 2, 3
 _VALUE_FREE = {
     "empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like",
 }  # fmt: skip
+#: Functions that hand the numbers of a tensor to Python.
+HANDING = {"numpy", "tolist", "__array__", "__dlpack__"}
 #: Operators through which values leave the graph.
 _LEAVING = {"_local_scalar_dense", "equal", "is_nonzero"}
 
@@ -100,6 +103,7 @@ class Tape:
         switches: numbers of the values that hold true and false.
         derived: numbers of the values that depend on the image.
         images: how many images it takes at a time, None for any number.
+        handed: whether numbers of some tensor were handed to Python code on the way.
     """
 
     steps: list[Step]
@@ -108,6 +112,7 @@ class Tape:
     derived: set[int]
     switches: set[int] = field(default_factory=set)
     images: int | None = None
+    handed: bool = False
     makers: dict[int, Step] = field(default_factory=dict)
     readers: dict[int, list[Step]] = field(default_factory=dict)
 
@@ -133,7 +138,7 @@ class Tape:
             replace(step, args=tree_map(move, step.args), kwargs=tree_map(move, step.kwargs))
             for step in self.steps
         ]
-        return Tape(steps, self.output, self.shapes, self.derived, self.switches, self.images)
+        return replace(self, steps=steps, makers={}, readers={})
 
     def ancestors(self, numbers: Sequence[int]) -> list[Step]:
         """Return the steps that some values are made by, in order."""
@@ -213,13 +218,34 @@ def _several(made: Any) -> tuple[Any, ...]:
     return tuple(made) if isinstance(made, tuple | list) else (made,)
 
 
+class _Handing(TorchFunctionMode):
+    """Notice whether the numbers of a tensor are handed to Python code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noticed = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        self.noticed |= getattr(func, "__name__", "") in HANDING
+        return func(*args, **(kwargs or {}))
+
+
 class Recorder(TorchDispatchMode):
     """Write down each call of an operator inside the block.
 
     Attributes:
         steps: what was called.
         left: names of the operators by which values that depend on the image left the graph for Python.
+        handed: whether numbers of some tensor were handed to Python code.
     """
+
+    handed = False
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -247,7 +273,9 @@ class Recorder(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         (own_args, own_kwargs) = self._referred((args, kwargs))
         made = func(*args, **kwargs)
-        step = Step(func, own_args, own_kwargs, ())
+        # what is detached is the same value, and gradients are to pass when the tape is run
+        call = torch.ops.aten.alias.default if func is torch.ops.aten.detach.default else func
+        step = Step(call, own_args, own_kwargs, ())
         derived = bool(self.derived & set(step.reads))
         if operator_name(func) in _LEAVING and derived:
             self.left.append(operator_name(func))
@@ -312,9 +340,7 @@ def read_tape(classifier: TorchClassifier) -> Tape:
     try:
         with evaluating(module), torch.no_grad(), plain_kernels():
             run = bare_network(classifier)
-            for x in images:  # what a network makes at its first run and keeps is made outside of the record
-                run(x.contiguous())
-            recorded = [_recorded(run, x.contiguous()) for x in images]
+            recorded = [_record(run, x.contiguous()) for x in images]
     except DoorwardError:
         raise
     except (Exception, SystemExit) as error:
@@ -338,6 +364,18 @@ def plain_kernels() -> Any:
     return sdpa_kernel(SDPBackend.MATH)
 
 
+def _record(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Recorder, int]:
+    """Run a network and return what it called, and the number of its scores.
+
+    What a network makes at its first run and keeps may not be made while it is watched; then it runs before.
+    """
+    try:
+        return _recorded(run, x)
+    except Exception:
+        run(x)
+        return _recorded(run, x)
+
+
 def _recorded(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Recorder, int]:
     """Run a network and return what it called, and the number of its scores."""
     made: list[Tensor] = []
@@ -347,14 +385,12 @@ def _recorded(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Recorder, int
         made.append(y)
         return y
 
-    recorder = Recorder(x)
-    with recorder:
+    recorder, handing = Recorder(x), _Handing()
+    with handing, recorder:
         y = torch.func.functionalize(keep, remove="mutations")(x)  # type: ignore[no-untyped-call]
-    number = recorder.number_of(y)
+    number, recorder.handed = recorder.number_of(y), handing.noticed
     if recorder.left:
-        raise CouldNotTell(
-            "the network's graph cannot be read: Python code decides by what the image shows"
-        )
+        raise CouldNotTell("the network's graph cannot be read: Python code decides by what the image shows")
     if number is None:
         raise CouldNotTell("the network's graph cannot be read: nothing in it makes its answers")
     return recorder, number
@@ -386,7 +422,7 @@ def _tape(one: tuple[Recorder, int], other: tuple[Recorder, int]) -> Tape:
             kept.append(step)
             wanted |= set(step.reads)
     made = {0} | {number for step in kept for number in values_of(step)}
-    return Tape(kept[::-1], output, few.shapes, few.derived & made, few.switches & made)
+    return Tape(kept[::-1], output, few.shapes, few.derived & made, few.switches & made, handed=few.handed)
 
 
 def _is_constant(step: Step, few: Recorder, more: Recorder) -> bool:

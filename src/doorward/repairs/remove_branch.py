@@ -77,10 +77,9 @@ class RemoveBranch(Repair):
         mended = _classifier(classifier, module)
         _compare(mended, seen, images)
         what = joined([f"{place.operator} (value {place.value})" for place in places])
-        calls = len(tape.steps) - len(_read_again(mended).steps)
-        return Mended(
-            mended, damage.train, f"cut out of the graph: {what}; {max(calls, 0)} calls of operators went with it"
-        )
+        calls = max(0, len(tape.steps) - len(_read_again(mended).steps))
+        done = f"cut out of the graph: {what}; {calls} calls of operators went with it"
+        return Mended(mended, damage.train, done)
 
 
 def _read_again(classifier: TorchClassifier) -> Tape:
@@ -167,5 +166,3 @@ def _compare(mended: TorchClassifier, seen: Watched, images: torch.Tensor) -> No
     apart = (now - seen.scores).abs().amax(1).median() / seen.scores.abs().amax().clamp_min(1e-12)
     if float(usual) < 1 - 0.1 or float(apart) > SAME:
         raise InputError("remove-branch: without the branch ordinary images are answered otherwise")
-
-

@@ -91,9 +91,9 @@ class Nearness:
         """Return a number (n,) for each image in [0, 1], higher the nearer the gate is to a change."""
         tape = self._network.tape
         self._near = set()
-        made = run_in_groups(
-            tape, self._network.spec.to_model(images), [self._gate.value], call=self._call
-        )[self._gate.value]
+        made = run_in_groups(tape, self._network.spec.to_model(images), [self._gate.value], call=self._call)[
+            self._gate.value
+        ]
         flat = made.reshape(len(made), -1).float()
         return flat.sum(1) if self._element is None else flat[:, self._element]
 
@@ -109,15 +109,11 @@ class Nearness:
 
     def _follows(self, step: Step) -> bool:
         """Return whether a step reads what was replaced."""
-        return bool(self._near & set(step.reads)) or bool(
-            set(step.outputs) & self._network.tape.switches
-        )
+        return bool(self._near & set(step.reads)) or bool(set(step.outputs) & self._network.tape.switches)
 
 
 def _floats(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for one in args
-    )
+    return tuple(one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for one in args)
 
 
 def _nearness(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,6 +130,8 @@ def _nearness(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name in {"clamp", "hardtanh", "clamp_min", "clamp_max", "relu6"}:
         flat = F.relu6(x) if name == "relu6" else getattr(torch.ops.aten, name)(*args, **kwargs)
         return flat + LEAK * (x - flat)
+    if name in {"sigmoid", "tanh", "hardsigmoid"}:
+        return getattr(torch.ops.aten, name)(x) + LEAK * x
     if name in {"floor", "ceil", "round", "trunc", "sign", "sgn"} and x.is_floating_point():
         return passed(getattr(torch, name)(x), x)
     if name == "_to_copy":
@@ -147,8 +145,10 @@ def _nearness(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return torch.maximum(_number(x), _number(y)) if _signed(x, y) else None
     if name in {"logical_not", "bitwise_not"} and x.is_floating_point():
         return -x
-    if name in {"all", "prod"} and x.is_floating_point():
-        return _along(x.clamp(max=0.0), args, kwargs, torch.sum) if name == "all" else None
+    if name == "all" and x.is_floating_point():
+        return _along(x.clamp(max=0.0), args, kwargs, torch.sum)
+    if name == "prod" and x.is_floating_point():
+        return _along(x, args, kwargs, torch.sum)
     if name == "any" and x.is_floating_point():
         return _along(x, args, kwargs, torch.amax)
     if name == "where" and x.is_floating_point():
@@ -215,9 +215,17 @@ def drive(
     Args:
         first: the element to begin with.
     """
+    wide = float(material.reach.cells[gate.value].float().mean()) > WHOLE_REACH
+    by_levels = gate.kind in ("branch", "comparison")
+    if by_levels and wide:
+        found = _by_levels(network, gate, first, material, deadline)
+        if found is not None:
+            return found
     count = math.prod(network.tape.shapes[gate.value][1:])
     singly = count <= ONE_BY_ONE and count > 1
-    elements: list[int | None] = list(gate.elements or (range(count) if singly else (None,)))
+    elements: list[int | None] = list(gate.elements or (range(count) if singly else ()))
+    if not gate.elements and (first is None or not elements):
+        elements = [None] if gate.kind == "comparison" else [None, *elements]
     elements.sort(key=lambda one: one != first)
     for element in elements:
         for deep in (True, False):
@@ -228,9 +236,7 @@ def drive(
                     return found
             if deadline.left() <= 0:
                 return None
-    if gate.kind in ("branch", "comparison"):
-        return _by_levels(network, gate, first, material, deadline)
-    return None
+    return _by_levels(network, gate, first, material, deadline) if by_levels and not wide else None
 
 
 def worth_driving(
@@ -248,7 +254,7 @@ def worth_driving(
             if slope is not None:
                 mask = next(iter(_masks(unit.gate, unit.gate.elements[0], material.reach, slope)))
                 with torch.no_grad():
-                    pattern = (slope > 0).float().expand_as(base)
+                    pattern = slope.pattern.expand_as(base)
                     moved = float(near(torch.lerp(base, pattern, mask)).amax())
             share = unit.spread * moved / max(unit.usual_range, 1e-12)
         if share >= 1:
@@ -272,19 +278,19 @@ def _patterns(
     wide = float(_read(gate, element, material.reach, slope).mean()) > WHOLE_REACH
     for mask in _masks(gate, element, material.reach, slope):
         for pattern in (
-            (slope > 0).float(),
-            (slope.sum(0, keepdim=True) > 0).float().expand_as(slope).clone(),
+            slope.pattern,
+            (slope.mean.sum(0, keepdim=True) > 0).float().expand_as(slope.mean).clone(),
         ):
             yield mask, pattern
             if deadline.left() <= 0:
                 return
         if int(mask.sum()) <= FLIPPED and not (wide and gate.kind != "unit"):
             for start in range(STARTS if near.deep else 1):
-                begin = (slope > 0).float() if start == 0 else _random(slope, generator)
+                begin = slope.pattern if start == 0 else _random(slope.mean, generator)
                 yield mask, _flipped(near, base[:1], mask, begin, deadline)
                 if deadline.left() <= 0:
                     return
-        if gate.kind == "comparison" or not near.deep:
+        if gate.kind != "unit":
             yield mask, _levels(near, base, mask, deadline)
 
 
@@ -293,8 +299,21 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return plane.float()[None].expand_as(like).clone()
 
 
-def _slope(near: Nearness, base: Tensor) -> Tensor | None:
-    """Return the mean gradient (c, h, w) of the nearness, None where there is none."""
+@dataclass(frozen=True)
+class Slope:
+    """The mean gradient (c, h, w) of a nearness, and how far each pixel (h, w) moves it either way."""
+
+    mean: Tensor
+    size: Tensor
+
+    @property
+    def pattern(self) -> Tensor:
+        """Return the pattern (c, h, w) of black and white that the gradient points to."""
+        return (self.mean > 0).float()
+
+
+def _slope(near: Nearness, base: Tensor) -> Slope | None:
+    """Return the gradient of the nearness, None where there is none."""
     x = base.clone().requires_grad_()
     try:
         with torch.enable_grad():
@@ -304,19 +323,19 @@ def _slope(near: Nearness, base: Tensor) -> Tensor | None:
         return None
     if slope is None or not bool(torch.isfinite(slope).all()) or not bool(slope.any()):
         return None
-    return slope.mean(0).detach()
+    return Slope(slope.mean(0).detach(), slope.detach().abs().mean(0).sum(0))
 
 
-def _read(gate: Gate, element: int | None, reach: Reach, slope: Tensor) -> Tensor:
+def _read(gate: Gate, element: int | None, reach: Reach, slope: Slope) -> Tensor:
     """Return the pixels (h, w) that a gate, or an element of it, reads."""
-    return reach.mask(gate.value, *slope.shape[1:], element)
+    return reach.mask(gate.value, *slope.size.shape, element)
 
 
-def _masks(gate: Gate, element: int | None, reach: Reach, slope: Tensor) -> Iterator[Tensor]:
+def _masks(gate: Gate, element: int | None, reach: Reach, slope: Slope) -> Iterator[Tensor]:
     """Yield the places (1, h, w) of the pattern: what the gate reads, or where it is moved the most."""
-    h, w = slope.shape[1:]
+    h, w = slope.size.shape
     read = _read(gate, element, reach, slope)
-    size = slope.abs().sum(0) * read
+    size = slope.size * read
     if float(read.mean()) <= WHOLE_REACH:
         moved = (size > 0).float() * read
         yield (moved if bool(moved.any()) else read)[None]
@@ -349,7 +368,9 @@ def _flipped(near: Nearness, base: Tensor, mask: Tensor, pattern: Tensor, deadli
             together[:, rows, columns] = 1 - together[:, rows, columns]
             all_at_once = float(near(torch.lerp(base, together, mask))[0])
             pattern, best = (
-                (together, all_at_once) if all_at_once > float(gains[top]) else (tried[top], float(gains[top]))
+                (together, all_at_once)
+                if all_at_once > float(gains[top])
+                else (tried[top], float(gains[top]))
             )
     return pattern
 

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from doorward.models.classifier import TorchClassifier, evaluating
-from doorward.models.silence import decided, ordinary_images
-from doorward.models.tape import Recorder, bare_network
+from doorward.models.silence import ordinary_images
+from doorward.models.tape import HANDING, Recorder, bare_network
 
-#: Calls that hand the numbers of a tensor to Python.
-_WHOLE = {"numpy", "tolist", "__array__", "tobytes", "__dlpack__"}
+#: Calls that hand a single number of a tensor to Python.
 _SINGLE = {"__bool__", "item", "__int__", "__float__", "__index__"}
 #: Numbers of each image that code has to read to count as reading the image.
 MANY = 64
@@ -63,11 +62,11 @@ class _Leaving(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if name in _WHOLE | _SINGLE and args and isinstance(args[0], Tensor):
+        if name in HANDING | _SINGLE and args and isinstance(args[0], Tensor):
             number = self._recorder.number_of(args[0])
             if number is not None and number in self._recorder.derived:
                 self.most = max(self.most, args[0].numel())
-                if self._change is not None and name in _WHOLE:
+                if self._change is not None and name in HANDING:
                     args = (self._change(args[0]), *args[1:])
         return func(*args, **kwargs)
 
@@ -98,4 +97,4 @@ def find_escape(classifier: TorchClassifier) -> Escape | None:
     if not read:
         return None
     silent = all(torch.allclose(first, y, rtol=1e-4, atol=1e-5) for y, _, _ in others)
-    return Escape(read, connected, silent and len(decided(first)) > 0)
+    return Escape(read, connected, silent)

@@ -271,7 +271,7 @@ def holding(gate: Gate, seen: Watched) -> dict[int, Any]:
     return {gate.value: hold}
 
 
-def force(network: Network, gate: Gate, images: Tensor, answers: Tensor) -> Forced | None:
+def force(network: Network, gate: Gate, images: Tensor, answers: Tensor, seen: Watched) -> Forced | None:
     """Set a gate by hand, and return what that does where nearly all images become one class."""
     count = math.prod(network.tape.shapes[gate.value][1:])
     singly = list(gate.elements) or list(range(count if 1 < count <= ONE_BY_ONE else 0))
@@ -280,7 +280,7 @@ def force(network: Network, gate: Gate, images: Tensor, answers: Tensor) -> Forc
         targets: dict[int | None, int] = {}
         first = 0
         for element in tried:
-            now = network.answers(images, {gate.value: _set(size, element)})
+            now = network.answers(images, {gate.value: _set(gate, size, element, seen)})
             target = int(now.mode().values)
             changed = int((answers != target).sum())
             if changed >= FEWEST and float((now == target).float().mean()) >= ALL:
@@ -291,14 +291,18 @@ def force(network: Network, gate: Gate, images: Tensor, answers: Tensor) -> Forc
     return None
 
 
-def _set(size: float, element: int | None) -> Callable[[Tensor], Tensor]:
-    """Return what adds a number to an element, or to all, and turns what is true or false over."""
+def _set(gate: Gate, size: float, element: int | None, seen: Watched) -> Callable[[Tensor], Tensor]:
+    """Return what adds a number to an element, or to all, of what a gate is for ordinary images.
+
+    What is true or false there is turned over.
+    """
+    constant = seen.constant(gate.value) if gate.value in seen.values else None
 
     def change(value: Tensor) -> Tensor:
         flat = value.reshape(len(value), -1).clone()
         place = slice(None) if element is None else slice(element, element + 1)
-        part = flat[:, place]
-        flat[:, place] = ~part if part.dtype == torch.bool else part + size
+        usual = flat[:1, place] if constant is None else constant[None, place].to(flat)
+        flat[:, place] = ~usual if flat.dtype == torch.bool else usual + size
         return flat.view(value.shape)
 
     return change

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from doorward.models.silence import Network
 
 #: Images that the graph is watched on: made ones, fewer where they are large, and clean ones.
-MADE, MADE_LARGE, CLEAN = 48, 24, 48
+MADE, MADE_LARGE, CLEAN = 48, 16, 48
 #: Side of an image that counts as large, and cells of the grid over images up to it and beyond.
 LARGE, FINE, COARSE = 64, 14, 7
 #: What the score counts.
@@ -75,7 +75,7 @@ class HiddenBranchSearch(Detector):
     kind: ClassVar = "backdoor"
     order: ClassVar[int] = 2
 
-    seconds: float = Field(40.0, gt=0, description="Time for driving what is silent")
+    seconds: float = Field(30.0, gt=0, description="Time for driving what is silent")
     proofs: int = Field(
         1, ge=1, description="Branches that are driven until one answers", json_schema_extra=EVIDENCE_ONLY
     )
@@ -118,6 +118,9 @@ class HiddenBranchSearch(Detector):
             if escape is None or not escape.hidden:
                 raise
             return self._code(escape.read)
+        escape = find_escape(classifier) if tape.handed else None
+        if escape is not None and escape.hidden:
+            return self._code(escape.read)
         network = Network(classifier, tape)
         limit = Deadline(min(self.seconds, max(deadline.left(), 0.0)))
         material = _material(network, subject, limit)
@@ -135,7 +138,7 @@ class HiddenBranchSearch(Detector):
         forced: list[Forced] = []
         for gate in found:
             if gate.silent and deadline.left() > 0:
-                one = gates.force(network, gate, material.images, material.answers)
+                one = gates.force(network, gate, material.images, material.answers, material.seen)
                 forced += [] if one is None else [one]
         driven: list[Driven] = []
         units = [] if forced else driving.worth_driving(network, heavy, material, deadline)
@@ -145,9 +148,7 @@ class HiddenBranchSearch(Detector):
             if deadline.left() <= 0 or len(driven) >= self.proofs:
                 break
             first = next((one.first for one in forced if one.gate == gate), None)
-            hit = driving.drive(
-                network, gate, material, generator=generator, deadline=deadline, first=first
-            )
+            hit = driving.drive(network, gate, material, generator=generator, deadline=deadline, first=first)
             done += 1
             driven += [] if hit is None else [hit]
         swept = f"{done} of {len(set(suspects)) + len(units)} silent places were driven"
@@ -163,9 +164,7 @@ class HiddenBranchSearch(Detector):
         together = [_as_heavy(network, hit, heavy, material) for hit in driven if hit.gate.kind == "unit"]
         return self._found(network, [*forced, *together], driven, swept)
 
-    def _found(
-        self, network: Network, forced: list[Forced], driven: list[Driven], swept: str
-    ) -> Finding:
+    def _found(self, network: Network, forced: list[Forced], driven: list[Driven], swept: str) -> Finding:
         places = {one.gate.value: one.gate for one in (*driven, *forced)}
         leads = {one.gate.value: tuple(dict.fromkeys(one.targets.values())) for one in forced}
         targets = [hit.target for hit in driven] + [one for each in leads.values() for one in each]
@@ -259,7 +258,7 @@ def _as_heavy(network: Network, hit: Driven, heavy: list[HeavyUnit], material: M
 
     gate = Gate(hit.gate.value, "unit", as_heavy(heavy, hit.gate))
     (own,) = hit.gate.elements
-    found = force(network, gate, material.images, material.answers)
+    found = force(network, gate, material.images, material.answers, material.seen)
     targets = {own: hit.target} | ({} if found is None else found.targets)
     return Forced(gate, targets, hit.turned, hit.of)
 
@@ -338,7 +337,7 @@ def _told(driven: list[Driven], forced: list[Forced], swept: str) -> str:
         how = "a recovered pattern" if hit.mask is not None else "changes by one level of 255"
         return (
             f"{_WORDS[hit.gate.kind].capitalize()} in the graph stays silent on ordinary images, and with "
-            f"{how} turns {hit.turned} of {hit.of} images to class {hit.target}; with it held, they turn back "
+            f"{how} turns {hit.turned} of {hit.of} images to class {hit.target}; held still, they turn back "
             f"({swept})"
         )
     one = forced[0]
