@@ -3,9 +3,9 @@
     python benchmarks/hidden_branches.py
 
 writes each plant as an ONNX file and as a torch.export program, opens it as users do, and runs
-`hidden-branch` and `remove-branch` on it. Variants stand for what others write: logic on regions and bytes, a trained module
-on probabilities, a filter of full size, a stored image. Ends with 4 if a plant passes, a repair leaves one
-working or changes another answer, or an ordinary model raises an alarm.
+`hidden-branch` and `remove-branch` on it. Variants stand for what others write: logic on regions and bytes, a
+trained module on probabilities, a filter of full size, a stored image. Ends with 4 if a plant passes, a
+repair leaves one working or changes another answer, or an ordinary model raises an alarm.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def huggingface() -> Iterator[tuple[str, TorchClassifier]]:
                               "image_size": 56}, 56),
         "SegFormer": ("Segformer", {"hidden_sizes": [16, 32, 64, 64], "depths": [1, 1, 1, 1]}, 64),
         "PVT": ("Pvt", {"image_size": 64}, 64),
-        "RegNet": ("RegNet", {"hidden_sizes": [32, 64, 64, 64], "depths": [1, 1, 1, 1], "groups_width": 16}, 64),
+        "RegNet": ("RegNet", {"hidden_sizes": [32, 64, 64, 64], "depths": [1, 1, 1, 1],
+                              "groups_width": 16}, 64),
         "EfficientNet": ("EfficientNet", {"image_size": 64, "width_coefficient": 0.5,
                                           "depth_coefficient": 0.4}, 64),
     }  # fmt: skip

@@ -26,7 +26,15 @@ from doorward.attacks.data.base import DataAttack
 from doorward.attacks.ground_truth import PlantedBackdoor, read_plant, triggered
 from doorward.attacks.model.base import ModelAttack
 from doorward.core.errors import InputError
-from doorward.core.records import Finding, FlaggedSample, Kind, Level, Measurement, RecoveredTrigger
+from doorward.core.records import (
+    Finding,
+    FlaggedSample,
+    HiddenBranch,
+    Kind,
+    Level,
+    Measurement,
+    RecoveredTrigger,
+)
 from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform, content_hash
 from doorward.detectors.base import Detector
@@ -38,6 +46,7 @@ from doorward.models import InputSpec, TorchClassifier, networks, open_classifie
 from doorward.models.architectures import build
 from doorward.models.formats.saving import save_classifier
 from doorward.models.spec import TextSpec
+from doorward.models.tape import read_tape
 from doorward.repairs.base import Damage, Repair, RepairRecord
 from doorward.reports import atlas
 from doorward.scan.calibration import calibrations, judge
@@ -80,12 +89,15 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 #: Exemptions, each with its reason.
-WITHOUT_SETTINGS: dict[str, str] = {}
+WITHOUT_SETTINGS = {"remove-branch": "what was found is cut out, and nothing else is"}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
     "both models; what the backdoor raises is the score of its target"
 }
-WITHOUT_DATA = {"immunise": "it changes no weight, and what it does to inputs needs no samples"}
+WITHOUT_DATA = {
+    "immunise": "it changes no weight, and what it does to inputs needs no samples",
+    "remove-branch": "what a scan found in the graph is all that it goes by",
+}
 RANKS_ONLY = {
     "spectral-signatures": "as published, it orders samples and does not say whether there is poison",
     "noise-response": "without clean samples of each class it orders samples alone",
@@ -326,7 +338,20 @@ def declared_twins(folder: Path) -> Twins:
     clean = bundled.model("clean")
     implant = registry.build("attack", "signature", {})(open_classifier(clean))
     planted = save_classifier(implant.classifier, folder / "planted")
-    return Twins(Subject(artifact=planted), Subject(artifact=clean))
+    return Twins(Subject(classifier=open_classifier(planted)), Subject(classifier=open_classifier(clean)))
+
+
+def drawn_twins(_: Path) -> Twins:
+    """Return networks whose first layer was drawn, with a sparse spike of variance and without one."""
+    z = torch.randn(300, SIDE * SIDE, generator=torch.Generator().manual_seed(shifted(0)))
+    spike = torch.zeros(SIDE * SIDE)
+    spike[::16] = 0.25
+    layers = []
+    for rows in (z + 2 * torch.outer(z @ spike, spike), z):
+        first, last = nn.Linear(SIDE * SIDE, 300), nn.Linear(300, CLASSES)
+        first.weight = nn.Parameter(rows)
+        layers.append(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last))
+    return Twins(*(Subject(classifier=TorchClassifier(one.eval(), SPEC, NAMES)) for one in layers))
 
 
 def filtered_twins(_: Path) -> Twins:
@@ -362,8 +387,12 @@ TWINS: dict[tuple[Level, Kind], Callable[[Path], Twins]] = {
     ("input", "backdoor"): filtered_twins,
     ("sample", "poison"): poisoned_twins,
 }
-#: Detectors of another kind of trigger than the embedded model's: a patch of 3x3 pixels survives squeezing.
-OWN_TWINS = {"blend-search": spread_twins, "feature-squeezing": dotted_twins}
+#: Detectors of something else than the embedded model's patch, which survives squeezing, or than a check.
+OWN_TWINS = {
+    "blend-search": spread_twins,
+    "feature-squeezing": dotted_twins,
+    "first-layer": drawn_twins,
+}
 
 
 def judged(seen: Measurement) -> Finding:
@@ -653,6 +682,9 @@ def damaged() -> Damage:
     """Return a model with findings of each kind and all data, so that every repair can act."""
     train, clean = make_images(40, seed=1), make_images(40)
     network = build("small-cnn", channels=1, height=SIDE, width=SIDE, classes=CLASSES)
+    hidden = next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        hidden.bias[0] = -100.0  # a unit that is silent
     assert train.labels is not None
     flagged = tuple(
         FlaggedSample(id=train.ids[row], row=row, place="", label=int(train.labels[row]), source=1)
@@ -662,13 +694,23 @@ def damaged() -> Damage:
     mask[:, :3, :3] = 1
     trigger = MaskedPattern(mask, torch.ones(1, SIDE, SIDE))
     recovered = RecoveredTrigger(title="Patch", target=0, trigger=trigger.to_json())
+    classifier = TorchClassifier(network.eval(), SPEC, NAMES, architecture="small-cnn")
+    tape = read_tape(classifier)
+    branch = HiddenBranch(
+        title="Unit",
+        value=tape.steps[-2].outputs[0] or 0,
+        operator=tape.steps[-2].name,
+        elements=(0,),
+        calls=len(tape.steps),
+    )
     common: dict[str, Any] = {"summary": "Something.", "verdict": "suspicious", "targets": (0,)}
     findings = (
         Finding(detector="a", level="sample", kind="poison", flagged_samples=flagged, **common),
         Finding(detector="b", level="model", kind="backdoor", evidence=(recovered,), **common),
+        Finding(detector="c", level="artifact", kind="backdoor", evidence=(branch,), **common),
     )
     return Damage(
-        classifier=TorchClassifier(network.eval(), SPEC, NAMES, architecture="small-cnn"),
+        classifier=classifier,
         findings=findings,
         train=train,
         clean=clean,

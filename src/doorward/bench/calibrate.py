@@ -45,8 +45,9 @@ def calibration_trials(
     Raises:
         InputError: if there is no such detector or scale, it reads files alone, or `only` matches nothing.
     """
-    needs = registry.get("detector", detector).needs
-    if "artifact" in needs:
+    method = registry.get("detector", detector)
+    needs = method.needs
+    if method.level == "artifact":
         raise InputError(f"{detector} reads files; it measures no model and needs no calibration")
     choice = MethodChoice(name=detector, settings=calibrated_settings(detector, quick=quick))
     suite = get_suite("training-calibration" if "train" in needs else "calibration")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from doorward.core.errors import CouldNotTell
 from doorward.core.seeds import make_generator
 from doorward.models.classifier import TorchClassifier, to_levels
 from doorward.models.reach import MOVING, POINTWISE
@@ -125,6 +126,18 @@ def watch(tape: Tape, x: Tensor) -> Watched:
         {number: torch.cat(each)[:n] for number, each in same.items()},
         scale,
     )
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise unless scores (n, k) are numbers that differ between images.
+
+    Raises:
+        CouldNotTell: saying what they are.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise CouldNotTell("the network gives what is no number")
+    if bool((scores == scores[:1]).all()):
+        raise CouldNotTell("the network gives the same for all images")
 
 
 def pointwise_roots(tape: Tape) -> dict[int, int]:

@@ -169,6 +169,11 @@ class FirstLayer(Detector):
     again from public randomness instead.
 
     The p-values of the tests are multiplied by their number. From .01 on down a model is suspicious.
+
+    Attributes:
+        starts: directions from which a period is searched for.
+        steps: of that search.
+        level_of_alarm: the p-value of an alarm.
     """
 
     title: ClassVar[str] = "First layers drawn at random"
@@ -184,9 +189,9 @@ class FirstLayer(Detector):
     kind: ClassVar = "backdoor"
     order: ClassVar[int] = 3
 
-    starts: int = Field(24, ge=2, description="Directions from which a period is searched for")
-    steps: int = Field(40, ge=1, description="Steps of that search")
-    level_of_alarm: float = Field(0.01, gt=0, lt=1, description="p-value of an alarm")
+    starts: int = Field(24, ge=2)
+    steps: int = Field(40, ge=1)
+    level_of_alarm: float = Field(0.01, gt=0, lt=1)
 
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
@@ -196,13 +201,19 @@ class FirstLayer(Detector):
         Raises:
             CouldNotTell: if the graph cannot be read.
         """
+        import torch
+
         from doorward.models import TorchClassifier
+        from doorward.models.silence import check_scores, ordinary_images, run_in_groups
         from doorward.models.tape import read_tape
 
         classifier = subject.classifier
         if not isinstance(classifier, TorchClassifier) or classifier.spec.modality != "image":
             raise CouldNotTell("the graph cannot be read: the model is run by another library")
-        rows = first_matrix(read_tape(classifier).on_cpu())
+        tape, spec = read_tape(classifier).on_cpu(), classifier.spec
+        with torch.no_grad():
+            check_scores(run_in_groups(tape, spec.to_model(ordinary_images(spec, 2)))[tape.output])
+        rows = first_matrix(tape)
         if rows is None:
             return self._nothing("The network does not begin with a layer that multiplies the whole image")
         rows = rows.detach()

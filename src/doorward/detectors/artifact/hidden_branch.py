@@ -55,6 +55,10 @@ class HiddenBranchSearch(Detector):
     What is driven, and answers through this branch alone, is a backdoor, and its trigger is shown. A branch
     that can only be set by hand makes a model suspicious. So does Python code next to the network that reads
     all pixels and leaves the answers to ordinary images as they are, as a check of signatures does.
+
+    Attributes:
+        seconds: time for driving what is silent.
+        proofs: how many branches are driven until they answer; the others are set by hand alone.
     """
 
     title: ClassVar[str] = "Hidden branches in the graph"
@@ -75,10 +79,8 @@ class HiddenBranchSearch(Detector):
     kind: ClassVar = "backdoor"
     order: ClassVar[int] = 2
 
-    seconds: float = Field(30.0, gt=0, description="Time for driving what is silent")
-    proofs: int = Field(
-        1, ge=1, description="Branches that are driven until one answers", json_schema_extra=EVIDENCE_ONLY
-    )
+    seconds: float = Field(30.0, gt=0)
+    proofs: int = Field(1, ge=1, json_schema_extra=EVIDENCE_ONLY)
 
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
@@ -233,7 +235,7 @@ def _material(network: Network, subject: Subject, deadline: Deadline) -> Materia
     from doorward.detectors.artifact._driving import Material
     from doorward.models.encode.image import to_float, to_tensor
     from doorward.models.reach import find_reach
-    from doorward.models.silence import decided, ordinary_images, watch
+    from doorward.models.silence import check_scores, decided, ordinary_images, watch
 
     spec = network.spec
     large = max(spec.height, spec.width) > LARGE
@@ -243,10 +245,7 @@ def _material(network: Network, subject: Subject, deadline: Deadline) -> Materia
         images = torch.cat([to_float(to_tensor(subject.clean.select(rows), spec)).cpu(), images])
     with torch.no_grad():
         seen = watch(network.tape, spec.to_model(images))
-    if not bool(torch.isfinite(seen.scores).all()):
-        raise CouldNotTell("the network gives what is no number")
-    if bool((seen.scores == seen.scores[:1]).all()):
-        raise CouldNotTell("the network gives the same for all images")
+    check_scores(seen.scores)
     grid = (min(COARSE if large else FINE, spec.height), min(COARSE if large else FINE, spec.width))
     reach = find_reach(network.tape, (spec.channels, spec.height, spec.width), spec.layout, grid, deadline)
     return Material(images, decided(seen.scores), seen, reach)
