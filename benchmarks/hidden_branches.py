@@ -54,7 +54,7 @@ FORMATS: dict[str, tuple[str, Export]] = {
 
 
 class Beside(nn.Module):
-    """A network that takes images in [0, 1], and one branch of another make.
+    """A network that takes images in [0, 1], and one branch as others write it.
 
     Args:
         branch: gives (n, 1), above 0 where it fires.
@@ -313,7 +313,7 @@ class Plant:
 
 
 def plants() -> Iterator[Plant]:
-    """Yield the plants of this package at drawn seeds, and those of another make."""
+    """Yield the plants of this package at drawn seeds, and those as others write them."""
     own = _own("clean")
     for form in ("beside", "folded"):
         attack = TrojanNet(target=TARGET, form=form, every_class=form == "beside")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What a network computes, as a list of calls of torch's operators, for any number of images.
 
 A network is run twice, on two and on three images, and each call of an operator is written down: the graph,
-read off a network of whatever make, be it Python code, an ONNX file or an exported program. What differs
+read off any network, be it Python code, an ONNX file or an exported program. What differs
 between the two runs says where the number of images is written into the arguments.
 """
 

@@ -41,7 +41,7 @@ class RemoveBranch(Repair):
     """
 
     title = "Hidden branches cut out"
-    source = "Doorward's own"
+    source = "Doorward's own; the branches are those of Tang et al., KDD 2020, arXiv:2006.08131"
     limits = (
         "It cuts what was found and no more, the layers' own code is replaced by a graph of operators, and "
         "Python code next to a network cannot be cut."
