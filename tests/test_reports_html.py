@@ -17,11 +17,12 @@ import pytest
 
 from doorward.core.records import Picture, Report
 from doorward.reports import to_html
-from doorward.reports.html import gallery
+from doorward.reports.page import figure, galleries
 from doorward.reports.phrases import TITLES
 from report_examples import (
     EXAMPLES,
     backdoored,
+    could_not_tell,
     hostile,
     nothing_found,
     png,
@@ -109,20 +110,21 @@ def test_the_verdict_comes_first_and_the_rest_in_order() -> None:
         "p = 0.0033 About 3 in 1,000 clean models",
         "97.2 %",
         "The recovered trigger",
+        "Coat \N{RIGHTWARDS ARROW} 3 (Dress)",
         "Class by class neural-cleanse",
         "threshold 2.00",
-        "What was tested",
-        "range 0 to 1 (assumed)",
-        "91.3 % (1,826 of 2,000; 95 % interval",
+        "What to do next",
+        "What this verdict does not mean",
         "What each detector found, and cannot see",
         "Limits. Triggers that change the whole image",
         "AML.T0043.004 Craft Adversarial Data: Insert Backdoor Trigger",
+        "What was tested",
+        "range 0 to 1 (assumed)",
+        "91.3 % (1,826 of 2,000; 95 % interval",
         "What did not run",
         "Needs the training data",
         "What it cost",
         "61,440",
-        "What to do next",
-        "What this verdict does not mean",
         "learning_rate",
         '"torch": "2.13.0"',
         "doorward verify report.json: it scans the same files again",
@@ -163,19 +165,26 @@ def test_hostile_strings_are_text() -> None:
     assert "This picture is damaged." in page.text
 
 
-def test_pictures_stand_in_rows_in_their_order() -> None:
-    finding = backdoored().findings[1]
-    twice = finding.model_copy(update={"evidence": (*trigger_pictures("3"), *trigger_pictures("5"))})
-    rows = [[[figure.title for figure in group] for group in row] for row in gallery(twice)]
-    assert rows == [
-        [
-            [f"Recovered trigger, target {t}"],
-            ["Images before", f"The same images with the trigger: all are now {t}"],
-        ]
-        for t in "35"
+def test_pictures_stand_in_groups_in_their_order() -> None:
+    twice = galleries((*trigger_pictures("3"), *trigger_pictures("5")))
+    groups = [[one.title for one in (*group.singles, *group.examples, *group.strips)] for group in twice]
+    arrow = "\N{RIGHTWARDS ARROW}"
+    assert groups == [
+        [f"Recovered trigger, target {t}", *[f"Bag {arrow} {t}", f"Coat {arrow} {t}"] * 3] for t in "35"
     ]
-    figure = gallery(twice)[0][0][0]
-    assert (figure.width, figure.height, figure.enlarged) == (168, 168, True), "six times 28"
+    assert [len(group.examples) for group in twice] == [6, 6]
+    alone, example = twice[0].singles[0], twice[0].examples[0]
+    assert (alone.width, alone.height, alone.enlarged) == (280, 280, True), "ten times 28"
+    assert (example.width, example.height) == (342, 168), "six times 57 and 28"
+
+
+def test_a_strip_stands_apart_from_single_pictures() -> None:
+    import numpy as np
+
+    mean = Picture(title="mean", alt="a", png=png(np.zeros((28, 28), np.uint8)))
+    strip = Picture(title="strip", alt="a", png=png(np.zeros((28, 280), np.uint8)))
+    drawn = galleries((mean, strip, mean, strip))
+    assert [(len(one.singles), len(one.examples), len(one.strips)) for one in drawn] == [(1, 0, 1)] * 2
 
 
 @pytest.mark.parametrize(
@@ -192,10 +201,65 @@ def test_damaged_pictures_are_told(data: str) -> None:
 def test_large_pictures_are_not_enlarged() -> None:
     import numpy as np
 
-    large = Picture(title="t", alt="a", png=png(np.zeros((224, 200), np.uint8)))
-    finding = backdoored().findings[1].model_copy(update={"evidence": (large,)})
-    ((figures, _),) = gallery(finding)
-    assert (figures[0].width, figures[0].height, figures[0].enlarged) == (200, 224, False)
+    large = figure(Picture(title="t", alt="a", png=png(np.zeros((224, 200), np.uint8))))
+    assert (large.width, large.height, large.enlarged) == (200, 224, False)
+
+
+def folded(markup: str) -> str:
+    """Return the text of a page that a reader sees only after unfolding something."""
+
+    class Folded(HTMLParser):
+        depth, summary, text = 0, 0, ""
+
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            self.depth += tag == "details" and "open" not in dict(attributes)
+            self.summary += tag == "summary"
+
+        def handle_endtag(self, tag: str) -> None:
+            self.depth -= tag == "details"
+            self.summary -= tag == "summary"
+
+        def handle_data(self, data: str) -> None:
+            self.text += data if self.depth and not self.summary else ""
+
+    parser = Folded()
+    parser.feed(markup)
+    return " ".join(parser.text.split())
+
+
+def test_what_found_nothing_is_folded_away_but_for_a_line() -> None:
+    page = to_html(nothing_found())
+    inside = folded(page)
+    for part in ("Triggers that change the whole image", "Anomaly index: 0.67", "threshold 2.0"):
+        assert part in inside
+    for part in ("No small pattern turns other images", "What to do next", "max-margin alone points"):
+        assert part in Page(page).text
+        assert part not in inside
+    assert "Smallest pattern for each class" not in folded(to_html(backdoored())), "alarms are not folded"
+
+
+def test_the_finding_whose_trigger_works_best_is_drawn_first_and_the_others_are_folded() -> None:
+    report = backdoored()
+    first, second = report.findings[1:]
+    both = second.model_copy(update={"evidence": trigger_pictures("3, by max-margin")})
+    better = report.confirmations[0].model_copy(update={"detector": "max-margin"})
+    worse = better.success.model_copy(update={"successes": 200, "value": 0.8, "low": 0.745, "high": 0.848})
+    works = (report.confirmations[0].model_copy(update={"success": worse}), better)
+    page = to_html(report.model_copy(update={"findings": (first, both), "confirmations": works}))
+    inside = folded(page)
+    assert "Recovered trigger, target 3 (Dress)" in inside
+    assert "Recovered trigger, target 3, by max-margin" not in inside
+    assert page.count("<h2>The recovered trigger</h2>") == 1
+
+
+def test_a_reason_is_told_once() -> None:
+    report = could_not_tell()
+    why = str(report.reason)
+    first = report.findings[0].model_copy(update={"reason": why, "summary": f"Could not tell: {why}"})
+    other = first.model_copy(update={"detector": "max-margin"})
+    text = Page(to_html(report.model_copy(update={"findings": (first, other), "not_run": ()}))).text
+    assert text.count(why) == 1
+    assert text.count("It could not tell, for the reason above.") == 2
 
 
 # The page in a browser
@@ -363,6 +427,7 @@ def test_without_scripts_the_page_is_the_same(browser: Browser) -> None:
 @pytest.mark.browser
 def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
     browser.show(nothing_found())
+    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
     bars = browser.ask(
         "[...document.querySelectorAll('.track .bar')].map(bar => bar.getBoundingClientRect().toJSON())"
     )
@@ -374,10 +439,30 @@ def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
 
 
 @pytest.mark.browser
+def test_a_picture_is_enlarged_without_a_script(browser: Browser) -> None:
+    browser.show(backdoored())
+    first = "document.querySelector('.example')"
+    width = f"{first}.querySelector('img').getBoundingClientRect().width"
+    before = browser.ask(width)
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.keys import Keys
+
+        browser.driver.find_element(By.CSS_SELECTOR, ".example summary").send_keys(Keys.ENTER)
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+    assert browser.ask(f"{first}.querySelector('details').open")
+    assert browser.ask(width) > 2 * before
+    assert browser.ask("document.documentElement.scrollWidth") <= 1400
+
+
+@pytest.mark.browser
 def test_print_shows_what_is_folded(browser: Browser) -> None:
     browser.show(backdoored(), media="print")
     shown = "[...document.querySelectorAll('details pre')].map(pre => pre.checkVisibility())"
     assert browser.ask(shown) == [True] * 3
+    assert browser.ask("[...document.querySelectorAll('.limits')].every(one => one.checkVisibility())")
     pdf = base64.b64decode(browser.command("Page.printToPDF")["data"])
     assert pdf.startswith(b"%PDF")
     browser.show(backdoored())

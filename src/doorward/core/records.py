@@ -50,6 +50,9 @@ class Picture(Record):
     title: str
     alt: str = Field(description="What the picture shows, for those who cannot see it")
     png: str = Field(description="The PNG file in base64")
+    role: Literal["picture", "trigger", "example"] = Field(
+        "picture", description="Whether it shows a trigger alone, or an input without and with it"
+    )
 
 
 class Text(Record):
