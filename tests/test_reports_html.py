@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -260,6 +263,22 @@ def test_a_reason_is_told_once() -> None:
     text = Page(to_html(report.model_copy(update={"findings": (first, other), "not_run": ()}))).text
     assert text.count(why) == 1
     assert text.count("It could not tell, for the reason above.") == 2
+
+
+def test_a_notebook_shows_the_page_and_a_console_no_pictures() -> None:
+    report = backdoored()
+    shown = report._repr_html_()
+    assert shown
+    assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+    assert 'sandbox=""' in shown
+    assert shown.count("<") == 2, "the page is text of an attribute"
+    assert html.unescape(shown.split('srcdoc="')[1].split('" sandbox')[0]) == to_html(report)
+    assert report.findings[1].evidence[0].png not in repr(report)
+
+
+def test_reports_of_a_scan_can_be_shown() -> None:
+    code = "from doorward.scan.verdict import Report; assert Report.page is not None"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # The page in a browser

@@ -195,8 +195,8 @@ def _certainty(report: Report) -> Fact:
     return Fact(
         label,
         f"{share[:1].upper()}{share[1:]} look as suspicious",
-        f"{p_value(report.p_value)} says how ordinary {'these data look' if sets else 'this model looks'}, "
-        "not how sure the verdict is",
+        f"that says how ordinary {'these data look' if sets else 'this model looks'}, not how sure the "
+        f"verdict is ({p_value(report.p_value)})",
     )
 
 
