@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from doorward.core.records import Measurement, Picture, RecoveredTrigger
 from doorward.data import InMemorySamples
 from doorward.models import Classifier, wrap
 from doorward.models.classifier import to_levels
-from doorward.scan.confirmation import ALONE, PICTURES, confirm, illustrate
+from doorward.scan.confirmation import ALONE, PICTURES, confirm, illustrate, _ground
 from doorward.scan.images import ImageSplit
 from doorward.triggers.masked import MaskedPattern
+from doorward.triggers.warp import Warp
 from report_examples import nothing_found, suspicious
 
 SIZE, CLASSES, TARGET = (1, 8, 8), 4, 3
@@ -110,3 +112,10 @@ def test_pictures_say_what_the_model_answers(flagged: bool) -> None:
     assert {one.title for one in examples} == {"0 \N{RIGHTWARDS ARROW} 3"}
     assert len(examples) == PICTURES
     assert ("trigger" in alone.title) == flagged, "without an alarm it is not called a trigger"
+
+
+def test_a_trigger_that_only_moves_pixels_is_drawn_on_a_grid() -> None:
+    (tried,) = confirm([recovered(1.0)], answering(bright), evidence())
+    assert _ground(tried).unique().tolist() == [0.5]
+    moved = replace(tried, trigger=Warp(torch.zeros(2, 4, 4), 0.5))
+    assert len(_ground(moved).unique()) == 2

@@ -92,11 +92,10 @@ def _home() -> dict[str, str]:
 def help_address(finding: Finding) -> str | None:
     """Return where a detector's method is described: its paper, else the technique that it points to.
 
-    >>> from doorward.core.records import Finding
-    >>> common = {"detector": "d", "level": "model", "kind": "backdoor", "verdict": "suspicious"}
-    >>> help_address(Finding(**common, summary="", source="Wang et al., IEEE S&P 2019, doi 10.1109/SP.2019.00031"))
+    >>> one = Finding(detector="d", level="model", kind="backdoor", summary="", verdict="suspicious")
+    >>> help_address(one.model_copy(update={"source": "IEEE S&P 2019, doi 10.1109/SP.2019.00031"}))
     'https://doi.org/10.1109/SP.2019.00031'
-    >>> help_address(Finding(**common, summary="", source="Wang et al., arXiv 2205.06900; with changes"))
+    >>> help_address(one.model_copy(update={"source": "Wang et al., arXiv 2205.06900; with changes"}))
     'https://arxiv.org/abs/2205.06900'
     """
     if found := re.search(r"\bdoi[ :](10\.\d{4,9}/[\w.()/:-]+)", finding.source):

@@ -27,6 +27,8 @@ from doorward.triggers.base import Trigger
 PICTURES = 6
 #: How many images with a trigger go through one at a time, to see whether that makes a difference.
 ALONE = 8
+#: A trigger that changes no pixel of a grey image by more than this is drawn on a grid of so many lines.
+SEEN, GRID = 0.02, 9
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ def _pictures(tried: TriedTrigger, classes: tuple[str, ...], *, flagged: bool) -
     drawn = [
         Picture(
             title=title,
-            alt=f"A pattern on grey that was fitted to lead to class {name}",
-            png=picture(tried.trigger.apply(torch.full_like(tried.images[:1], 0.5))[0]),
+            alt=f"A pattern, alone, that was fitted to lead to class {name}",
+            png=picture(tried.trigger.apply(_ground(tried))[0]),
             role="trigger",
         )
     ]
@@ -138,3 +140,14 @@ def _pictures(tried: TriedTrigger, classes: tuple[str, ...], *, flagged: bool) -
             )
         )
     return drawn
+
+
+def _ground(tried: TriedTrigger) -> torch.Tensor:
+    """Return what a trigger is drawn on (1, c, h, w): grey, or a grid where it only moves what is there."""
+    grey = torch.full_like(tried.images[:1], 0.5)
+    if (tried.trigger.apply(grey) - grey).abs().max() > SEEN:
+        return grey
+    grid = grey.clone()
+    step = max(2, grid.shape[2] // GRID)
+    grid[:, :, ::step] = grid[:, :, :, ::step] = 0.9
+    return grid
