@@ -180,6 +180,7 @@ def _open_weights(path: Path, options: LoadOptions) -> Classifier:
 
 def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     from doorward.models.formats.onnx.loader import inspect_onnx, load_onnx
+    from doorward.models.formats.onnx.metadata import stated_input, stated_names
 
     info = inspect_onnx(path)
     sidecar, companions = read_sidecar(path), read_companions(path)
@@ -188,12 +189,22 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
     facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
     known = {name: value for name, value in facts.items() if value is not None}
-    stated = without_facts(companions.input, known)
-    spec = resolve_spec(path, known, options.statement(), sidecar.input, stated)
+    stated = [without_facts(one, known) for one in (companions.input, stated_input(info.metadata))]
+    spec = resolve_spec(path, known, options.statement(), sidecar.input, *stated)
     labels = options.labels or sidecar.classes or companions.classes
     classifier = load_onnx(path, spec, labels, features=options.features)
+    if labels is None:
+        _name_classes(classifier, stated_names(info.metadata))
     classifier.notes = (*companions.notes, *classifier.notes)
     return classifier
+
+
+def _name_classes(classifier: Classifier, names: tuple[str, ...] | None) -> None:
+    """Give the classes the names that the file has for them, if there is one for each."""
+    if names is not None and len(names) == len(classifier.classes):
+        classifier.classes = names
+        assumed = tuple(name for name in classifier.spec.assumed if name != "labels")
+        classifier.spec = classifier.spec.model_copy(update={"assumed": assumed})
 
 
 _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {
