@@ -53,9 +53,6 @@ def scan(
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds for each scan."),
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
-    ray: str | None = typer.Option(
-        None, metavar="ADDRESS", help="Scan on this Ray cluster, such as auto; on this machine if not given."
-    ),
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Write an overview, index.html, models.csv and all reports there."
     ),
@@ -105,7 +102,7 @@ def scan(
     noted = note(find_models(sources, common), kept, progress=lambda text: typer.echo(text, err=True))
     for path, why in noted.unreadable:
         typer.echo(f"not read: {plain(path)}: {plain(why)}", err=True)
-    settings = FleetSettings(workers=workers, memory=int(memory * (1 << 30)), ray=ray)
+    settings = FleetSettings(workers=workers, memory=int(memory * (1 << 30)))
     try:
         work(kept, settings, told=tell)
     finally:

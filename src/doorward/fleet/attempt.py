@@ -6,7 +6,11 @@ import contextlib
 import multiprocessing
 import resource
 import signal
+import sys
+import threading
 import time
+import types
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +22,7 @@ GRACE = 120.0
 BASE = 3 << 30
 #: Imported once, before the processes part from each other.
 PRELOADED = ["doorward.scan.pipeline", "doorward.fleet.attempt"]
+_STARTING = threading.Lock()
 
 
 class Attempt(Record):
@@ -49,7 +54,8 @@ def attempt(request: dict[str, Any], *, memory: int, seconds: float) -> Attempt:
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_scan, args=(there, request, memory), daemon=True)
     begun = time.monotonic()
-    process.start()
+    with _without_main():
+        process.start()
     there.close()
     found: Attempt | None = None
     hung = False
@@ -73,6 +79,18 @@ def attempt(request: dict[str, Any], *, memory: int, seconds: float) -> Attempt:
         return found.model_copy(update={"seconds": took})
     why = f"it did not end within {seconds:.0f} s" if hung else _ending(process.exitcode)
     return Attempt(error=why, lost=True, seconds=took)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that do not run the caller's script first, which is not ours and may not end."""
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _ending(code: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Scan what waits in a store, on this machine or on a Ray cluster, until nothing is left."""
+"""Scan what waits in a store until nothing is left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from doorward._version import __version__
 from doorward.artifacts.digest import artifact_digest
@@ -44,12 +44,10 @@ class FleetSettings:
     Attributes:
         workers: models that are scanned at the same time.
         memory: bytes that the process of each may take, beyond what it takes anyway.
-        ray: address of a Ray cluster, None for this machine alone.
     """
 
     workers: int = 1
     memory: int = 4 << 30
-    ray: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,17 +165,17 @@ def work(
 
     Raises:
         StoreError: if the store can no longer be reached.
-        InputError: if the cluster cannot be reached.
     """
     owner = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     begun, done = time.monotonic(), 0
-    with _runner(settings) as submit, _beating(store, owner):
+    with ThreadPoolExecutor(settings.workers) as pool, _beating(store, owner):
         running: dict[Future[Attempt], Waiting] = {}
         try:
             while True:
                 room = settings.workers - len(running)
                 for one in store.claim(owner, room) if room else ():
-                    running[submit(one)] = one
+                    own = pool.submit(attempt, _asked(one, settings), **_limits(one, settings))
+                    running[own] = one
                 if not running:
                     if not store.left():
                         return done
@@ -185,7 +183,7 @@ def work(
                     continue
                 for future in wait(running, timeout=IDLE, return_when=FIRST_COMPLETED).done:
                     one = running.pop(future)
-                    ended = _ended(store, owner, one, _result(future))
+                    ended = _ended(store, owner, one, future.result())
                     if ended is not None:
                         done += 1
                         told(Progress(ended, done, store.left(), time.monotonic() - begun))
@@ -194,13 +192,6 @@ def work(
                 future.cancel()
             store.release(owner)
             raise
-
-
-def _result(future: Future[Attempt]) -> Attempt:
-    try:
-        return future.result()
-    except Exception as error:  # a node of the cluster is gone
-        return Attempt(error=f"its worker was lost: {type(error).__name__}", lost=True)
 
 
 def _ended(store: FleetStore, owner: str, one: Waiting, found: Attempt) -> Done | None:
@@ -251,13 +242,6 @@ def _beating(store: FleetStore, owner: str) -> Iterator[None]:
         thread.join()
 
 
-class Submit(Protocol):
-    """Begin to scan a model."""
-
-    def __call__(self, one: Waiting) -> Future[Attempt]:
-        """Return what will come of it."""
-
-
 def _limits(one: Waiting, settings: FleetSettings) -> dict[str, Any]:
     return {"memory": settings.memory + BASE, "seconds": float(one.request["time_budget"]) + GRACE}
 
@@ -267,25 +251,3 @@ def _asked(one: Waiting, settings: FleetSettings) -> dict[str, Any]:
     request = ScanRequest.from_json(one.request)
     gib = settings.memory / (1 << 30)
     return replace(request, memory=min(request.memory or gib, gib)).to_json()
-
-
-@contextmanager
-def _runner(settings: FleetSettings) -> Iterator[Submit]:
-    """Yield what begins a scan: in a process on this machine, or as a task of Ray."""
-    if settings.ray is None:
-        with ThreadPoolExecutor(settings.workers) as pool:
-            yield lambda one: pool.submit(attempt, _asked(one, settings), **_limits(one, settings))
-        return
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise InputError("--ray needs the package 'ray': pip install 'doorward[ray]'") from error
-    try:
-        ray.init(address=settings.ray, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"--ray {settings.ray}: no cluster can be reached there") from error
-    remote = ray.remote(num_cpus=1, max_retries=0)(attempt)
-    try:
-        yield lambda one: remote.remote(_asked(one, settings), **_limits(one, settings)).future()
-    finally:
-        ray.shutdown()
