@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from doorward.core.records import Picture, Report
+from doorward.core.records import Picture
 from doorward.reports import to_html
 from doorward.reports.page import figure, galleries
 from doorward.reports.phrases import TITLES
+from html_pages import CONTRAST, Browser, Page
 from report_examples import (
     EXAMPLES,
     backdoored,
@@ -38,27 +34,6 @@ every_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
 # The markup
-
-
-class Page(HTMLParser):
-    """Collect a page's elements and its text."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._silent = False
-        self.feed(markup)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-        self._silent = tag == "style"
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._silent else data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @every_example
@@ -283,73 +258,11 @@ def test_reports_of_a_scan_can_be_shown() -> None:
 
 # The page in a browser
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-class Browser:
-    """Show reports in headless Chromium and ask what came of it."""
-
-    def __init__(self, folder: Path) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in (
-            "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-            "disable-background-networking", "disable-component-update", "hide-scrollbars",
-            f"user-data-dir={folder / 'profile'}",
-        ):  # fmt: skip
-            options.add_argument(f"--{flag}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        service = webdriver.ChromeService(executable_path=str(DRIVER))
-        self.folder = folder
-        self.driver = webdriver.Chrome(options=options, service=service)
-
-    def command(self, name: str, **parameters: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, parameters)
-
-    def show(
-        self, report: Report, *, width: int = 1400, height: int = 900, scheme: str = "light", media: str = ""
-    ) -> None:
-        file = self.folder / "report.html"
-        file.write_text(to_html(report), encoding="utf-8")
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.command("Emulation.setEmulatedMedia", media=media, features=features)
-        self.command(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        for kind in ("browser", "performance"):
-            self.driver.get_log(kind)  # empties it
-        self.driver.get(file.as_uri())
-
-    def ask(self, script: str) -> Any:
-        return self.driver.execute_script(f"return {script}")
-
-    def requests(self) -> list[str]:
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-
-    def screenshot(self) -> bytes:
-        return base64.b64decode(self.command("Page.captureScreenshot")["data"])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("Debian's chromium and chromium-driver are not installed")
-    page = Browser(tmp_path_factory.mktemp("browser"))
-    yield page
-    page.driver.quit()
-
 
 @pytest.mark.browser
 @every_example
 def test_a_browser_reports_no_error_and_sends_no_request(browser: Browser, name: str) -> None:
-    browser.show(EXAMPLES[name]())
+    browser.show(to_html(EXAMPLES[name]()))
     assert browser.driver.get_log("browser") == []
     assert [url for url in browser.requests() if not url.startswith("data:")] == [
         (browser.folder / "report.html").as_uri()
@@ -363,7 +276,7 @@ def test_a_browser_reports_no_error_and_sends_no_request(browser: Browser, name:
 @every_example
 @pytest.mark.parametrize("width", [320, 360, 700, 1400])
 def test_nothing_sticks_out(browser: Browser, name: str, width: int) -> None:
-    browser.show(EXAMPLES[name](), width=width)
+    browser.show(to_html(EXAMPLES[name]()), width=width)
     assert browser.ask("document.documentElement.scrollWidth") <= width
 
 
@@ -371,40 +284,18 @@ def test_nothing_sticks_out(browser: Browser, name: str, width: int) -> None:
 @every_example
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (1400, 800)])
 def test_the_verdict_is_in_the_first_view(browser: Browser, name: str, width: int, height: int) -> None:
-    browser.show(EXAMPLES[name](), width=width, height=height)
+    browser.show(to_html(EXAMPLES[name]()), width=width, height=height)
     box = browser.ask("document.querySelector('h1').getBoundingClientRect().toJSON()")
     assert 0 < box["top"] < box["bottom"] < height
     if name != "hostile":
         assert browser.ask("document.querySelector('.act strong').getBoundingClientRect().bottom") < height
 
 
-#: For every visible text: contrast of its colour with what lies behind it (WCAG 2.2), the lowest first.
-CONTRAST = """(() => {
-  const numbers = c => c.match(/[\\d.]+/g).map(Number);
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => { const [r, g, b] = numbers(c).map(v => linear(v / 255));
-    return .2126 * r + .7152 * g + .0722 * b; };
-  const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-    const n = numbers(c); if (n.length < 4 || n[3] > 0) return c; } return "rgb(255, 255, 255)"; };
-  const found = [];
-  document.querySelectorAll("details").forEach(d => d.open = true);
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const node = walk.currentNode, e = node.parentElement;
-    if (!node.data.trim() || !e.getClientRects().length) continue;
-    const style = getComputedStyle(e), ink = e.namespaceURI.endsWith("svg") ? style.fill : style.color;
-    const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
-    found.push([Math.round((a + .05) / (b + .05) * 100) / 100, node.data.trim().slice(0, 40)]);
-  }
-  return found.sort((x, y) => x[0] - y[0]);
-})()"""
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["backdoored", "nothing_found", "could_not_tell", "suspicious", "hostile"])
 def test_every_text_has_contrast(browser: Browser, name: str, scheme: str) -> None:
-    browser.show(EXAMPLES[name](), scheme=scheme)
+    browser.show(to_html(EXAMPLES[name]()), scheme=scheme)
     found = browser.ask(CONTRAST)
     assert len(found) > 50
     assert found[0][0] >= 4.5, found[:3]
@@ -412,7 +303,7 @@ def test_every_text_has_contrast(browser: Browser, name: str, scheme: str) -> No
 
 @pytest.mark.browser
 def test_the_contrast_check_can_fail(browser: Browser) -> None:
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     browser.ask("document.querySelector('.lead').style.color = '#d99'")
     assert browser.ask(CONTRAST)[0][0] < 4.5
 
@@ -420,7 +311,7 @@ def test_the_contrast_check_can_fail(browser: Browser) -> None:
 @pytest.mark.browser
 def test_light_and_dark_follow_the_reader(browser: Browser) -> None:
     def page_colour(scheme: str) -> list[int]:
-        browser.show(backdoored(), scheme=scheme)
+        browser.show(to_html(backdoored()), scheme=scheme)
         return [
             int(v) for v in re.findall(r"\d+", browser.ask("getComputedStyle(document.body).backgroundColor"))
         ]
@@ -431,21 +322,21 @@ def test_light_and_dark_follow_the_reader(browser: Browser) -> None:
 
 @pytest.mark.browser
 def test_without_scripts_the_page_is_the_same(browser: Browser) -> None:
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     with_scripts = browser.screenshot()
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.show(backdoored())
+        browser.show(to_html(backdoored()))
         assert browser.screenshot() == with_scripts
     finally:
         browser.command("Emulation.setScriptExecutionDisabled", value=False)
-    browser.show(unsafe())
+    browser.show(to_html(unsafe()))
     assert browser.screenshot() != with_scripts, "screenshots can differ"
 
 
 @pytest.mark.browser
 def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
-    browser.show(nothing_found())
+    browser.show(to_html(nothing_found()))
     browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
     bars = browser.ask(
         "[...document.querySelectorAll('.track .bar')].map(bar => bar.getBoundingClientRect().toJSON())"
@@ -459,7 +350,7 @@ def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
 
 @pytest.mark.browser
 def test_a_picture_is_enlarged_without_a_script(browser: Browser) -> None:
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     first = "document.querySelector('.example')"
     width = f"{first}.querySelector('img').getBoundingClientRect().width"
     before = browser.ask(width)
@@ -478,11 +369,11 @@ def test_a_picture_is_enlarged_without_a_script(browser: Browser) -> None:
 
 @pytest.mark.browser
 def test_print_shows_what_is_folded(browser: Browser) -> None:
-    browser.show(backdoored(), media="print")
+    browser.show(to_html(backdoored()), media="print")
     shown = "[...document.querySelectorAll('details pre')].map(pre => pre.checkVisibility())"
     assert browser.ask(shown) == [True] * 3
     assert browser.ask("[...document.querySelectorAll('.limits')].every(one => one.checkVisibility())")
     pdf = base64.b64decode(browser.command("Page.printToPDF")["data"])
     assert pdf.startswith(b"%PDF")
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     assert browser.ask(shown) == [False] * 3

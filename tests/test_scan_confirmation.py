@@ -14,7 +14,7 @@ from doorward.core.records import Measurement, Picture, RecoveredTrigger
 from doorward.data import InMemorySamples
 from doorward.models import Classifier, wrap
 from doorward.models.classifier import to_levels
-from doorward.scan.confirmation import ALONE, PICTURES, confirm, illustrate, _ground
+from doorward.scan.confirmation import ALONE, PICTURES, _ground, confirm, illustrate
 from doorward.scan.images import ImageSplit
 from doorward.triggers.masked import MaskedPattern
 from doorward.triggers.warp import Warp

@@ -84,7 +84,7 @@ def guard(
     out: Path | None = typer.Option(
         None,
         metavar="DIR",
-        help="Write verdicts.json, verdicts.csv and a contact sheet, rejected.html, there.",
+        help="Write verdicts.json, verdicts.csv and rejected.html, a page with the rejected inputs, there.",
     ),
     format: Format = typer.Option(
         Format.text, metavar="text|json|csv", help="What to print on standard output."
@@ -238,7 +238,7 @@ def guard(
         files = {
             "verdicts.json": rendering.to_json(report),
             "verdicts.csv": rendering.to_csv(report),
-            "rejected.html": rendering.contact_sheet(report, guarded.inputs),
+            "rejected.html": rendering.to_html(report, guarded.inputs),
         }
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -30,6 +30,7 @@ from doorward.core.records import (
     ControlResult,
     Coverage,
     Finding,
+    NotRun,
     Report,
     SubjectRecord,
     Verdict,
@@ -257,12 +258,12 @@ def result(report: Report, finding: Finding) -> str:
     return sentence(plain(finding.reason))
 
 
-def not_run(report: Report) -> list[tuple[str, str]]:
-    """Return which detectors did not run, and why: those with one reason together."""
-    by_reason: dict[str, list[str]] = {}
-    for one in report.not_run:
-        by_reason.setdefault(one.reason, []).append(plain(one.detector))
-    return [(", ".join(names), plain(reason)) for reason, names in by_reason.items()]
+def by_reason(left_out: Iterable[NotRun]) -> list[tuple[str, str]]:
+    """Return what did not run by why, as names and reason."""
+    together: dict[str, list[str]] = {}
+    for one in left_out:
+        together.setdefault(one.reason, []).append(plain(one.detector))
+    return [(", ".join(names), plain(reason)) for reason, names in together.items()]
 
 
 def finding_lines(report: Report, finding: Finding) -> list[str]:
