@@ -18,7 +18,6 @@ from torch import nn
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier
 from doorward.models.errors import NotExamined
-from doorward.models.formats.factory import refuse_misfits
 from doorward.models.formats.huggingface_text_audio import audio_spec, text_spec
 from doorward.models.formats.image_processors import describe_processor, load_processor, refuse_difference
 from doorward.models.formats.input_options import (
@@ -30,6 +29,7 @@ from doorward.models.formats.input_options import (
     resolve_spec,
 )
 from doorward.models.formats.timm_directory import KEY, open_timm
+from doorward.models.formats.weights import refuse_misfits
 from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
 
