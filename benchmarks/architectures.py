@@ -212,7 +212,8 @@ def enliven(network: Any, processor: Any | None) -> None:
             layer.momentum = None
             layer.reset_running_stats()
     if norms and processor is not None:
-        given = [processor(images=image, return_tensors="pt") for image in pictures()]
+        # twice, since some norms take no single image
+        given = [processor(images=[image, image], return_tensors="pt") for image in pictures()]
         with torch.no_grad():
             for _ in range(3):  # the statistics of one layer are those of inputs that the former ones made
                 for layer in norms:

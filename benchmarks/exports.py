@@ -37,7 +37,6 @@ NETWORKS = {
     "vit of 64 pixels": 64,
     "swin": 224,
     "swinv2": 256,
-    "cvt": 64,
     "levit": 224,
     "mobilevit": 256,
     "poolformer": 64,

@@ -193,6 +193,28 @@ def test_the_processor_of_pp_lcnet_is_understood() -> None:
     assert spec.resize.nearest
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.onnx", r"those of an ONNX model: give that file, .*/model\.onnx"),
+        ("onnx/model.onnx", r"those of an ONNX model: give that file, .*/onnx/model\.onnx"),
+        ("tf_model.h5", r"tf_model\.h5 holds weights of TensorFlow"),
+        ("flax_model.msgpack", r"flax_model\.msgpack holds weights of Flax"),
+    ],
+)
+def test_weights_of_another_library_are_named(copied: Path, file: str, message: str) -> None:
+    (copied / "model.safetensors").unlink()
+    (copied / file).parent.mkdir(exist_ok=True)
+    (copied / file).write_bytes(b"a")
+    with pytest.raises(NotExamined, match=message):
+        open_classifier(copied)
+
+
+def test_a_url_is_not_fetched() -> None:
+    with pytest.raises(InputError, match=r"nothing is fetched from a URL: give a path, or a hub id"):
+        open_classifier("https://example.com/somebody/net")
+
+
 def test_models_of_token_numbers_are_told_apart_from_those_of_images(tmp_path: Path) -> None:
     with quiet():
         config = transformers.ImageGPTConfig(

@@ -330,7 +330,7 @@ def test_as_many_images_are_used_as_the_time_allows(
     monkeypatch.setattr(classifier, "raw_logits", slow)
     drawn = draw_images(classifier, bundled.fashion_mnist("test"), 300, seed=0)
     assert affordable(classifier, drawn, Deadline(seconds, started=0.0)) == used
-    assert clock[0] <= 5 * each
+    assert clock[0] <= 9 * each
 
 
 def test_class_folders_are_matched_by_number_and_whatever_their_capitals() -> None:

@@ -135,14 +135,14 @@ def unmatched_note(samples: Samples, classifier: Classifier) -> str | None:
 def affordable(classifier: Classifier, split: ImageSplit, deadline: Deadline) -> int:
     """Return how many images the time allows to run through the model a few times; all where that is many.
 
-    One of them is run to find out, and a few more where that took long, since the first run is slower.
+    One of them is run to find out, and a few more, twice, where that took long: the first run is slower.
     """
     total = len(split.fit) + len(split.confirm)
     if deadline.seconds is None or total <= FEWEST or not len(split.fit):
         return total
     few = to_float(to_tensor(split.fit.select(np.arange(min(PACED, len(split.fit)))), classifier.spec))
     pace, fitting = 0.0, total
-    for images in (few[:1], few):
+    for images in (few[:1], few, few):
         begun = deadline.spent()
         try:
             batched_logits(classifier, images, raw=True)

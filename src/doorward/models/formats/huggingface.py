@@ -18,7 +18,6 @@ from torch import nn
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier
 from doorward.models.errors import NotExamined
-from doorward.models.formats.factory import refuse_misfits
 from doorward.models.formats.huggingface_text_audio import audio_spec, text_spec
 from doorward.models.formats.image_processors import describe_processor, load_processor, refuse_difference
 from doorward.models.formats.input_options import (
@@ -30,6 +29,7 @@ from doorward.models.formats.input_options import (
     resolve_spec,
 )
 from doorward.models.formats.timm_directory import KEY, open_timm
+from doorward.models.formats.weights import refuse_misfits
 from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
 
@@ -39,6 +39,8 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+#: Weights that transformers wrote for other libraries.
+_OTHER_WEIGHTS = {"tf_model.h5": "TensorFlow", "flax_model.msgpack": "Flax"}
 #: What is fetched next to the weights: configurations and the words of tokenizers. Code is not: what asks
 #: for it is in the configurations, and Doorward runs none.
 _BESIDE = ("*.json", "*.txt", "*.model")
@@ -199,10 +201,31 @@ TASKS: dict[str, Callable[[Path, str, LoadOptions], Classifier]] = {
 }
 
 
+def _refuse_other_weights(path: Path) -> None:
+    """Raise if a directory has its weights in another library's format alone.
+
+    Raises:
+        NotExamined: with what to do.
+    """
+    exported = [file for part in (path, path / "onnx") for file in sorted(part.glob("*.onnx"))]
+    if exported:
+        raise NotExamined(
+            f"{path}: only its files were examined, since its weights are those of an ONNX model: give that "
+            f"file, {exported[0]}"
+        )
+    for name, library in _OTHER_WEIGHTS.items():
+        if (path / name).is_file():
+            raise NotExamined(
+                f"{path}: only its files were examined, since {name} holds weights of {library}: load it "
+                "with a release of transformers that reads them, and save it with save_pretrained"
+            )
+
+
 def _load_module(path: Path, kind: str) -> Any:
     import transformers
 
     if not any((path / file).is_file() for file in _WEIGHTS):
+        _refuse_other_weights(path)
         raise InputError(f"{path}: no weights: expected one of {', '.join(_WEIGHTS[:3])}")
     try:
         module, info = getattr(transformers, kind).from_pretrained(

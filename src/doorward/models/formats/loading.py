@@ -104,6 +104,8 @@ def locate(path: str) -> Path:
     """
     local = Path(path)
     refuse_unreadable_name(path)
+    if "://" in path:
+        raise InputError(f"{path}: nothing is fetched from a URL: give a path, or a hub id (owner/name)")
     try:
         if local.exists():
             return local

@@ -15,8 +15,8 @@ from torch import nn
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
 from doorward.models.errors import NotExamined
-from doorward.models.formats.factory import load_weights, read_examined_weights
 from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
+from doorward.models.formats.weights import load_weights, read_examined_weights
 from doorward.models.formats.wrapping import finish
 
 #: Key of a configuration that timm alone writes.
