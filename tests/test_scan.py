@@ -58,6 +58,7 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     confirmed = {c.detector: c.success for c in named}
     # a picture all over the image is no trigger of this model, but any class has one that works
     assert sorted(c.detector for c in named) == [
+        "aegis",
         "blend-search",
         "neural-cleanse",
         "patch-search",
@@ -156,6 +157,7 @@ def test_without_images_the_data_free_detector_runs_alone() -> None:
         "trigger-families",
         "patch-search",
         "blend-search",
+        "aegis",
         "neural-cleanse",
     ]
     assert all("--clean" in skipped.reason for skipped in report.not_run)
@@ -200,6 +202,7 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
         "patch-search",
         "blend-search",
         "trigger-families",
+        "aegis",
     }
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
