@@ -171,7 +171,7 @@ def _pruned(
         shown = torch.where(masks.repeat_interleave(n, 0)[:, None], pasted, x)
         gradient = target_gradient(problem.classifier, shown, targets, guard)
         # by how much the loss rises, to first order, where a pixel becomes again what it was
-        rise = (gradient * (x - pasted)).sum(1).unflatten(0, (-1, n)).mean(1)  # (r, h, w)
+        rise = (gradient * (x - pasted)).sum(1).view(len(change), n, *x.shape[2:]).mean(1)  # (r, h, w)
         masks = _strongest(rise.masked_fill(~masks, -torch.inf), share)
         if share in TRIED:
             kept.append(masks)

@@ -8,9 +8,19 @@ import torch
 from pydantic import Field
 
 from doorward.core.budget import Deadline, TimeGuard
+from doorward.core.errors import CouldNotTell
 from doorward.core.formatting import percent
 from doorward.core.records import Cost, Measurement, RecoveredTrigger, Table
-from doorward.core.seeds import make_generator
+from doorward.core.seeds import derive_seed, make_generator
+from doorward.detectors.model._representations import (
+    FEWEST,
+    QUANTILES,
+    STEPS,
+    Representations,
+    class_features,
+    representations,
+    scatter,
+)
 from doorward.detectors.model.base import ImageDetector
 from doorward.inversion.common_pixels import (
     SNAPSHOTS,
@@ -66,6 +76,10 @@ class Aegis(ImageDetector):
     length: float = Field(
         0.286, gt=0, description="L2 length of a step, as a share of that of an image that is white all over"
     )
+    published: bool = Field(
+        False, description="Count clusters of real and of translated images instead, as published; no verdict"
+    )
+    published_seeds: int = Field(3, ge=1, le=100, description="How often those are laid out in the plane")
     attacked: int = Field(
         32,
         ge=0,
@@ -81,12 +95,16 @@ class Aegis(ImageDetector):
 
     def work(self, *, classes: int, images: int) -> Cost | None:
         """Return how many images it sends through a model, about."""
+        attacked = min(self.attacked, images) * len(RADII) * ATTACK_STEPS
+        if self.published:
+            moved = classes * images
+            return Cost(forwards=moved, gradients=moved * STEPS + attacked)
         translated = self._translated(classes)
         tried = max(0, min(self.tried, images - images // classes - translated))
         forwards, gradients = work(translated, tried)
         return Cost(
             forwards=classes * forwards,
-            gradients=classes * gradients + min(self.attacked, images) * len(RADII) * ATTACK_STEPS,
+            gradients=classes * gradients + attacked,
         )
 
     def _translated(self, classes: int) -> int:
@@ -98,6 +116,8 @@ class Aegis(ImageDetector):
     ) -> Measurement:
         """Return a measurement with one score per class: the share of images that the pixels send there."""
         base = int(torch.randint(2**62, (), generator=generator))
+        if self.published:
+            return self._by_clusters(problem, base, deadline)
         classes, rows = problem.classes, []
         best: list[CommonPixels] = []
         with problem.fast_inference():
@@ -137,6 +157,49 @@ class Aegis(ImageDetector):
                     title="Share of images kept back that the common pixels send to each class",
                     columns=("class", "steps", *(f"{share:.2%} of the pixels" for share in TRIED)),
                     rows=tuple(row for _, _, row in rows),
+                ),
+                *robustness,
+            ),
+        )
+
+    def _by_clusters(self, problem: InversionProblem, base: int, deadline: Deadline) -> Measurement:
+        """Return what the published rule says: a class is poisoned that has more than two clusters."""
+        classes = problem.classes
+        with problem.fast_inference():
+            pairs = class_features(problem, deadline)
+            robustness = self._robustness(problem, base, deadline)
+        few = dict.fromkeys(range(len(classes)), f"the model takes fewer than {FEWEST} images for it")
+        guard = TimeGuard(deadline, len(pairs), work=f"laying out images of {len(pairs):,} classes")
+        found: dict[int, Representations] = {}
+        for t, (real, translated) in pairs.items():
+            seeds = [derive_seed(base, f"plane {t}", str(i)) % 2**32 for i in range(self.published_seeds)]
+            found[t] = representations(real, translated, seeds=seeds)
+            del few[t]
+            guard.advance(1)
+        if not found:
+            raise CouldNotTell(f"no class has {FEWEST} images; clusters need more")
+        order = sorted(found, key=lambda t: (-found[t].share, t))
+        shares = sorted(one.share for one in found.values())
+        top = order[0]
+        return self.measurement(
+            summary=(
+                f"By the published rule class {classes[top]!r} is poisoned with "
+                f"{percent(found[top].share)} of the bandwidths and seeds tried, the median class with "
+                f"{percent(shares[len(shares) // 2])}."
+            ),
+            score=found[top].share,
+            per_class={t: found[t].share if t in found else None for t in range(len(classes))},
+            unknown_classes=few,
+            score_name="share of bandwidths and seeds by which the class has more than two clusters",
+            evidence=(
+                *(scatter(found[t], classes[t]) for t in order[: self.shown]),
+                Table(
+                    title="Number of clusters by bandwidth, for each seed",
+                    columns=("class", *(f"quantile {q:g}" for q in QUANTILES)),
+                    rows=tuple(
+                        (classes[t], *(", ".join(map(str, column)) for column in found[t].counts.T.tolist()))
+                        for t in order
+                    ),
                 ),
                 *robustness,
             ),
