@@ -145,6 +145,16 @@ def test_it_says_what_it_costs(planted: Measurement) -> None:
     assert_cost(planted, Aegis().work(classes=CLASSES, images=60))
 
 
+def test_quick_settings_are_several_times_as_fast() -> None:
+    full, quick = (Aegis(**settings).work(classes=10, images=50) for settings in ({}, Aegis.quick))
+    assert full is not None
+    assert quick is not None
+    assert 2 * quick.gradients < full.gradients
+    many = Aegis().work(classes=43, images=50)
+    assert many is not None
+    assert many.gradients < 43 / 10 * full.gradients, "of many classes, fewer images are translated to each"
+
+
 def assert_cost(found: Measurement, expected: Cost | None) -> None:
     assert expected is not None
     assert found.cost.gradients == pytest.approx(expected.gradients, rel=0.25)

@@ -76,6 +76,21 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
 
 
 @pytest.mark.trains
+def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict(
+    backdoored: Report, clean: Report
+) -> None:
+    for report, high in ((backdoored, True), (clean, False)):
+        (own,) = [f for f in report.findings if f.detector == "aegis"]
+        assert own.uncalibrated is not None
+        assert (own.verdict, own.p_value, own.targets) == ("nothing_found", None, ())
+        assert own.score is not None
+        assert (own.score > 0.9) == high
+        assert "aegis" not in report.covered.behaviour
+        titles = [one.title for one in own.evidence if one.type == "picture"]
+        assert titles[-2:] == ["Images before", "The same images with the trigger"]
+
+
+@pytest.mark.trains
 def test_nothing_is_found_in_the_clean_twin(clean: Report) -> None:
     assert clean.verdict == "nothing_found"
     assert clean.targets == ()

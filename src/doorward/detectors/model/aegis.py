@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -69,6 +69,7 @@ class Aegis(ImageDetector):
         "source-specific triggers, and it needs gradients."
     )
     order: ClassVar[int] = 18
+    quick: ClassVar[dict[str, Any]] = {"images": 6, "tried": 16, "attacked": 8}
 
     images: int = Field(16, ge=2, le=1024, description="Images that are translated to each class")
     many_classes: int = Field(20, ge=2, description="Classes above which those are halved")
