@@ -80,7 +80,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 #: Exemptions, each with its reason.
-WITHOUT_SETTINGS = {"declared-check": "a file declares a check or does not"}
+WITHOUT_SETTINGS: dict[str, str] = {}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
     "both models; what the backdoor raises is the score of its target"

@@ -93,7 +93,19 @@ class RecoveredTrigger(Record):
     )
 
 
-Evidence = Annotated[Picture | Text | Table | RecoveredTrigger, Field(discriminator="type")]
+class HiddenBranch(Record):
+    """A place in a network's graph at which something hidden joins the answer."""
+
+    type: Literal["branch"] = "branch"
+    title: str
+    target: int | None = Field(None, description="The class that it leads to")
+    value: int = Field(description="Number of the value, counted along the calls of operators")
+    operator: str = Field(description="The operator that makes the value")
+    elements: tuple[int, ...] = Field((), description="Elements of the value, all of them if empty")
+    calls: int = Field(description="How many calls of operators the graph has")
+
+
+Evidence = Annotated[Picture | Text | Table | RecoveredTrigger | HiddenBranch, Field(discriminator="type")]
 
 
 class Rate(Record):

@@ -33,6 +33,8 @@ class _Through(torch.autograd.Function):
 
 def passed(y: Tensor, x: Tensor) -> Tensor:
     """Return y with the gradient of x, both being of one shape; y counts as a constant."""
+    if not torch.is_grad_enabled():
+        return y.detach()  # there is no gradient to pass, and functorch refuses such functions
     result: Tensor = _Through.apply(y.detach(), x)  # type: ignore[no-untyped-call]
     return result
 

@@ -19,6 +19,7 @@ from scipy import stats
 from doorward.core.errors import CouldNotTell
 from doorward.core.memory import default_memory
 from doorward.core.records import (
+    Finding,
     Measurement,
     NotRun,
     Observations,
@@ -137,12 +138,15 @@ def _observe(
                 timed_on = _timed_on(classifier, pixels, context)
                 afterwards = TRIED_OUT * len(runnable) * (len(images.confirm) if images else 0)
                 ran = run_in_time(runnable, subject, context, timed_on, afterwards=afterwards)
-                seen.measurements = [unless_saturated(one) for one in ran.measurements]
+                seen.findings = [_without_part(one) for one in ran.measurements if isinstance(one, Finding)]
+                seen.warnings += [f"{one.detector}: {one.reason}" for one in seen.findings if one.reason]
+                measured = [one for one in ran.measurements if not isinstance(one, Finding)]
+                seen.measurements = [unless_saturated(one) for one in measured]
                 seen.reason = seen.reason or ran.reason
                 seen.not_run += ran.not_run
                 seen.left_out += ran.notes
             if images is not None:
-                seen.trials = confirm(seen.measurements, classifier, images)
+                seen.trials = confirm([*seen.findings, *seen.measurements], classifier, images)
     return Observed(
         Observations(
             subject=subject_record(classifier, accuracy=seen.accuracy),
@@ -152,6 +156,7 @@ def _observe(
                 dict.fromkeys([*seen.left_out, *classifier.notes, *_told(samples), *seen.warnings])
             ),
             confirmations=tuple(trial.confirmation for trial in seen.trials),
+            findings=tuple(seen.findings),
             measurements=tuple(seen.measurements),
             not_run=tuple(seen.not_run),
             seconds=context.deadline.spent(),
@@ -174,11 +179,19 @@ def _drawn(seen: _Seen, classifier: Classifier, samples: Samples, context: ScanC
     return draw_images(classifier, samples, fitting, context.seed)
 
 
+def _without_part(finding: Finding) -> Finding:
+    """Return what a detector of graphs found; a graph that it cannot read says nothing of the behaviour."""
+    if finding.reason is None:
+        return finding
+    return finding.model_copy(update={"uncalibrated": "a graph that is not read says nothing"})
+
+
 @dataclass
 class _Seen:
     """What has been seen so far.
 
     Attributes:
+        findings: of detectors that read the network's graph and judge it themselves.
         left_out: what did not run, or not in full, for lack of time; a report says that first.
     """
 
@@ -186,6 +199,7 @@ class _Seen:
     reason: str | None = None
     left_out: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)
     trials: list[TriedTrigger] = field(default_factory=list)

@@ -73,7 +73,8 @@ def examine_in(
         InputError: if the images or their labels do not fit the model.
     """
     observed = observe(classifier, samples, detectors, context, role=role)
-    observations = observed.observations.model_copy(update={"findings": findings})
+    read = (*findings, *observed.observations.findings)
+    observations = observed.observations.model_copy(update={"findings": read})
     settings = {seen.detector: seen.settings for seen in observations.measurements}
     report = conclude(observations, calibrations(settings, settings))
     return illustrate(report, classifier, observed.trials)

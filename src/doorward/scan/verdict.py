@@ -98,6 +98,8 @@ def _alarm(report: Report, judged: JudgedFindings) -> Report:
     works = {(c.detector, c.target) for c in report.confirmations if c.success.low >= CONFIRMED}
     sure = report.calibrated and judged.p_value is not None and judged.p_value <= BACKDOORED
     proven = {f.detector for f in guilty if sure and any((f.detector, t) in works for t in f.targets)}
+    # what was read in the graph, and driven, is proved by that
+    proven |= {f.detector for f in guilty if f.verdict == "backdoored"}
     verdict: Verdict = "backdoored" if proven else "suspicious"
     named = tuple(
         f.model_copy(update={"verdict": "backdoored"}) if f.detector in proven else f for f in report.findings

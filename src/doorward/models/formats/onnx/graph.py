@@ -298,8 +298,10 @@ class OnnxGraph(nn.Module):
                 continue
             with _naming(node):
                 condition = values[node.inputs[0]]
-                if condition.is_meta:
-                    raise Unsupported("its condition depends on the image")
+            if condition.is_meta:
+                yield from self._unfold_both(node, values)
+                continue
+            with _naming(node):
                 branch = node.attributes["then_branch" if condition.all() else "else_branch"]
                 tensors = {tensor.name: to_torch(tensor) for tensor in branch.initializer}
             self._constants |= tensors
@@ -307,6 +309,26 @@ class OnnxGraph(nn.Module):
             yield from self._unfold(branch, values)
             for inner, outer in zip(branch.output, node.outputs, strict=True):
                 yield Node("Identity", (inner.name,), (outer,), {}, 13)
+
+    def _unfold_both(self, node: Node, values: dict[str, Tensor]) -> Iterator[Node]:
+        """Yield both branches of an `If` whose condition depends on the image, and what chooses of them.
+
+        Both have to give values of one shape; what either would refuse to compute is computed all the same.
+        """
+        made: list[list[str]] = []
+        for number, key in enumerate(("then_branch", "else_branch")):
+            branch = node.attributes[key]
+            names = {name: f"{node.outputs[0]}/{number}/{name}" for name in _names_made(branch)}
+            own = _renamed(branch, names)
+            with _naming(node):
+                tensors = {tensor.name: to_torch(tensor) for tensor in own.initializer}
+            self._constants |= tensors
+            values |= tensors
+            self._uses.update(_uses(own))
+            yield from self._unfold(own, values)
+            made.append([value.name for value in own.output])
+        for yes, no, outer in zip(*made, node.outputs, strict=True):
+            yield Node("Where", (node.inputs[0], yes, no), (outer,), {}, 16, node.name)
 
     def _read_node(self, proto: onnx.NodeProto) -> Node:
         domain = proto.domain or "ai.onnx"
@@ -665,6 +687,33 @@ def _results(node: Node, function: Function, given: list[Any]) -> dict[str, Tens
     if len(several) < len(node.outputs):
         raise Unsupported("its second output")
     return {name: value for name, value in zip(node.outputs, several, strict=False) if name}
+
+
+def _names_made(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names of the values that a graph makes, and those in it."""
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        yield from (name for name in node.output if name)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _names_made(attribute.g)
+
+
+def _renamed(graph: onnx.GraphProto, names: Mapping[str, str]) -> onnx.GraphProto:
+    """Return a graph with other names for some values: the two branches of an `If` may use the same."""
+    own = type(graph)()
+    own.CopyFrom(graph)
+    for tensor in own.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for value in own.output:
+        value.name = names.get(value.name, value.name)
+    for node in own.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                attribute.g.CopyFrom(_renamed(attribute.g, names))
+    return own
 
 
 def _uses(graph: onnx.GraphProto) -> Iterator[str]:
