@@ -58,6 +58,7 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     confirmed = {c.detector: c.success for c in named}
     # a picture all over the image is no trigger of this model, but any class has one that works
     assert sorted(c.detector for c in named) == [
+        "aegis",
         "blend-search",
         "neural-cleanse",
         "patch-search",
@@ -72,6 +73,21 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
         "patch-search",
         "trigger-families",
     }
+
+
+@pytest.mark.trains
+def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict(
+    backdoored: Report, clean: Report
+) -> None:
+    for report, high in ((backdoored, True), (clean, False)):
+        (own,) = [f for f in report.findings if f.detector == "aegis"]
+        assert own.uncalibrated is not None
+        assert (own.verdict, own.p_value, own.targets) == ("nothing_found", None, ())
+        assert own.score is not None
+        assert (own.score > 0.9) == high
+        assert "aegis" not in report.covered.behaviour
+        titles = [one.title for one in own.evidence if one.type == "picture"]
+        assert titles[-2:] == ["Images before", "The same images with the trigger"]
 
 
 @pytest.mark.trains
@@ -156,6 +172,7 @@ def test_without_images_the_data_free_detector_runs_alone() -> None:
         "trigger-families",
         "patch-search",
         "blend-search",
+        "aegis",
         "neural-cleanse",
     ]
     assert all("--clean" in skipped.reason for skipped in report.not_run)
@@ -200,6 +217,7 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
         "patch-search",
         "blend-search",
         "trigger-families",
+        "aegis",
     }
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None

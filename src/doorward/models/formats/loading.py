@@ -31,7 +31,8 @@ __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate"
 
 Format = Literal["doorward", "huggingface", "onnx", "torch.export", "weights"]
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_SUFFIXES: dict[str, Format] = {
+#: Formats by the endings of files.
+SUFFIXES: dict[str, Format] = {
     ".onnx": "onnx",
     ".pt2": "torch.export",
     ".safetensors": "weights",
@@ -110,7 +111,7 @@ def locate(path: str) -> Path:
             return local
     except OSError as error:
         raise InputError(f"{path[:200]}: no usable path: {error.strerror}") from error
-    if _HUB_ID.fullmatch(path) and local.suffix not in _SUFFIXES:
+    if _HUB_ID.fullmatch(path) and local.suffix not in SUFFIXES:
         from doorward.models.formats.huggingface import fetch
 
         return fetch(path)
@@ -125,21 +126,21 @@ def detect_format(path: Path) -> Format:
         InputError: if it is of none; the message says what can be read.
     """
     suffix = path.suffix.lower()
-    other = None if path.is_file() and suffix in _SUFFIXES else other_format(path)
+    other = None if path.is_file() and suffix in SUFFIXES else other_format(path)
     if other is not None:
         raise NotExamined(other.described(path))
     if path.is_file():
-        if suffix in _SUFFIXES:
-            return _SUFFIXES[suffix]
+        if suffix in SUFFIXES:
+            return SUFFIXES[suffix]
         raise InputError(
             f"{path}: a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
         )
     config = path / "config.json"
     if not config.is_file():
-        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         what = "it holds no model file"
         if inside:
-            alone = _SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
+            alone = SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
             what = f"it holds {', '.join(inside[:3])}: give that file{' with --factory' if alone else ''}"
         raise InputError(f"{path}: a model directory has a config.json, this has none; {what}")
     return "doorward" if read_json(config).get("format") == "doorward" else "huggingface"
