@@ -77,7 +77,7 @@ def _class_numbers(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.ndim == 2 and array.dtype.kind in "biuf":
         ones = (array == 1).sum(1) == 1
         if bool(ones.all()) and bool(np.isin(array, (0, 1)).all()):  # one-hot, as Keras has it
-            return array.argmax(1)
+            return np.asarray(array.argmax(1))
     if array.ndim == 1 and array.dtype.kind == "f" and bool((array == np.rint(array)).all()):
         return array.astype(np.int64)
     return array
