@@ -8,7 +8,15 @@ from pathlib import Path
 
 import typer
 
-from doorward.cli.options import check_device, check_folder, labels, numbers, own_code, status
+from doorward.cli.options import (
+    check_device,
+    check_folder,
+    labels,
+    numbers,
+    own_code,
+    refuse_missing_inputs,
+    status,
+)
 
 
 class Format(StrEnum):
@@ -123,9 +131,7 @@ def guard(
     unreadable input, 3 could not tell, 4 a fault in Doorward.
     """
     from doorward.core.errors import CouldNotTell, InputError
-    from doorward.guard import rendering
-    from doorward.guard.pipeline import GuardRequest, guard_inputs
-    from doorward.models import LoadOptions
+    from doorward.methods.registry import refuse_unknown
 
     for name, value in (("MODEL", model), ("--clean", clean), ("--check", check)):
         if value == "":
@@ -141,6 +147,12 @@ def guard(
     for folder, given in ((out, "--out"), (save, "--save")):
         if folder is not None:
             check_folder(folder, given=given)
+    refuse_unknown("detector", filters)
+    refuse_missing_inputs(None if factory else model, clean, check)
+    from doorward.guard import rendering
+    from doorward.guard.pipeline import GuardRequest, guard_inputs
+    from doorward.models import LoadOptions
+
     request = GuardRequest(
         model=model,
         clean=clean,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +14,19 @@ from torch import Tensor, nn
 
 from doorward.artifacts import Examination
 from doorward.artifacts.findings import refuse_code
+from doorward.core.contents import cut_off, kind_of, stand_in, weights_kind
 from doorward.core.errors import InputError
+from doorward.core.files import open_regular
 from doorward.models.classifier import Classifier
 from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
 from doorward.models.formats.wrapping import finish, own_dtype
+
+#: Under which keys checkpoints keep their weights: of torch's own tutorials, Lightning, timm, DeepSpeed.
+HOLDERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module",
+)  # fmt: skip
+#: What DataParallel, torch.compile and wrappers of one attribute put before names.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 
 
 def open_factory(
@@ -90,7 +100,7 @@ def _import(place: str) -> ModuleType:
 def read_weights(path: Path, examination: Examination | None = None) -> dict[str, Tensor]:
     """Read tensors by name from a safetensors file, or from a torch file that holds nothing but tensors.
 
-    A checkpoint that keeps its weights under "state_dict" or "model" is looked into.
+    A checkpoint that keeps its weights under one of `HOLDERS` is looked into.
 
     Args:
         examination: what was found in the file before; it is not read for code again then.
@@ -108,28 +118,63 @@ def read_weights(path: Path, examination: Examination | None = None) -> dict[str
 def read_examined_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors by name, as `read_weights` does, from a file that was read for code already.
 
+    What the file holds decides how it is read, not its name.
+
     Raises:
         InputError: if the file is missing, damaged, or holds no tensors.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
+    if why := stand_in(path) or cut_off(path):
+        raise InputError(f"{path}: {why}")
+    kind = weights_kind(path)
+    if kind is None:
+        held = kind_of(path) or "neither a file of torch's nor safetensors, or it is damaged"
+        raise InputError(f"{path} is not readable as weights: it is {held}")
     try:
-        if path.suffix.lower() == ".safetensors":
+        if kind == "safetensors":
             import safetensors.torch
 
             return dict(safetensors.torch.load_file(path))
-        value: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as stream:  # by name, torch would go by the suffix
+            value: Any = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each have errors of their own
-        raise InputError(f"{path} is not readable as weights: {first_line(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
+        raise InputError(f"{path} is not readable as weights: {_why_unread(path, error)}") from error
+    value, keys = _unwrapped(value)
     if not isinstance(value, dict) or not value or not all(isinstance(one, Tensor) for one in value.values()):
+        held = f"a dictionary with {keys}" if keys else f"a {type(value).__name__}"
         raise InputError(
-            f"{path}: expected tensors by name (a state_dict), it holds a {type(value).__name__}"
+            f"{path}: expected tensors by name (a state_dict), it holds {held}; save the state_dict alone: "
+            "torch.save(model.state_dict(), FILE)"
         )
-    prefix = "module." if all(str(name).startswith("module.") for name in value) else ""  # of DataParallel
-    return {str(name).removeprefix(prefix): tensor for name, tensor in value.items()}
+    return {str(name): tensor for name, tensor in value.items()}
+
+
+def _unwrapped(value: Any) -> tuple[Any, str]:
+    """Return the weights inside a checkpoint, and the names of what it holds where none are found."""
+    while isinstance(value, dict) and not all(isinstance(one, Tensor) for one in value.values()):
+        inner = next((value[key] for key in HOLDERS if isinstance(value.get(key), dict)), None)
+        if inner is None:
+            names = [repr(str(key)) for key in value]
+            return value, ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        value = inner
+    return value, ""
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """Say why torch or safetensors cannot read a file, without advice of theirs that is unsafe."""
+    text = str(error)
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return (
+            f"it holds more than tensors ({found[1]}), which only its own code could load; save the "
+            "state_dict alone: torch.save(model.state_dict(), FILE)"
+        )
+    if "weights_only" in text.lower() or "weights only" in text.lower():
+        kind = kind_of(path)
+        return (
+            f"it is {kind}" if kind else "it is neither a file of torch's nor safetensors, or it is damaged"
+        )
+    return first_line(error)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -140,11 +185,29 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
     """
     try:
         own = module.state_dict()
-        _fill(module, own, tensors, path)
+        _fill(module, own, without_prefixes(tensors, set(own)), path)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # both may be the user's own code
         raise InputError(f"{path}: the network does not take the weights: {first_line(error)}") from error
+
+
+def without_prefixes(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """Return tensors without what wrappers put before all of their names, as far as the network lacks it.
+
+    >>> one = torch.zeros(1)
+    >>> list(without_prefixes({"module._orig_mod.fc.weight": one}, {"fc.weight"}))
+    ['fc.weight']
+    >>> list(without_prefixes({"model.fc.weight": one}, {"model.fc.weight"}))
+    ['model.fc.weight']
+    """
+    names = {name: name for name in tensors}
+    while not set(names.values()) & own:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in names.values())), None)
+        if prefix is None or not names:
+            return tensors
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    return {short: tensors[name] for name, short in names.items()}
 
 
 def _fill(module: nn.Module, own: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
