@@ -117,8 +117,8 @@ def test_what_does_not_fit_is_named(value: Any, message: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n" + bytes(64), "is no file of torch.save: it is neither a zip nor a pickle"),
-        (b"version https://git-lfs", "is no file of torch.save"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), "is not readable as weights: it is a"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
         (pickle.dumps({"a": np.arange(3)}, 2), "it holds objects other than tensors"),
     ],
 )

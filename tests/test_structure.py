@@ -30,6 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"scan", "repair", "guard", "testing"}),
     frozenset({"bench", "fleet"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 #: Names used in annotations alone may come from above; each with its reason.
 ONLY_FOR_TYPES: dict[tuple[str, str], str] = {}

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from doorward.cli.options import check_device, check_folder, labels, numbers, own_code, status
+from doorward.cli.options import (
+    check_device,
+    check_folder,
+    labels,
+    numbers,
+    own_code,
+    refuse_missing_inputs,
+    status,
+)
 from doorward.core.errors import CouldNotTell, InputError, MissingExtra
 
 if TYPE_CHECKING:
@@ -168,6 +176,7 @@ def guard(
     """
     from doorward.guard import rendering
     from doorward.guard.pipeline import GuardRequest, guard_inputs
+    from doorward.methods.registry import refuse_unknown
     from doorward.models import LoadOptions
 
     for given, value in (("MODEL", model), ("--clean", clean), ("--check", check)):
@@ -186,6 +195,9 @@ def guard(
     for folder, given in ((out, "--out"), (save, "--save")):
         if folder is not None:
             check_folder(folder, given=given)
+    refuse_unknown("detector", filters)
+    refuse_missing_inputs(None if factory else model, clean, check)
+
     request = GuardRequest(
         model=model,
         clean=clean,

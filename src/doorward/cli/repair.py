@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_device, check_folder, status
-from doorward.cli.plant import settings_of
+from doorward.cli.options import check_device, check_folder, refuse_missing_inputs, status
+from doorward.cli.settings import settings_of
 from doorward.core import formatting
 from doorward.core.errors import InputError, TrainingDiverged
+from doorward.methods.registry import refuse_unknown
 
 if TYPE_CHECKING:
     from doorward.core.records import Rate
@@ -67,13 +68,16 @@ def repair(
     Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
     unreadable input, 3 could not tell, 4 if training failed.
     """
+    for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
+        if value == "":
+            raise InputError(f"{name} is empty; it takes a path or a hub id")
+    refuse_missing_inputs(model, clean, train)
+    if method != "auto":
+        refuse_unknown("repair", [method])
     from doorward.repair import RepairRequest
     from doorward.repair import repair as run
     from doorward.repair.writing import check_place
 
-    for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
-        if value == "":
-            raise InputError(f"{name} is empty; it takes a path or a hub id")
     check_place(out, model)
     check_folder(out, given="OUT")
     if out.is_dir() and any(out.iterdir()) and not force:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doorward.core.errors import InputError
-from doorward.core.paths import refuse_unreadable_name
+from doorward.core.paths import neighbours, refuse_unreadable_name
 from doorward.data.request import Request
 from doorward.data.samples import Samples
 
@@ -72,13 +72,24 @@ def open_samples(
             return _open_file(request)
     except OSError as error:
         raise InputError(f"{request.path} cannot be read ({error.strerror or error})") from error
-    name = os.fspath(request.path)
-    # a path that says where it starts is none of the hub's names; Path leaves a leading ./ out
-    if _may_be_on_hub(name) and not os.fspath(path).startswith((".", os.sep)):
-        from doorward.data.hub import open_hub
+    refuse_missing(path, request)
+    from doorward.data.hub import open_hub
 
-        return open_hub(request)
-    raise InputError(f"there is no file or folder {name!r}")
+    return open_hub(request)
+
+
+def refuse_missing(path: str | Path, request: Request | None = None) -> None:
+    """Raise where there is no such file or folder, and no name that the hub could have; read nothing.
+
+    Raises:
+        InputError: if there is none.
+    """
+    wanted = (request or request_of(path)).path
+    name = os.fspath(wanted)
+    # a path that says where it starts is none of the hub's names; Path leaves a leading ./ out
+    if os.path.exists(wanted) or (_may_be_on_hub(name) and not os.fspath(path).startswith((".", os.sep))):
+        return
+    raise InputError(f"there is no file or folder {name!r}{neighbours(wanted)}")
 
 
 def request_of(
@@ -117,8 +128,11 @@ def _may_be_on_hub(name: str) -> bool:
 def _open_folder(request: Request) -> Samples:
     from doorward.data.arrays import find_idx, open_idx
     from doorward.data.folders import find_media, open_folder
+    from doorward.data.hub import is_saved, open_saved
     from doorward.data.parquet import find_parquet, open_parquet
 
+    if is_saved(request.path):
+        return open_saved(request)
     if splits := find_parquet(request.path):
         return open_parquet(request, splits)
     if images := find_idx(request.path):

@@ -307,6 +307,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "data_column": ("--data-column", None),
     "label_column": ("--label-column", None),
     "detectors": ("--detector", ()),
+    "settings": ("--set", ()),
     "device": ("--device", "cpu"),
     "time_budget": ("--time-budget", 900.0),
     "memory": ("--memory", None),

@@ -6,10 +6,11 @@ done again from the record alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +55,13 @@ TRIED_OUT = 3
 TRYING, FEWEST_TRIED = 0.1, 20
 
 
-def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
+def choose(
+    names: Sequence[str], *, strict_files: bool = False, settings: Sequence[str] = ()
+) -> list[Detector]:
     """Return the named detectors, or all that examine models, the cheap and safe ones first.
 
     Args:
+        settings: of the named ones, each as DETECTOR.NAME=VALUE.
         strict_files: for those that take the setting: files that loading never opens count as well.
     """
     detectors = []
@@ -66,8 +70,23 @@ def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector
         if not names and cls.level == "input":
             continue  # it filters inputs and says nothing of a model
         strict = strict_files and "strict_files" in cls.model_fields
-        detectors.append(registry.build("detector", name, {"strict_files": True} if strict else {}))
+        own = _settings_for(name, settings)
+        detectors.append(registry.build("detector", name, {"strict_files": True} | own if strict else own))
     return sorted(detectors, key=lambda d: (d.order, d.method()))
+
+
+def _settings_for(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the settings among DETECTOR.NAME=VALUE that are a detector's."""
+    own: dict[str, Any] = {}
+    for one in settings:
+        place, _, value = one.partition("=")
+        detector, _, field = place.rpartition(".")
+        if detector == name:
+            try:
+                own[field.replace("-", "_")] = json.loads(value)
+            except ValueError:
+                own[field.replace("-", "_")] = value
+    return own
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _finished(report: Report, request: ScanRequest, context: ScanContext, **upda
 
 def _chosen(request: ScanRequest) -> list[Detector]:
     """Return the detectors to run: those named, or all for which there is a model or training data."""
-    chosen = choose(request.detectors, strict_files=request.strict_files)
+    chosen = choose(request.detectors, strict_files=request.strict_files, settings=request.settings)
     if request.detectors:
         return chosen
     if request.model is None:

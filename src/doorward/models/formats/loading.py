@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,9 @@ import torch
 from doorward.artifacts import Examination
 from doorward.artifacts.digest import artifact_digest
 from doorward.artifacts.findings import examine_for_loading, refuse_code
+from doorward.core.contents import stand_in
 from doorward.core.errors import InputError
-from doorward.core.paths import refuse_unreadable_name
+from doorward.core.paths import model_exists
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.errors import NotExamined
 from doorward.models.formats.companions import read_companions, without_facts
@@ -30,7 +30,7 @@ from doorward.models.spec import DTYPES
 __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate", "open_classifier", "wrap"]
 
 Format = Literal["doorward", "huggingface", "onnx", "torch.export", "weights"]
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 #: Formats by the endings of files.
 SUFFIXES: dict[str, Format] = {
     ".onnx": "onnx",
@@ -103,19 +103,28 @@ def locate(path: str) -> Path:
         InputError: if there is nothing at the path, or the hub does not give it.
     """
     local = Path(path)
-    refuse_unreadable_name(path)
     if "://" in path:
         raise InputError(f"{path}: nothing is fetched from a URL: give a path, or a hub id (owner/name)")
-    try:
-        if local.exists():
-            return local
-    except OSError as error:
-        raise InputError(f"{path[:200]}: no usable path: {error.strerror}") from error
-    if _HUB_ID.fullmatch(path) and local.suffix not in SUFFIXES:
-        from doorward.models.formats.huggingface import fetch
+    if model_exists(path):
+        _refuse_stand_in(local)
+        return local
+    from doorward.models.formats.huggingface import fetch
 
-        return fetch(path)
-    raise InputError(f"{path}: no such file or directory, and no hub id (owner/name)")
+    return fetch(path)
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Raise where a model's file was never fetched.
+
+    Raises:
+        InputError: naming it.
+    """
+    files = [path]
+    if (path / "config.json").is_file():
+        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    for file in files:
+        if file.is_file() and (why := stand_in(file)):
+            raise InputError(f"{file}: {why}")
 
 
 def detect_format(path: Path) -> Format:
@@ -139,6 +148,8 @@ def detect_format(path: Path) -> Format:
     if not config.is_file():
         inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         what = "it holds no model file"
+        if any(file.suffix.lower() in _PICTURES for file in path.glob("*/*")):
+            what = "it holds pictures: give it as --clean, and the model first"
         if inside:
             alone = SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
             what = f"it holds {', '.join(inside[:3])}: give that file{' with --factory' if alone else ''}"

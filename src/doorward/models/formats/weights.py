@@ -13,13 +13,24 @@ from torch import Tensor, nn
 
 from doorward.artifacts import Examination
 from doorward.artifacts.findings import refuse_code
+from doorward.core.contents import cut_off, kind_of, stand_in, weights_kind
 from doorward.core.errors import InputError
 from doorward.core.files import open_regular
 from doorward.core.formatting import joined
 from doorward.models.formats.input_options import first_line
 
 #: Names under which training code keeps weights in a checkpoint, those that are most likely meant first.
-_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
+_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+)
 #: How deep weights may lie in a checkpoint, and parts of a name that may be a wrapper's.
 _DEEPEST, _PARTS = 2, 4
 #: Ends of names of numbers that tools of measurement leave in a network, and that no layer has.
@@ -74,8 +85,14 @@ def read_examined_weights(path: Path) -> Tensors:
 def _read(path: Path) -> dict[str, Tensors]:
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
+    if why := stand_in(path) or cut_off(path):
+        raise InputError(f"{path}: {why}")
+    kind = weights_kind(path)  # by what it holds, not by its name
+    if kind is None:
+        held = kind_of(path) or "neither a file of torch's nor safetensors, or it is damaged"
+        raise InputError(f"{path} is not readable as weights: it is {held}")
     try:
-        if path.suffix.lower() == ".safetensors":
+        if kind == "safetensors":
             import safetensors.torch
 
             value: Any = dict(safetensors.torch.load_file(path))
@@ -98,23 +115,24 @@ def _read(path: Path) -> dict[str, Tensors]:
 def _load(path: Path) -> Any:
     """Load a file of torch; what is no tensor in it is left out."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _torch_load(path)
     except pickle.UnpicklingError as error:
-        with open_regular(path) as stream:
-            head = stream.read(4)
-        if not head.startswith((b"PK\x03\x04", b"\x80")):
-            raise InputError(f"{path} is no file of torch.save: it is neither a zip nor a pickle") from error
         names = _other_objects(path)
         allowed: list[Any] = [(_LeftOut, name) for name in names]
         try:
             with torch.serialization.safe_globals(allowed):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return _torch_load(path)
         except pickle.UnpicklingError:
             what = f" ({', '.join(names[:3])})" if names else ""
             raise InputError(
                 f"{path} is not readable as weights: it holds objects other than tensors{what}; save the "
                 "weights alone: torch.save(model.state_dict(), FILE)"
             ) from error
+
+
+def _torch_load(path: Path) -> Any:
+    with open_regular(path) as stream:  # by name, torch would go by the suffix
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def _other_objects(path: Path) -> list[str]:
