@@ -276,6 +276,6 @@ def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
         registry.build("detector", name, {}) for name in registry.own_modules("detector")
     ]
     found = [d for d in chosen if isinstance(d, Detector) and not d.needs & {"artifact", "inputs"}]
-    if not named:  # training data are inspected where a suite says so
-        found = [d for d in found if "train" not in d.needs]
+    if not named:  # training data are inspected where a suite says so, and clean images are given
+        found = [d for d in found if "train" not in d.needs and "clean" not in d.stands_in_for]
     return sorted(found, key=lambda d: (d.order, d.method()))

@@ -53,10 +53,11 @@ TRIED_OUT = 3
 TRYING, FEWEST_TRIED = 0.1, 20
 
 
-def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
+def choose(names: Sequence[str], *, strict_files: bool = False, clean: bool = True) -> list[Detector]:
     """Return the named detectors, or all that examine models, the cheap and safe ones first.
 
     Args:
+        clean: whether there are clean images; those that stand in for them are left out then, unless named.
         strict_files: for those that take the setting: files that loading never opens count as well.
     """
     detectors = []
@@ -64,6 +65,8 @@ def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector
         cls = registry.get("detector", name)
         if not names and cls.level == "input":
             continue  # it filters inputs and says nothing of a model
+        if not names and clean and "clean" in cls.stands_in_for:
+            continue
         strict = strict_files and "strict_files" in cls.model_fields
         detectors.append(registry.build("detector", name, {"strict_files": True} if strict else {}))
     return sorted(detectors, key=lambda d: (d.order, d.method()))
