@@ -258,6 +258,16 @@ def test_the_markdown_table_is_as_it_was() -> None:
     ]
 
 
+def test_a_suite_says_from_what_success_on_a_plant_counts() -> None:
+    found = [
+        plant("planted-00", 0.001, (3,), success=0.85, least_success=0.8),
+        plant("planted-01", 0.001, (3,), success=0.75, least_success=0.8),
+    ]
+    assert [one.excluded for one in found] == [False, True]
+    text = tables.to_markdown(summarise(suite(clean(1), planted(2)), held(*found)))
+    assert "(attack success below 80 %): planted-01 (75.0 %)" in text
+
+
 def test_alarms_are_held_against_the_bar_for_every_number_of_classes() -> None:
     """Of 29 without an alarm the bound is 1 - .05 ** (1 / 29) = .098, of 28 it is .101."""
 

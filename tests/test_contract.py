@@ -85,11 +85,14 @@ WITHOUT_SETTINGS = {"declared-check": "a file declares a check or does not"}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
     "both models; what the backdoor raises is the score of its target",
-    "deepinspect": "it is not calibrated, so that no score of it raises an alarm",
 }
 WITHOUT_DATA = {
     "immunise": "it changes no weight, and what it does to inputs needs no samples",
     "unlearning": "without clean samples it makes images from the model",
+}
+NOT_CALIBRATED = {
+    "aegis": "its score is told, and has no part in the verdict",
+    "deepinspect": "no clean models have been scored by it yet",
 }
 RANKS_ONLY = {
     "spectral-signatures": "as published, it orders samples and does not say whether there is poison",
@@ -402,9 +405,11 @@ def test_a_planted_subject_scores_above_its_clean_twin(
             for side in (True, False)
         )
     else:
-        flags = [judged(one).flagged for one in (planted, clean)]
+        findings = [judged(one) for one in (planted, clean)]
+        assert [one.uncalibrated is not None for one in findings] == [name in NOT_CALIBRATED] * 2
+        flags = [one.flagged for one in findings]
         # what is drawn for a pattern all over the image decides whether one detector alone is sure enough
-        sure = name not in OWN_TWINS or SHIFT == 0
+        sure = name not in NOT_CALIBRATED and (name not in OWN_TWINS or SHIFT == 0)
         assert flags == [flags[0] or sure, False], (planted.summary, clean.summary)
         high, low = planted.score, clean.score
     assert high is not None

@@ -116,8 +116,8 @@ def test_a_saved_model_is_known_by_its_folder(tmp_path: Path) -> None:
         open_classifier(tmp_path)
 
 
-def test_a_folder_of_timm_says_how_it_is_opened(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+def test_a_folder_of_timm_says_how_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *given: None)
     own = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input_size": [3, 96, 96]}
     config = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": own}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"inversion", "training", "triggers"}),
     frozenset({"attacks", "detectors", "repairs"}),
     frozenset({"scan", "repair", "guard", "testing"}),
-    frozenset({"bench"}),
+    frozenset({"bench", "fleet"}),
     frozenset({"cli"}),
 )
 #: Names used in annotations alone may come from above; each with its reason.
@@ -41,6 +41,7 @@ STRANGERS = {
     "scan": {"attacks", "bench"},
     "repair": {"attacks", "bench"},
     "guard": {"attacks", "bench"},
+    "fleet": {"attacks", "bench"},
 }
 
 

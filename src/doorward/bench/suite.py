@@ -38,6 +38,10 @@ Measure = Literal[
 ]
 
 
+#: Attack success below which an attack is taken not to have planted what it was to, unless a suite says so.
+LEAST_SUCCESS = 0.9
+
+
 class OneOf(Record):
     """Vary a setting over a list: shuffled, dealt out, shuffled again, so that all values come up alike."""
 
@@ -180,12 +184,14 @@ class Suite(Record):
         about: what the suite shows, for the table's reader.
         drawn_as: the name that random draws come from, where the suite was named otherwise when models that
             still count were drawn.
+        least_success: attack success from which on a plant counts; below it the attack did not take.
     """
 
     name: str
     title: str
     about: str
     drawn_as: str | None = None
+    least_success: float = LEAST_SUCCESS
     scales: dict[Scale, tuple[Group, ...]]
     claims: tuple[Claim, ...] = ()
     scan_settings: ScanSettings = ScanSettings()

@@ -116,7 +116,8 @@ def notes(summary: Summary) -> list[str]:
         )
     if untaken := {name: value for row in summary.groups for name, value in row.excluded.items()}:
         named = ", ".join(f"{name} ({formatting.percent(value)})" for name, value in untaken.items())
-        said.append(f"Not counted, since the attack did not take (attack success below 90 %): {named}.")
+        least = f"{100 * max(one.least_success for one in summary.results if one.excluded):.0f} %"
+        said.append(f"Not counted, since the attack did not take (attack success below {least}): {named}.")
     return said
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from doorward._version import __version__
-from doorward.cli import bench, demo, guard, list_methods, plant, repair, scan, train, verify
+from doorward.cli import bench, demo, fleet, guard, list_methods, plant, repair, scan, train, verify
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError, InputError, UnsafeArtifact
 from doorward.core.paths import refuse_unreadable_name
@@ -63,6 +63,7 @@ app.command("guard")(guard.guard)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)
+app.add_typer(fleet.app, name="fleet", short_help="Scan many models, each once.")
 app.add_typer(bench.app, name="bench", short_help="Measure detectors, suite by suite.")
 
 

@@ -28,7 +28,7 @@ class Printed(StrEnum):
 def repair(
     model: str = typer.Argument(..., metavar="MODEL", help="The model to mend, as `doorward scan` takes it."),
     out: Path = typer.Argument(
-        ..., metavar="OUT", help="The folder to write the mended model and repair.json to."
+        ..., metavar="OUT", help="The folder to write the mended model, repair.json and repair.html to."
     ),
     train: str | None = typer.Option(
         None, metavar="DATA", help="The labelled training set that the model was trained on."
@@ -62,8 +62,8 @@ def repair(
     """Mend a model, and scan it again.
 
     Clean samples, or what is found in its training data, say how. Without either, a trigger that is found in
-    the model alone is unlearnt on images made from it. The original stays as it is. OUT gets the
-    model, in the format of the original where that can hold it, and repair.json.
+    the model alone is unlearnt on images made from it. The original stays as it is. OUT gets the model, in
+    the format of the original where that can hold it, repair.json and repair.html.
 
     Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
     unreadable input, 3 could not tell, 4 if training failed.
@@ -106,7 +106,7 @@ def repair(
         raise typer.Exit(report.exit_code)
     for line in _lines(report):
         typer.echo(line)
-    typer.echo(f"written: {saved} and {out / 'repair.json'}")
+    typer.echo(f"written: {saved}, {out / 'repair.json'} and {out / 'repair.html'}")
     raise typer.Exit(report.exit_code)
 
 

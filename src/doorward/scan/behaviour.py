@@ -38,7 +38,7 @@ from doorward.models.preparation import prepared
 from doorward.scan.confirmation import TriedTrigger, confirm
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
-from doorward.scan.images import ImageSplit, draw_images
+from doorward.scan.images import ImageSplit, affordable, draw_images, unmatched_note
 from doorward.scan.plan import MEASURED
 from doorward.scan.preprocessing import TRIED, better_fit, passes
 from doorward.scan.saturation import unless_saturated
@@ -119,8 +119,8 @@ def _observe(
     context: ScanContext,
     role: Literal["clean", "train"],
 ) -> Observed:
-    images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
     seen = _Seen()
+    images = None if samples is None else _drawn(seen, classifier, samples, context)
     if len(classifier.classes) < 2:
         seen.reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
@@ -143,7 +143,7 @@ def _observe(
                 seen.measurements = [unless_saturated(one) for one in ran.measurements]
                 seen.reason = seen.reason or ran.reason
                 seen.not_run += ran.not_run
-                seen.left_out = ran.notes
+                seen.left_out += ran.notes
             if images is not None:
                 seen.trials = confirm(seen.measurements, classifier, images)
     return Observed(
@@ -162,6 +162,19 @@ def _observe(
         ),
         tuple(seen.trials),
     )
+
+
+def _drawn(seen: _Seen, classifier: Classifier, samples: Samples, context: ScanContext) -> ImageSplit:
+    """Draw the images asked for, or as many as the time allows; what is to be told goes into `seen`."""
+    images = draw_images(classifier, samples, context.images, context.seed)
+    total = len(images.fit) + len(images.confirm)
+    fitting = affordable(classifier, images, context.deadline)
+    if note := unmatched_note(samples, classifier):
+        seen.warnings.append(note)
+    if fitting == total:
+        return images
+    seen.left_out.append(f"{fitting} of {total} images were used, so that the scan ends in time")
+    return draw_images(classifier, samples, fitting, context.seed)
 
 
 @dataclass

@@ -35,17 +35,19 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
             pil = pil.convert("RGB")
         if spec.channels == 1 and pil.mode != "L" and spec.resize.convert_rgb:
             pil = pil.convert("L")
+        if spec.resize.square is not None:
+            side = int(spec.resize.square * min(pil.height, pil.width))
+            pil = _central(pil, max(1, side), max(1, side))
         height, width = spec.resize.height, spec.resize.width
         if spec.resize.shortest_edge:
             short = min(pil.height, pil.width)
             # int() of the product is what the transformers library does
-            height, width = int(pil.height * height / short), int(pil.width * height / short)
+            whole = round if spec.resize.nearest else int
+            height, width = whole(pil.height * height / short), whole(pil.width * height / short)
         if (pil.height, pil.width) != (height, width):
             pil = pil.resize((width, height), Image.Resampling(spec.resize.resample))
         if spec.resize.crop is not None:
-            ch, cw = spec.resize.crop
-            top, left = (pil.height - ch) // 2, (pil.width - cw) // 2
-            pil = pil.crop((left, top, left + cw, top + ch))
+            pil = _central(pil, *spec.resize.crop)
         image = np.array(pil, dtype=np.uint8)  # a copy: torch warns of arrays that cannot be written
         image = image[..., None] if image.ndim == 2 else image
     if image.shape != (spec.height, spec.width, spec.channels):
@@ -56,6 +58,12 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
             "fit: --resize SIDE, or a preprocessor_config.json next to the model"
         )
     return image
+
+
+def _central(pil: Image.Image, height: int, width: int) -> Image.Image:
+    """Return what lies around the centre of an image, with black beyond its edges."""
+    top, left = (pil.height - height) // 2, (pil.width - width) // 2
+    return pil.crop((left, top, left + width, top + height))
 
 
 def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
