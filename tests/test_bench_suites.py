@@ -277,6 +277,16 @@ def test_unknown_suites_and_scales_are_named() -> None:
         expand(suite(clean()), "full")
 
 
+def test_deepinspect_is_judged_without_images_and_on_models_of_its_own() -> None:
+    one = get_suite("deepinspect")
+    assert one.scan_settings.images == 0
+    found = expand(one, "cpu")
+    counts = Counter((t.data.name, t.attack is not None) for t in found)
+    assert counts == {(name, side): 10 for name in ("mnist", "fashion_mnist", "gtsrb") for side in (0, 1)}
+    others = {t.seed for other in SUITES if other.name != one.name for t in expand(other, "cpu")}
+    assert not others & {t.seed for t in found}
+
+
 def test_the_adversarially_trained_models_are_what_they_say() -> None:
     aegis, *others = (get_suite(name) for name in ("aegis", "attacks", "scan-attacks"))
     found, elsewhere = expand(aegis, "cpu"), [t for other in others for t in expand(other, "cpu")]

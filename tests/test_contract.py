@@ -62,6 +62,7 @@ REPAIRS = list(registry.modules("repair"))
 #: Settings that make a method quick where its conclusion does not matter.
 QUICK: dict[str, dict[str, Any]] = {
     "max-margin": {"starts": 2, "steps": 8},
+    "deepinspect": {"inverted": 3, "inversion_steps": 8, "steps": 12, "batch_size": 4},
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "patch-search": {"steps": 5, "further_steps": 3, "batch_size": 4},
     "blend-search": {"steps": 10, "batch_size": 4},
@@ -83,10 +84,16 @@ QUICK: dict[str, dict[str, Any]] = {
 WITHOUT_SETTINGS: dict[str, str] = {}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
-    "both models; what the backdoor raises is the score of its target"
+    "both models; what the backdoor raises is the score of its target",
 }
-NOT_CALIBRATED = {"aegis": "its score is told, and has no part in the verdict"}
-WITHOUT_DATA = {"immunise": "it changes no weight, and what it does to inputs needs no samples"}
+WITHOUT_DATA = {
+    "immunise": "it changes no weight, and what it does to inputs needs no samples",
+    "unlearning": "without clean samples it makes images from the model",
+}
+NOT_CALIBRATED = {
+    "aegis": "its score is told, and has no part in the verdict",
+    "deepinspect": "no clean models have been scored by it yet",
+}
 RANKS_ONLY = {
     "spectral-signatures": "as published, it orders samples and does not say whether there is poison",
     "noise-response": "without clean samples of each class it orders samples alone",

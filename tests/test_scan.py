@@ -165,9 +165,9 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
         verify(tmp_path / "missing.json")
 
 
-def test_without_images_the_data_free_detector_runs_alone() -> None:
+def test_without_images_the_data_free_detectors_run_alone() -> None:
     report = scan(request("clean", clean=None))
-    assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin"]
+    assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin", "deepinspect"]
     assert [skipped.detector for skipped in report.not_run] == [
         "trigger-families",
         "patch-search",

@@ -118,7 +118,7 @@ def histogram(results: Sequence[Result]) -> Histogram | None:
 def render(summary: Summary) -> str:
     """Write the page."""
     planted = tables.has_plants(summary)
-    header, cells = tables.group_cells(planted)
+    header, cells = tables.group_cells(planted, published=tables.has_published_rule(summary))
     rows = [cells(row) for row in summary.groups]
     if summary.plants:
         header, rows = list(tables.PLANT_HEADS), [tables.plant_cells(row) for row in summary.plants]

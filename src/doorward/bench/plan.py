@@ -276,6 +276,12 @@ def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
         registry.build("detector", name, {}) for name in registry.own_modules("detector")
     ]
     found = [d for d in chosen if isinstance(d, Detector) and not d.needs & {"artifact", "inputs"}]
-    if not named:  # training data are inspected, and graphs read, where a suite says so
-        found = [d for d in found if "train" not in d.needs and d.level != "artifact"]
+    if (
+        not named
+    ):  # training data are inspected, and graphs read, where a suite says so; clean images are given
+        found = [
+            d
+            for d in found
+            if "train" not in d.needs and d.level != "artifact" and "clean" not in d.stands_in_for
+        ]
     return sorted(found, key=lambda d: (d.order, d.method()))

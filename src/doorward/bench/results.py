@@ -25,13 +25,18 @@ from doorward.scan.verdict import conclude
 
 
 class DetectorOutcome(Record):
-    """What one detector said."""
+    """What one detector said.
+
+    Attributes:
+        published_flags: classes that the rule of the method's authors flags, where the score is another.
+    """
 
     verdict: Verdict
     score: float | None
     p_value: float | None
     targets: tuple[int, ...]
     seconds: float
+    published_flags: tuple[int, ...] | None = None
 
 
 class Result(Record):

@@ -105,13 +105,13 @@ class ScanSettings(Record):
     Attributes:
         detectors: these alone; all that look at behaviour if empty. None for no scan at all: what planting
             did is measured instead, on the whole test split and next to its clean counterpart.
-        images: clean images of the test split that are given.
+        images: clean images of the test split that are given; none are if 0.
         seed: the scan's.
         draw: which draw of the images is given.
     """
 
     detectors: tuple[MethodChoice, ...] | None = ()
-    images: int = Field(100, ge=1)
+    images: int = Field(100, ge=0)
     seed: int = 0
     draw: int = 0
 

@@ -62,8 +62,9 @@ def repair(
 ) -> None:
     """Mend a model, and scan it again.
 
-    Clean samples, or what is found in its training data, say how. The original stays as it is. OUT gets the
-    model, in the format of the original where that can hold it, repair.json and repair.html.
+    Clean samples, or what is found in its training data, say how. Without either, a trigger that is found in
+    the model alone is unlearnt on images made from it. The original stays as it is. OUT gets the model, in
+    the format of the original where that can hold it, repair.json and repair.html.
 
     Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
     unreadable input, 3 could not tell, 4 if training failed.
@@ -114,6 +115,13 @@ def repair(
 
 
 def _nothing(report: RepairReport) -> str:
+    if report.without_data:
+        told = _words(report.before)
+        return (
+            f"without data: {told}, and no trigger was recovered, so there is nothing to unlearn and nothing "
+            "was written; give labelled samples that you trust with --clean DATA, or the training set with "
+            "--train DATA"
+        )
     if report.before == "could_not_tell":
         return (
             "could not tell whether there is poison, so nothing was mended: see `doorward scan --train DATA`"

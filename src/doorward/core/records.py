@@ -155,6 +155,9 @@ class Measurement(Record):
     published_threshold: float | None = Field(
         None, description="From which score on the method's authors find a class poisoned, if they say so"
     )
+    published_flags: tuple[int, ...] | None = Field(
+        None, description="Classes that the rule of the method's authors flags, where `score` is another"
+    )
     evidence: tuple[Evidence, ...] = ()
     atlas: tuple[str, ...] = Field(
         (), description="MITRE ATLAS ids of the techniques that an alarm points to"

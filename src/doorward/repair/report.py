@@ -35,7 +35,8 @@ class RepairReport(Record):
             they were flagged with.
         accuracy_before, accuracy_after: on the clean samples; on training samples that were kept, where none
             are given.
-        measured_on: which of these.
+        measured_on: which of these; the recovered triggers are tried on the same.
+        without_data: whether the model alone was given.
         triggers: what the recovered triggers did before and after.
         parameters_before, parameters_after: how many the model has.
         repair: what was done; None if nothing was found.
@@ -52,6 +53,7 @@ class RepairReport(Record):
     accuracy_before: Rate | None = None
     accuracy_after: Rate | None = None
     measured_on: str = ""
+    without_data: bool = False
     triggers: tuple[TriggerRecord, ...] = ()
     parameters_before: int | None = None
     parameters_after: int | None = None

@@ -56,11 +56,16 @@ TRYING, FEWEST_TRIED = 0.1, 20
 
 
 def choose(
-    names: Sequence[str], *, strict_files: bool = False, settings: Sequence[str] = ()
+    names: Sequence[str],
+    *,
+    strict_files: bool = False,
+    clean: bool = True,
+    settings: Sequence[str] = (),
 ) -> list[Detector]:
     """Return the named detectors, or all that examine models, the cheap and safe ones first.
 
     Args:
+        clean: whether there are clean images; those that stand in for them are left out then, unless named.
         settings: of the named ones, each as DETECTOR.NAME=VALUE.
         strict_files: for those that take the setting: files that loading never opens count as well.
     """
@@ -69,6 +74,8 @@ def choose(
         cls = registry.get("detector", name)
         if not names and cls.level == "input":
             continue  # it filters inputs and says nothing of a model
+        if not names and clean and "clean" in cls.stands_in_for:
+            continue
         strict = strict_files and "strict_files" in cls.model_fields
         own = _settings_for(name, settings)
         detectors.append(registry.build("detector", name, {"strict_files": True} | own if strict else own))
