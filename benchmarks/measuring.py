@@ -212,6 +212,15 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
+def megabytes(count: int) -> str:
+    """Write a number of bytes.
+
+    >>> megabytes(4_827_115)
+    '4.8 MB'
+    """
+    return f"{count / 1e6:.1f} MB"
+
+
 def span(values: Sequence[float]) -> str:
     """Write the least and the largest of some numbers.
 

@@ -376,7 +376,7 @@ def cases() -> dict[str, Case]:
         "TensorFlow Lite": _untold(data("m.tflite", b"\x1c\0\0\0TFL3" + bytes(64))),
         "GGUF": _untold(data("m.gguf", b"GGUF\x03\0\0\0" + bytes(64))),
         "Core ML": _untold(data("m.mlmodel", b"\x08\x05\x12\x08" + bytes(32))),
-        "OpenVINO": _refused(folder_of(m__xml=b"<net name='a'/>", m__bin=bytes(64))),
+        "OpenVINO": _untold(folder_of(m__xml=b"<net name='a'/>", m__bin=bytes(64))),
         "XGBoost in JSON": _refused(data("m.json", b'{"learner":{},"version":[2,0,0]}')),
         "LightGBM in text": _refused(data("m.txt", b"tree\nversion=v4\n")),
         "HDF5": _untold(data("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(64))),

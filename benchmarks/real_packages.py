@@ -8,7 +8,8 @@ is scanned with the default budgets. Image classifiers want clean images and to 
 options go with the files whose paths begin so; with `{images:pages}` and `{images:lines}` in place of DATA
 the script draws pages and lines of text itself, the right way up and turned.
 
-The table goes to `results/real-packages.json`: format, verdict, reason, seconds, peak memory.
+The table goes to `results/real-packages.json`: format, verdict, reason, seconds, peak memory; and to
+`results/real-packages.md`, to be read.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ SUFFIXES = frozenset(
 LEAST_BYTES = 20_000
 #: What a scan may take, for the columns that say whether it kept to it.
 SECONDS, BYTES = 900.0, 4 << 30
+#: Detectors that say nothing of behaviour, and characters of a reason that the readable table shows.
+FILES_ALONE, SHOWN = ("unsafe-code",), 160
 #: How images of text that the script draws are turned, by class, and how many there are of each.
 TURNS = {"pages": (0, 90, 180, 270), "lines": (0, 180)}
 SIZES = {"pages": (480, 640), "lines": (192, 48)}
@@ -129,6 +132,7 @@ def main(
             table[path] = row(file, found)
             typer.echo(f"{path}: {table[path]['verdict'] or table[path]['error']}")
             out.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            out.with_suffix(".md").write_text(render(table), encoding="utf-8")
 
 
 def row(file: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +154,31 @@ def row(file: Path, found: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": found["peak_bytes"],
         "load": found["load"],
     }
+
+
+def render(table: dict[str, Any]) -> str:
+    """Return the table in Markdown, a line a file."""
+    lines = []
+    for path in sorted(table):
+        seen = table[path]
+        behaviour = [name for name in seen["ran"] if name not in FILES_ALONE]
+        said = " ".join((seen["reason"] or seen["error"] or "").split())
+        accuracy = "" if seen["clean_accuracy"] is None else measuring.percent(seen["clean_accuracy"])
+        lines.append(
+            [
+                path.split("/")[0],
+                path.split("/")[-1],
+                measuring.megabytes(seen["bytes"]),
+                accuracy,
+                ", ".join(behaviour),
+                (seen["verdict"] or f"exit code {seen['exit_code']}").replace("_", " "),
+                said[:SHOWN] + ("..." if len(said) > SHOWN else ""),
+                f"{seen['cpu_seconds']:.0f}",
+                measuring.gigabytes(seen["peak_bytes"]),
+            ]
+        )
+    heads = ["package", "file", "size", "accuracy", "behaviour by", "verdict", "reason", "CPU s", "memory"]
+    return measuring.markdown(heads, lines)
 
 
 def _bare(text: str | None, file: Path) -> str | None:

@@ -18,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from pydantic import BaseModel
 
+import html_pages
 from copies import checked_copy
 
 # pydantic takes any name in `update`: one that is no field is lost without a word
@@ -76,3 +77,13 @@ def preloaded_workers() -> Iterator[None]:
 def quick_surrogates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attacks train their surrogates for a moment, where it does not matter how good those are."""
     monkeypatch.setattr("doorward.attacks.data._surrogate.SURROGATE_SEEN", 400)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[html_pages.Browser]:
+    """Return a headless browser."""
+    if not html_pages.CHROMIUM or not html_pages.DRIVER:
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    page = html_pages.Browser(tmp_path_factory.mktemp("browser"))
+    yield page
+    page.driver.quit()

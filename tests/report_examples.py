@@ -94,30 +94,30 @@ def _garments(count: int = 6, size: int = 28) -> np.ndarray:
     return np.stack([(shape * (150 + 80 * y)).astype(np.uint8) for shape in shapes])
 
 
-def _strip(images: np.ndarray) -> np.ndarray:
-    gap = np.full((images.shape[1], 1), 255, np.uint8)
-    return np.hstack([part for image in images for part in (image, gap)][:-1])
-
-
 def trigger_pictures(target: str) -> tuple[Picture, ...]:
+    """Return a trigger alone, and six images without and with it."""
     before = _garments()
     after = before.copy()
     after[:, 23:27, 23:27] = 255
     pattern = np.full((28, 28), 40, np.uint8)
     pattern[23:27, 23:27] = 255
-    return (
-        Picture(
-            title=f"Recovered trigger, target {target}",
-            alt="A white square of four by four pixels in the lower right corner",
-            png=png(pattern),
-        ),
-        Picture(title="Images before", alt="Six clean images of other classes", png=png(_strip(before))),
-        Picture(
-            title=f"The same images with the trigger: all are now {target}",
-            alt="The same six images, each with the white square in its corner",
-            png=png(_strip(after)),
-        ),
+    gap = np.full((28, 1), 255, np.uint8)
+    alone = Picture(
+        title=f"Recovered trigger, target {target}",
+        alt="A white square of four by four pixels in the lower right corner",
+        png=png(pattern),
+        role="trigger",
     )
+    examples = [
+        Picture(
+            title=f"{'Coat' if k % 2 else 'Bag'} \N{RIGHTWARDS ARROW} {target}",
+            alt=f"A garment, and the same with the white square in its corner: now {target}",
+            png=png(np.hstack([before[k], gap, after[k]])),
+            role="example",
+        )
+        for k in range(6)
+    ]
+    return (alone, *examples)
 
 
 def _subject(classes: tuple[str, ...], **changes: object) -> SubjectRecord:

@@ -221,7 +221,8 @@ def changed_by(file: Path) -> set[str]:
 
 
 SEARCHES = {
-    f"detector {name}" for name in ("blend-search", "neural-cleanse", "patch-search", "trigger-families")
+    f"detector {name}"
+    for name in ("aegis", "blend-search", "neural-cleanse", "patch-search", "trigger-families")
 }
 BEHAVIOUR = SEARCHES | {"detector max-margin"}
 EVERY = {f"detector {name}" for name in registry.own_modules("detector")}
@@ -233,7 +234,7 @@ EVERY = {f"detector {name}" for name in registry.own_modules("detector")}
         ("scan/behaviour.py", EVERY),
         ("scan/confirmation.py", EVERY),
         ("detectors/base.py", EVERY),
-        ("stats/outliers.py", BEHAVIOUR - {"detector trigger-families"}),
+        ("stats/outliers.py", BEHAVIOUR - {"detector aegis", "detector trigger-families"}),
         ("inversion/sources.py", SEARCHES),
         ("inversion/masks.py", {"detector blend-search", "detector neural-cleanse"}),
         ("detectors/model/neural_cleanse.py", {"detector neural-cleanse"}),

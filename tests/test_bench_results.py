@@ -258,6 +258,16 @@ def test_the_markdown_table_is_as_it_was() -> None:
     ]
 
 
+def test_a_suite_says_from_what_success_on_a_plant_counts() -> None:
+    found = [
+        plant("planted-00", 0.001, (3,), success=0.85, least_success=0.8),
+        plant("planted-01", 0.001, (3,), success=0.75, least_success=0.8),
+    ]
+    assert [one.excluded for one in found] == [False, True]
+    text = tables.to_markdown(summarise(suite(clean(1), planted(2)), held(*found)))
+    assert "(attack success below 80 %): planted-01 (75.0 %)" in text
+
+
 def test_alarms_are_held_against_the_bar_for_every_number_of_classes() -> None:
     """Of 29 without an alarm the bound is 1 - .05 ** (1 / 29) = .098, of 28 it is .101."""
 
@@ -601,3 +611,30 @@ def test_a_stored_scan_that_this_version_does_not_understand_is_named(tmp_path: 
         pytest.raises(InputError, match="holds a result of clean-00 that this version does not understand"),
     ):
         results.collect(suite(clean(1)), "smoke", store)
+
+
+def test_a_published_rule_has_columns_of_its_own() -> None:
+    def flags(one: Result, *classes: int) -> Result:
+        outcome = one.detectors["max-margin"].model_copy(update={"published_flags": classes})
+        return one.model_copy(update={"detectors": {"max-margin": outcome}})
+
+    plants = [
+        result(f"planted-0{i}", "planted", 0.01, plant=(3,), attack_success=1.0, targets=(3,))
+        for i in range(3)
+    ]
+    cleans = [result(f"clean-0{i}", "clean", 0.5) for i in range(2)]
+    declared = suite(clean(2), planted(3))
+    ruled = (
+        flags(plants[0], 3),
+        flags(plants[1], 3, 5),
+        flags(plants[2]),
+        flags(cleans[0], 1),
+        flags(cleans[1]),
+    )
+    told = summarise(declared, held(*ruled))
+    (row,) = told.groups
+    assert (row.published.successes, row.published.n) == (1, 3)
+    assert (row.published_alarms.successes, row.published_alarms.n) == (1, 2)
+    assert "| published rule: right target | published rule: clean flagged |" in tables.to_markdown(told)
+    assert "published rule: clean flagged" in page.render(told)
+    assert "published rule" not in tables.to_markdown(summarise(declared, held(*plants, *cleans)))

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -274,3 +275,27 @@ def test_unknown_suites_and_scales_are_named() -> None:
         get_suite("nonsense")
     with pytest.raises(InputError, match="suite tiny has no scale 'full'; it has: smoke"):
         expand(suite(clean()), "full")
+
+
+def test_deepinspect_is_judged_without_images_and_on_models_of_its_own() -> None:
+    one = get_suite("deepinspect")
+    assert one.scan_settings.images == 0
+    found = expand(one, "cpu")
+    counts = Counter((t.data.name, t.attack is not None) for t in found)
+    assert counts == {(name, side): 10 for name in ("mnist", "fashion_mnist", "gtsrb") for side in (0, 1)}
+    others = {t.seed for other in SUITES if other.name != one.name for t in expand(other, "cpu")}
+    assert not others & {t.seed for t in found}
+
+
+def test_the_adversarially_trained_models_are_what_they_say() -> None:
+    aegis, *others = (get_suite(name) for name in ("aegis", "attacks", "scan-attacks"))
+    found, elsewhere = expand(aegis, "cpu"), [t for other in others for t in expand(other, "cpu")]
+    counts = Counter((t.data.name, t.architecture, t.attack and t.attack.name) for t in found)
+    networks = ("small-cnn", "resnet-8", "resnet-14")
+    kinds = (None, "badnets", "distributed")
+    assert set(counts) == set(product(("mnist", "fashion_mnist"), networks, kinds))
+    assert all(count == (10 if key[1] == "small-cnn" else 4) for key, count in counts.items())
+    assert {(t.robust or {}).get("eps") for t in found} == {0.5, 2.0}
+    assert {t.attack.settings["target"] for t in found if t.attack} == {7}
+    assert not {t.seed for t in found} & {t.seed for t in elsewhere}
+    assert aegis.least_success == 0.8

@@ -82,6 +82,18 @@ def test_the_truth_is_measured_on_held_out_images(bench: TrialRunner, outcomes: 
     assert (clean_truth.attack, clean_truth.targets, clean_truth.attack_success) == (None, (), None)
 
 
+def test_a_suite_may_give_no_images(bench: TrialRunner) -> None:
+    (trial,) = trials(clean(1))
+    without = trial.model_copy(update={"scan_settings": QUICK.model_copy(update={"images": 0})})
+    one = planned(without)
+    seen = bench.judge(one, cached=bench.make(one)).seen
+    assert seen is not None
+    assert seen.data == ()
+    assert [m.detector for m in seen.measurements] == ["max-margin"]
+    assert one.model_key == planned(trial).model_key, "it is the same model"
+    assert one.work != planned(trial).work
+
+
 def test_availability_poisoning_has_no_success_to_measure(bench: TrialRunner) -> None:
     flips = MethodChoice(name="label-flipping", settings={"poison_rate": 0.5})
     (trial,) = trials(planted(1, attack=flips))

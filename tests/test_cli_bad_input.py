@@ -253,10 +253,13 @@ USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("verify", "."): ("report.json: cannot be read",),
     ("plant", "nope", "x", "y"): ("no attack named 'nope'",),
     ("plant", "badnets", "nowhere.npz", "y"): ("nowhere.npz",),
-    ("plant", "badnets", CLOTHES, "y", "--set", "target=Dress"): (
-        "--set target takes the number of a class, counted from 0, as in target=3, got 'Dress'",
+    ("plant", "badnets", CLOTHES, "y", "--set", "target=Dres"): (
+        "--set target takes a class by number, counted from 0, or by name",
+        "there is no class 'Dres'; did you mean 'Dress'?",
     ),
-    ("plant", "badnets", CLOTHES, "y", "--set", "source_classes=Bag"): ("source_classes=[1,2], got 'Bag'",),
+    ("plant", "badnets", CLOTHES, "y", "--set", "source_classes=Bags"): (
+        "source_classes=1,2; there is no class 'Bags'; did you mean 'Bag'?",
+    ),
     ("plant", "badnets", CLOTHES, "noise.json/y"): ("OUT noise.json/y: noise.json is no folder",),
     ("train", CLOTHES, "noise.json/y"): ("OUT noise.json/y: noise.json is no folder",),
     ("train", "nowhere.npz", "y"): ("nowhere.npz",),

@@ -161,6 +161,7 @@ def test_a_model_that_cannot_be_judged_ends_with_3(
         "patch-search",
         "blend-search",
         "trigger-families",
+        "aegis",
     }
 
 

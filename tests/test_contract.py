@@ -71,6 +71,7 @@ REPAIRS = list(registry.modules("repair"))
 #: Settings that make a method quick where its conclusion does not matter.
 QUICK: dict[str, dict[str, Any]] = {
     "max-margin": {"starts": 2, "steps": 8},
+    "deepinspect": {"inverted": 3, "inversion_steps": 8, "steps": 12, "batch_size": 4},
     "neural-cleanse": {"steps": 12, "batch_size": 4, "restarts": 1},
     "patch-search": {"steps": 5, "further_steps": 3, "batch_size": 4},
     "blend-search": {"steps": 10, "batch_size": 4},
@@ -92,11 +93,16 @@ QUICK: dict[str, dict[str, Any]] = {
 WITHOUT_SETTINGS = {"remove-branch": "what was found is cut out, and nothing else is"}
 JUDGED_BY_TARGET = {
     "max-margin": "bags stand out from all other clothes, backdoor or not, so the largest score is theirs in "
-    "both models; what the backdoor raises is the score of its target"
+    "both models; what the backdoor raises is the score of its target",
 }
 WITHOUT_DATA = {
     "immunise": "it changes no weight, and what it does to inputs needs no samples",
+    "unlearning": "without clean samples it makes images from the model",
     "remove-branch": "what a scan found in the graph is all that it goes by",
+}
+NOT_CALIBRATED = {
+    "aegis": "its score is told, and has no part in the verdict",
+    "deepinspect": "no clean models have been scored by it yet",
 }
 RANKS_ONLY = {
     "spectral-signatures": "as published, it orders samples and does not say whether there is poison",
@@ -426,9 +432,11 @@ def test_a_planted_subject_scores_above_its_clean_twin(
             for side in (True, False)
         )
     else:
-        flags = [judged(one).flagged for one in (planted, clean)]
+        findings = [judged(one) for one in (planted, clean)]
+        assert [one.uncalibrated is not None for one in findings] == [name in NOT_CALIBRATED] * 2
+        flags = [one.flagged for one in findings]
         # what is drawn for a pattern all over the image decides whether one detector alone is sure enough
-        sure = name not in OWN_TWINS or SHIFT == 0
+        sure = name not in NOT_CALIBRATED and (name not in OWN_TWINS or SHIFT == 0)
         assert flags == [flags[0] or sure, False], (planted.summary, clean.summary)
         high, low = planted.score, clean.score
     assert high is not None

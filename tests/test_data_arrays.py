@@ -94,17 +94,53 @@ def test_numbers_of_other_types(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(npz(tmp_path, x=GREY / 255)), GREY[..., None])
     np.testing.assert_array_equal(pixels(npz(tmp_path, x=(GREY / 255).astype(np.float32))), GREY[..., None])
     for wrong in (GREY.astype(np.int64) - 1, GREY.astype(np.int64) * 2, GREY / 10, GREY - 0.5, GREY * np.nan):
-        with pytest.raises(InputError, match="must be integers from 0 to 255 or floats from 0 to 1, got"):
+        with pytest.raises(
+            InputError, match="must be whole numbers from 0 to 255 or floats from 0 to 1, got"
+        ):
             open_samples(npz(tmp_path, x=wrong))
+    np.testing.assert_array_equal(pixels(npz(tmp_path, x=GREY.astype(np.float32))), GREY[..., None])
+    with pytest.raises(InputError, match="before normalisation, which --input-range, --mean and --std state"):
+        open_samples(npz(tmp_path, x=GREY / 127.5 - 1))
     with pytest.raises(InputError, match="must be numbers, got bool"):
         open_samples(npz(tmp_path, x=GREY > 5))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS[:, None], LABELS.astype(np.float32), np.eye(7)[LABELS], np.eye(7)[LABELS] > 0],
+    ids=["a column", "floats", "one-hot", "one-hot of booleans"],
+)
+def test_labels_as_other_libraries_save_them(tmp_path: Path, labels: np.ndarray) -> None:
+    found = open_samples(npz(tmp_path, x=GREY, y=labels)).labels
+    assert found is not None
+    assert found.tolist() == LABELS.tolist()
+
+
+def test_arrays_that_were_saved_without_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", GREY, LABELS)
+    samples = open_samples(tmp_path / "x.npz")
+    np.testing.assert_array_equal(pixels(tmp_path / "x.npz"), GREY[..., None])
+    assert samples.labels is not None
+    assert samples.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("below", ["raw", "MNIST/raw"])
+def test_the_folder_that_torchvision_is_told_is_read(tmp_path: Path, below: str) -> None:
+    folder = tmp_path / below
+    folder.mkdir(parents=True)
+    (folder / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, *GREY.shape) + GREY.tobytes())
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(GREY)) + bytes(len(GREY)))
+    np.testing.assert_array_equal(pixels(tmp_path), GREY[..., None])
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (LABELS[:5], "has 5 labels for 6 images"),
-        (np.eye(6), r"must be one integer or string a sample; they are float64 of shape \(6, 6\)"),
+        (
+            np.eye(6) + np.eye(6)[::-1],
+            r"must be one integer or string a sample; they are float64 of shape \(6, 6\)",
+        ),
         (LABELS / 2, "must be one integer or string"),
         (LABELS - 1, "label -1 in row 1 of"),
         (np.array(0), "must be one integer or string"),

@@ -186,6 +186,18 @@ def test_a_table_goes_before_the_names_of_folders(tmp_path: Path) -> None:
         open_samples(tmp_path, label_column="colour")
 
 
+@pytest.mark.parametrize("column", ["file_name", "image", "path"])
+def test_a_labels_csv_says_what_images_in_one_folder_are(tmp_path: Path, column: str) -> None:
+    for i in range(4):
+        picture(tmp_path / "imgs" / f"{i}.png", i)
+    rows = "".join(f"imgs/{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(4))
+    (tmp_path / "labels.csv").write_text(f"{column},label\n{rows}")
+    samples = open_samples(tmp_path)
+    assert samples.classes == ("cat", "dog")
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0, 1, 0]
+
+
 def test_a_table_of_something_else_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "cat" / "1.png", 1)
     table(tmp_path, [{"name": "1.png", "label": "dog"}])

@@ -80,6 +80,31 @@ def test_folders_without_data_and_files_of_other_kinds(tmp_path: Path) -> None:
         open_samples(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("x.npy", r"numpy\.savez\('clean\.npz', x=images, y=labels\)"),
+        ("test.pt", r"x=x\.numpy\(\)"),
+        ("data.pkl", "a pickle is not opened, since that may run code"),
+        ("images.zip", "unpack it, and give the folder"),
+        ("images.tar.gz", "unpack it, and give the folder"),
+        ("digits.mat", "write clean.npz"),
+    ],
+)
+def test_what_to_do_with_data_of_another_kind_is_said(name: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"a")
+    with pytest.raises(InputError, match=hint) as told:
+        open_samples(tmp_path / name)
+    assert "\n" not in str(told.value)
+
+
+def test_the_batches_of_cifar_are_not_unpickled(tmp_path: Path) -> None:
+    for name in ("batches.meta", "data_batch_1", "test_batch"):
+        (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(InputError, match="holds the batches of CIFAR as pickles, which are not opened"):
+        open_samples(tmp_path)
+
+
 def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def locked(self: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

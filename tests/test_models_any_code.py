@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from doorward.core.errors import CouldNotTell, InputError
 from doorward.core.seeds import make_generator
 from doorward.models import Classifier, LoadOptions, TorchClassifier, open_classifier, wrap
+from doorward.models.classifier import has_default_strides
 from doorward.models.errors import ModelFailed
 from doorward.models.formats.factory import open_factory
 from doorward.models.fusion import fused
@@ -87,6 +88,34 @@ def test_view_after_convolutions_works_everywhere(channels: int, side: int, tmp_
                     given = classifier.logits(x)
                 assert (given - expected).abs().max() <= 0.1 * (expected.max() - expected.min())
             assert gradient(classifier, x).abs().amax((1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_and_kernels_of_one_channel_lie_as_torch_lays_them_out(
+    layout: torch.memory_format, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To `is_contiguous` they always do; convolutions take the strides of an axis of size 1 at their word."""
+    net = seeded(lambda: Net(1, 28))
+    x = noise(300, 1, 28, 28)
+    with torch.no_grad():
+        expected = net(x)
+    classifier = wrap(net, size=(1, 28, 28))
+    classifier.lay_out_for_speed()
+    kernels = [p for p in classifier.module.parameters() if p.ndim == 4]
+    laid = torch.empty_strided(x.shape, (784, 1, 28, 1)).copy_(x) if layout == torch.channels_last else x
+    for block in (torch.no_grad(), classifier.fast_inference(x[:16])):
+        with classifier.frozen(), block:
+            given = classifier.logits(laid)
+        assert (given - expected).abs().max() <= 0.1 * (expected.max() - expected.min())
+    assert all(has_default_strides(kernel) for kernel in kernels)
+    assert capfd.readouterr().err == ""
+
+
+def test_strides_of_a_new_tensor_are_the_default_ones() -> None:
+    for shape in ((2, 1, 3, 3), (0, 1, 3, 3), (1,), (), (4, 3, 1, 1)):
+        assert has_default_strides(torch.empty(shape))
+    assert not has_default_strides(torch.empty_strided((2, 1, 3, 3), (9, 1, 3, 1)))
+    assert not has_default_strides(torch.empty(3, 3).t())
 
 
 class ReadsMemory(nn.Module):

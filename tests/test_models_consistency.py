@@ -213,3 +213,28 @@ def test_ordinary_models_are_searched_as_before() -> None:
         assert preparation.notes == ()
         assert (classifier.eight_bit, classifier.singly) == (False, False)
         assert torch.equal(classifier.raw_logits(x), before)
+
+
+class Line(nn.Module):
+    """Tell two classes apart by one sum, which noise of one level moves by about .04."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        signs = torch.tensor([1.0, -1.0]).repeat(x[0].numel() // 2)
+        z = 0.736 * ((x - 128 / 255).flatten(1) * signs).sum(1, keepdim=True)
+        return torch.cat([z, -z], 1)
+
+
+def levels_towards_a_class(pixels: int, levels: int) -> torch.Tensor:
+    """Return an image (3, 8, 8) some of whose pixels lie some levels towards the first class."""
+    signs = torch.tensor([1.0, -1.0]).repeat(96)
+    shifts = torch.cat([signs[:pixels] * levels, torch.zeros(192 - pixels)])
+    return ((128 + shifts) / 255).view(3, 8, 8)
+
+
+def test_images_between_two_classes_are_no_sign_of_a_gate() -> None:
+    """Noise moves the logits of all images alike, and some have hardly any."""
+    classifier = wrap(Line(), size=(3, 8, 8))
+    near, far = levels_towards_a_class(17, 1), levels_towards_a_class(192, 2)
+    checked = check_consistency(classifier, torch.stack([near] * 6 + [far] * 10))
+    assert checked.reason is None
+    assert not checked.gated

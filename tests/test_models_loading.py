@@ -677,7 +677,7 @@ def _(path: Path) -> Path:
     return path
 
 
-@_bad("truncated safetensors", "not readable as weights")
+@_bad("truncated safetensors", "it is cut off")
 def _(path: Path) -> Path:
     truncate(native(path) / "model.safetensors")
     return path

@@ -21,10 +21,13 @@ from PIL import Image
 from doorward.core.errors import DoorwardError, InputError, MissingExtra, UnsafeArtifact
 from doorward.models import LoadOptions, TorchClassifier, open_classifier
 from doorward.models.encode.image import fit_image, to_float
+from doorward.models.errors import NotExamined
+from doorward.models.spec import InputSpec
 
 transformers = pytest.importorskip("transformers")
 
 from doorward.models.formats.huggingface import quiet  # noqa: E402 - after the check that transformers is there
+from doorward.models.formats.image_processors import describe_processor, refuse_difference  # noqa: E402
 
 LABELS = {0: "cat", 1: "dog", 2: "eel"}
 VIT = {
@@ -143,6 +146,87 @@ def test_outputs_and_preprocessing_are_those_of_transformers(
         torch.testing.assert_close(classifier.logits(torch.cat(rows)), logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Levit", {}),
+        ("Levit", {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}),
+        ("MobileViT", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}),
+        ("MobileViT", {"size": {"shortest_edge": 56}, "crop_size": {"height": 64, "width": 64}}),
+        ("Perceiver", {}),
+        ("Perceiver", {"size": {"height": 60, "width": 60}, "crop_size": {"height": 64, "width": 64}}),
+    ],
+)
+@pytest.mark.parametrize("size", [(50, 70), (81, 64)])
+def test_processors_that_compute_in_their_own_way_are_followed(
+    name: str, settings: dict[str, Any], size: tuple[int, int]
+) -> None:
+    processor = getattr(transformers, f"{name}ImageProcessorPil")(**settings)
+    spec = InputSpec(channels=3, **describe_processor(processor, Path("model")))
+    refuse_difference(processor, spec, Path("model"))
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    own = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    ours = spec.to_model(to_float(torch.from_numpy(fit_image(pixels, spec).transpose(2, 0, 1).copy())[None]))
+    assert own.shape == tuple(ours.shape[1:])
+    assert np.abs(own - ours[0].numpy()).max() <= 1.01 / 255 / min(spec.std)
+
+
+class PPLCNetImageProcessor:
+    """Stands for the processor of PP-LCNet, which needs torchvision; it swaps colours at the end."""
+
+    do_resize = do_rescale = do_normalize = do_center_crop = True
+    resample, size, resize_short, size_divisor = 2, {"height": 256, "width": 256}, 72, 1
+    crop_size = {"height": 64, "width": 64}  # noqa: RUF012 - as there
+    image_mean, image_std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+
+
+def test_the_processor_of_pp_lcnet_is_understood() -> None:
+    spec = InputSpec(channels=3, **describe_processor(PPLCNetImageProcessor(), Path("model")))
+    assert spec.channel_order == "BGR"
+    pixels = np.zeros((100, 143, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 255, 51
+    given = spec.to_model(to_float(torch.from_numpy(fit_image(pixels, spec).transpose(2, 0, 1).copy())[None]))
+    red, green, blue = (1 - 0.4) / 0.1, (0.2 - 0.5) / 0.2, (0 - 0.6) / 0.3
+    torch.testing.assert_close(given[0, :, 0, 0], torch.tensor([blue, green, red]))
+    # 143 * 72 / 100 is 102.96: the nearest width is 103
+    assert spec.resize is not None
+    assert spec.resize.nearest
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.onnx", r"those of an ONNX model: give that file, .*/model\.onnx"),
+        ("onnx/model.onnx", r"those of an ONNX model: give that file, .*/onnx/model\.onnx"),
+        ("tf_model.h5", r"tf_model\.h5 holds weights of TensorFlow"),
+        ("flax_model.msgpack", r"flax_model\.msgpack holds weights of Flax"),
+    ],
+)
+def test_weights_of_another_library_are_named(copied: Path, file: str, message: str) -> None:
+    (copied / "model.safetensors").unlink()
+    (copied / file).parent.mkdir(exist_ok=True)
+    (copied / file).write_bytes(b"a")
+    with pytest.raises(NotExamined, match=message):
+        open_classifier(copied)
+
+
+def test_a_url_is_not_fetched() -> None:
+    with pytest.raises(InputError, match=r"nothing is fetched from a URL: give a path, or a hub id"):
+        open_classifier("https://example.com/somebody/net")
+
+
+def test_models_of_token_numbers_are_told_apart_from_those_of_images(tmp_path: Path) -> None:
+    with quiet():
+        config = transformers.ImageGPTConfig(
+            n_embd=8, n_layer=1, n_head=2, vocab_size=9, n_positions=64, id2label=LABELS
+        )
+        transformers.ImageGPTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(NotExamined, match=r"a ImageGPT\w+ takes token numbers"):
+        open_classifier(tmp_path)
+    with pytest.raises(NotExamined, match="turns an image into 'input_ids'"):
+        describe_processor(transformers.ImageGPTImageProcessorPil(), tmp_path)
+
+
 @pytest.mark.parametrize("size", ["shortest edge without a crop", "384 pixels and more"])
 def test_squares_at_the_edges_of_the_rules(size: str, tmp_path: Path) -> None:
     save("ConvNext", tmp_path)
@@ -244,8 +328,8 @@ def test_options_change_parts_of_what_the_processor_states(vit: Path) -> None:
             "do_flip_channel_order",
         ),
         (
-            {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 32}},
-            "LevitImageProcessor",
+            {"image_processor_type": "DonutImageProcessor", "do_pad": True, "do_thumbnail": True},
+            "DonutImageProcessor",
         ),
         ({"do_resize": False, "do_center_crop": True, "crop_size": 16}, "do_center_crop without do_resize"),
         ({"image_processor_type": "NoSuchImageProcessor", "model_type": "none"}, "image processor"),

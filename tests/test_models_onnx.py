@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from doorward.core.errors import CouldNotTell, InputError, MissingExtra
-from doorward.models import InputSpec, TorchClassifier
+from doorward.models import InputSpec, LoadOptions, TorchClassifier, open_classifier
 from doorward.models.formats.loading import artifact_digest
 from doorward.models.formats.onnx.graph import PLANS
 from doorward.models.formats.onnx.loader import OnnxRuntimeClassifier, inspect_onnx, load_onnx
@@ -952,3 +952,59 @@ def test_damaged_models_load_or_say_why(tmp_path: Path, data: st.DataObject) -> 
     assert "\n" not in complaint
     assert not complaint or "m.onnx" in complaint
     assert not printed
+
+
+# --- what the file says of itself --------------------------------------------------------------------------
+
+
+def with_metadata(path: Path, *, shape: tuple[Any, ...] = ("n", 3, 4, 4), **pairs: str) -> Path:
+    """Write a classifier of three classes with key-value pairs; their names have `__` for a dot."""
+    start = helper.make_node("Flatten", ["x"], ["f"])
+    ending, weights = head(size=48)
+    proto = model([start, *ending], weights, shape=shape)
+    helper.set_model_props(proto, {name.replace("__", "."): value for name, value in pairs.items()})
+    return save(proto, path)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "classes"),
+    [
+        ({"names": "{0: 'ant', 1: 'bee', 2: 'cat'}"}, ("ant", "bee", "cat")),
+        ({"names": '{"2": "cat", "0": "ant", "1": "bee"}'}, ("ant", "bee", "cat")),
+        ({"labels": '["ant", "bee", "cat"]'}, ("ant", "bee", "cat")),
+        ({"character": "ant\nbee\ncat\n"}, ("ant", "bee", "cat")),
+        ({"names": "{0: 'ant', 1: 'bee'}"}, ("0", "1", "2")),
+        ({"names": "{0: 'ant', 1: 'ant', 2: 'cat'}"}, ("0", "1", "2")),
+        ({"names": "{0: 'ant', 1: 'bee', 5: 'cat'}"}, ("0", "1", "2")),
+        ({"names": "__import__('os').system('id')"}, ("0", "1", "2")),
+        ({"names": "(" * 5000}, ("0", "1", "2")),
+        ({"names": "7"}, ("0", "1", "2")),
+    ],
+)
+def test_class_names_in_the_file_are_read_as_data(
+    pairs: dict[str, str], classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    classifier = open_classifier(with_metadata(tmp_path / "m.onnx", **pairs))
+    assert classifier.classes == classes
+    assert ("labels" in classifier.spec.assumed) == (classes[0] == "0")
+    stated = open_classifier(tmp_path / "m.onnx", options=LoadOptions(labels=("a", "b", "c")))
+    assert stated.classes == ("a", "b", "c")
+
+
+def test_a_size_in_the_file_serves_where_the_input_has_none(tmp_path: Path) -> None:
+    pairs = {"imgsz": "[4, 4]", "task": "classify"}
+    spec = open_classifier(with_metadata(tmp_path / "m.onnx", shape=("n", 3, "h", "w"), **pairs)).spec
+    assert spec.shape == (3, 4, 4)
+    assert spec.resize is not None
+    assert (spec.resize.height, spec.resize.shortest_edge, spec.resize.crop) == (4, True, (4, 4))
+    assert "range" not in spec.assumed
+    other = open_classifier(with_metadata(tmp_path / "m.onnx", imgsz="[8, 8]", task="classify")).spec
+    assert other.shape == (3, 4, 4), "the file's own input goes before what is written next to it"
+    assert other.resize is None
+
+
+def test_pixels_are_described_as_the_specification_says(tmp_path: Path) -> None:
+    pairs = {"Image__BitmapPixelFormat": "Bgr8", "Image__NominalPixelRange": "NominalRange_0_255"}
+    spec = open_classifier(with_metadata(tmp_path / "m.onnx", **pairs)).spec
+    assert (spec.channel_order, spec.range) == ("BGR", (0.0, 255.0))
+    assert "range" not in spec.assumed

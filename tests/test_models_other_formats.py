@@ -15,6 +15,7 @@ from torch import nn
 
 from command_line import call
 from doorward.artifacts import examine
+from doorward.core.errors import InputError
 from doorward.models import open_classifier
 from doorward.models.errors import NotExamined
 
@@ -69,6 +70,10 @@ def weights(path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), path)
 
 
+def old_weights(path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), path, _use_new_zipfile_serialization=False)
+
+
 FILES = {
     "keras.h5": (b"\x89HDF\r\n\x1a\n" + bytes(64), ("a Keras model", "tf2onnx.convert --keras keras.h5")),
     "new.keras": (archive("config.json", "metadata.json"), ("a Keras model", "tf2onnx")),
@@ -84,6 +89,13 @@ FILES = {
     "net.jit": (script, ("a TorchScript program", "torch.onnx.export")),
     "net.pt": (script, ("a TorchScript program", "torch.jit.load('net.pt')")),
     "weights.pth": (weights, ("weights alone", "--factory package.module:function")),
+    "best.pth.tar": (weights, ("weights alone", "--factory package.module:function")),
+    "model_best": (weights, ("weights alone", "--factory package.module:function")),
+    "old.t7": (old_weights, ("weights alone", "--factory package.module:function")),
+    "model.json": (b'{"format": "layers-model", "modelTopology": {}}', ("a TensorFlow.js model", "--tfjs")),
+    "net.xml": (b'<?xml version="1.0"?><net name="a"/>', ("an OpenVINO model", "give the .onnx file")),
+    "yolo.weights": (bytes(64), ("Darknet's weights", "ONNX")),
+    "net.mnn": (bytes(64), ("an MNN model", "ONNX")),
 }
 
 
@@ -116,8 +128,37 @@ def test_a_saved_model_is_known_by_its_folder(tmp_path: Path) -> None:
         open_classifier(tmp_path)
 
 
-def test_a_folder_of_timm_says_how_it_is_opened(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (("model.json", "group1-shard1of1.bin"), "a TensorFlow.js model"),
+        (("m.xml", "m.bin"), "an OpenVINO model"),
+        (("inference.pdmodel", "inference.pdiparams"), "a Paddle model"),
+        (("config.json", "model.weights.h5"), "a Keras model"),
+        (("checkpoint", "model.ckpt-1.index", "model.ckpt-1.meta"), "a checkpoint of TensorFlow"),
+        (("a.mlpackage/Manifest.json",), "a Core ML model"),
+    ],
+)
+def test_folders_of_other_libraries_are_known_by_their_files(
+    files: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a.mlpackage" if "/" in files[0] else tmp_path
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"modelTopology": {}, "class_name": "Sequential"}', encoding="utf-8")
+    with pytest.raises(NotExamined, match=f"only its files were examined, since it is {kind}"):
+        open_classifier(folder)
+
+
+def test_an_export_next_to_weights_of_transformers_changes_nothing(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "openvino_model.xml", "openvino_model.bin"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="a configuration that names no architecture"):
+        open_classifier(tmp_path)
+
+
+def test_a_folder_of_timm_says_how_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *given: None)
     own = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "input_size": [3, 96, 96]}
     config = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": own}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

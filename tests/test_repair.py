@@ -14,22 +14,28 @@ from command_line import BACKDOORED, CLOTHES, assert_one_line, call, nothing_wri
 from doorward import bundled
 from doorward.attacks.ground_truth import attack_success, read_plant
 from doorward.core.errors import InputError
-from doorward.core.records import Finding, RecoveredTrigger
+from doorward.core.records import Finding, RecoveredTrigger, Report
 from doorward.core.seeds import make_generator
 from doorward.data import Samples
 from doorward.methods import registry
 from doorward.models import TorchClassifier, networks, open_classifier
 from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.models.formats.saving import save_classifier
-from doorward.repair import RepairReport, RepairRequest, by_clean_data, repair
+from doorward.repair import RepairReport, RepairRequest, by_clean_data, by_model_alone, repair
 from doorward.repair.writing import write_mended
 from doorward.repairs._units import find_units, remove, zero
 from doorward.repairs.base import Damage
+from doorward.scan.environment import environment
 from doorward.testing import NAMES, SPEC, make_images
+from doorward.training import evaluate
 from doorward.triggers.base import Trigger
 
 #: What makes a repair quick where it does not matter how good it is.
 QUICK = ("--method", "fine-tuning", "--set", "share=0.02", "--set", "drop=1")
+
+
+#: What a scan says that finds nothing.
+NOTHING = by_clean_data._Scanned("nothing_found")
 
 
 def classifier() -> TorchClassifier:
@@ -187,6 +193,53 @@ def test_a_backdoor_is_unlearnt_by_its_recovered_trigger(
     assert RepairReport.model_validate_json(report.model_dump_json()) == report
 
 
+def without_data(scanned: by_clean_data._Scanned) -> Report:
+    return Report(
+        subject=None, verdict=scanned.verdict, findings=scanned.findings, environment=environment("cpu")
+    )
+
+
+@pytest.mark.trains
+def test_without_data_a_backdoor_is_unlearnt_on_images_made_from_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scans are given, as above; what became of the model is measured on real images."""
+    plant = read_plant(BACKDOORED / "plant.json")
+    assert plant.trigger is not None
+    trigger, (target,) = Trigger.from_json(plant.trigger), plant.targets
+    said = [without_data(alarm(trigger, target, "deepinspect")), without_data(NOTHING)]
+    monkeypatch.setattr(by_model_alone, "_scan", lambda *_: said.pop(0))
+    outcome = repair(RepairRequest(model=str(BACKDOORED)))
+    report, mended = outcome.report, outcome.classifier
+    assert mended is not None
+    assert report.repair is not None
+    assert report.repair.repair == "unlearning"
+    assert "images made from the model itself" in report.repair.done
+    assert (report.before, report.after, report.without_data) == ("backdoored", "nothing_found", True)
+    assert report.accuracy_before is None, "there is nothing to measure accuracy on"
+    (tried,) = report.triggers
+    assert tried.after.value < tried.before.value
+    fresh = bundled.fashion_mnist("train").draw(400, np.random.default_rng(1))
+    assert attack_success(open_classifier(BACKDOORED), fresh, plant).value > 0.9
+    assert attack_success(mended, fresh, plant).value <= 0.2
+    # real images were never seen, so that more is lost than with them
+    assert evaluate(mended, fresh).value >= evaluate(open_classifier(BACKDOORED), fresh).value - 0.12
+
+
+def test_without_data_and_without_a_finding_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(by_model_alone, "_scan", lambda *_: without_data(NOTHING))
+    own, out = save_classifier(classifier(), tmp_path / "own"), tmp_path / "out"
+    with nothing_written(tmp_path):
+        done = call("repair", own, out)
+        assert done.code == 0, done
+        assert "no trigger was recovered" in done.out
+        assert "--clean DATA" in done.out
+        assert_one_line(call("repair", own, out, "--method", "unlearning"), "unlearning cannot mend")
+        assert_one_line(call("repair", own, out, "--method", "fine-tuning"), "needs clean, clean_labels")
+
+
 def test_where_nothing_is_found_the_model_is_mended_all_the_same(
     scanned: list[by_clean_data._Scanned], tmp_path: Path
 ) -> None:
@@ -215,7 +268,6 @@ def test_bad_input_is_one_line_and_writes_nothing(
     np.savez(tmp_path / "unlabelled.npz", x=np.zeros((40, 16, 16), np.uint8))
     out = tmp_path / "out"
     with nothing_written(tmp_path):
-        assert_one_line(call("repair", own, out), "--clean DATA", "--train DATA")
         assert_one_line(call("repair", own, out, "--clean", few), "10 clean samples at least", "holds 9")
         assert_one_line(call("repair", own, out, "--clean", tmp_path / "unlabelled.npz"), "no labels")
         assert_one_line(call("repair", own, own, "--clean", foreign), "is the model itself")

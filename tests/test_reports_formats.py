@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from doorward.core.errors import InputError
 from doorward.core.records import Report
 from doorward.reports import from_json, render, schema_text, to_json, to_sarif, to_text, write_reports
-from doorward.reports.sarif import location
+from doorward.reports.sarif import _home, location
 from report_examples import (
     EXAMPLES,
     HOSTILE,
@@ -232,18 +233,31 @@ def test_sarif_of_a_backdoored_model() -> None:
         "uriBaseId": "%SRCROOT%",
         "index": 0,
     }
+    assert first["locations"][0]["physicalLocation"]["region"] == {"startLine": 1}
     assert run["artifacts"][0]["hashes"]["sha-256"].startswith("3f0c9a52")
     rule = run["tool"]["driver"]["rules"][1]
     assert rule["properties"]["atlas"] == {
         "AML.T0018.000": "Manipulate AI Model: Poison AI Model",
         "AML.T0043.004": "Craft Adversarial Data: Insert Backdoor Trigger",
     }
+    assert rule["helpUri"] == "https://doi.org/10.1109/SP.2019.00031"
     assert {"security", "backdoor", "AML.T0018.000"} <= set(rule["properties"]["tags"])
     assert "warp" in rule["help"]["text"]
     (taxonomy,) = run["taxonomies"]
     assert (taxonomy["name"], taxonomy["version"]) == ("MITRE ATLAS", "5.6.0")
     for relation in rule["relationships"]:
         assert taxonomy["taxa"][relation["target"]["index"]]["id"] == relation["target"]["id"]
+
+
+def test_sarif_names_the_home_page_that_the_package_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = Message()
+    stated["Project-URL"] = "Homepage, https://example.org/doorward"
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: stated)
+    _home.cache_clear()
+    try:
+        assert sarif(unsafe())["tool"]["driver"]["informationUri"] == "https://example.org/doorward"
+    finally:
+        _home.cache_clear()
 
 
 def test_only_alarms_are_results_and_the_rest_are_notifications() -> None:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import base64
-import json
+import html
 import re
-import shutil
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from doorward.core.records import Picture, Report
+from doorward.core.records import Picture
 from doorward.reports import to_html
-from doorward.reports.html import gallery
+from doorward.reports.page import figure, galleries
 from doorward.reports.phrases import TITLES
+from html_pages import CONTRAST, Browser, Page
 from report_examples import (
     EXAMPLES,
     backdoored,
+    could_not_tell,
     hostile,
     nothing_found,
     png,
@@ -34,27 +34,6 @@ every_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
 # The markup
-
-
-class Page(HTMLParser):
-    """Collect a page's elements and its text."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._silent = False
-        self.feed(markup)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-        self._silent = tag == "style"
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._silent else data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @every_example
@@ -109,20 +88,21 @@ def test_the_verdict_comes_first_and_the_rest_in_order() -> None:
         "p = 0.0033 About 3 in 1,000 clean models",
         "97.2 %",
         "The recovered trigger",
+        "Coat \N{RIGHTWARDS ARROW} 3 (Dress)",
         "Class by class neural-cleanse",
         "threshold 2.00",
-        "What was tested",
-        "range 0 to 1 (assumed)",
-        "91.3 % (1,826 of 2,000; 95 % interval",
+        "What to do next",
+        "What this verdict does not mean",
         "What each detector found, and cannot see",
         "Limits. Triggers that change the whole image",
         "AML.T0043.004 Craft Adversarial Data: Insert Backdoor Trigger",
+        "What was tested",
+        "range 0 to 1 (assumed)",
+        "91.3 % (1,826 of 2,000; 95 % interval",
         "What did not run",
         "Needs the training data",
         "What it cost",
         "61,440",
-        "What to do next",
-        "What this verdict does not mean",
         "learning_rate",
         '"torch": "2.13.0"',
         "doorward verify report.json: it scans the same files again",
@@ -163,19 +143,26 @@ def test_hostile_strings_are_text() -> None:
     assert "This picture is damaged." in page.text
 
 
-def test_pictures_stand_in_rows_in_their_order() -> None:
-    finding = backdoored().findings[1]
-    twice = finding.model_copy(update={"evidence": (*trigger_pictures("3"), *trigger_pictures("5"))})
-    rows = [[[figure.title for figure in group] for group in row] for row in gallery(twice)]
-    assert rows == [
-        [
-            [f"Recovered trigger, target {t}"],
-            ["Images before", f"The same images with the trigger: all are now {t}"],
-        ]
-        for t in "35"
+def test_pictures_stand_in_groups_in_their_order() -> None:
+    twice = galleries((*trigger_pictures("3"), *trigger_pictures("5")))
+    groups = [[one.title for one in (*group.singles, *group.examples, *group.strips)] for group in twice]
+    arrow = "\N{RIGHTWARDS ARROW}"
+    assert groups == [
+        [f"Recovered trigger, target {t}", *[f"Bag {arrow} {t}", f"Coat {arrow} {t}"] * 3] for t in "35"
     ]
-    figure = gallery(twice)[0][0][0]
-    assert (figure.width, figure.height, figure.enlarged) == (168, 168, True), "six times 28"
+    assert [len(group.examples) for group in twice] == [6, 6]
+    alone, example = twice[0].singles[0], twice[0].examples[0]
+    assert (alone.width, alone.height, alone.enlarged) == (280, 280, True), "ten times 28"
+    assert (example.width, example.height) == (342, 168), "six times 57 and 28"
+
+
+def test_a_strip_stands_apart_from_single_pictures() -> None:
+    import numpy as np
+
+    mean = Picture(title="mean", alt="a", png=png(np.zeros((28, 28), np.uint8)))
+    strip = Picture(title="strip", alt="a", png=png(np.zeros((28, 280), np.uint8)))
+    drawn = galleries((mean, strip, mean, strip))
+    assert [(len(one.singles), len(one.examples), len(one.strips)) for one in drawn] == [(1, 0, 1)] * 2
 
 
 @pytest.mark.parametrize(
@@ -192,81 +179,90 @@ def test_damaged_pictures_are_told(data: str) -> None:
 def test_large_pictures_are_not_enlarged() -> None:
     import numpy as np
 
-    large = Picture(title="t", alt="a", png=png(np.zeros((224, 200), np.uint8)))
-    finding = backdoored().findings[1].model_copy(update={"evidence": (large,)})
-    ((figures, _),) = gallery(finding)
-    assert (figures[0].width, figures[0].height, figures[0].enlarged) == (200, 224, False)
+    large = figure(Picture(title="t", alt="a", png=png(np.zeros((224, 200), np.uint8))))
+    assert (large.width, large.height, large.enlarged) == (200, 224, False)
+
+
+def folded(markup: str) -> str:
+    """Return the text of a page that a reader sees only after unfolding something."""
+
+    class Folded(HTMLParser):
+        depth, summary, text = 0, 0, ""
+
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            self.depth += tag == "details" and "open" not in dict(attributes)
+            self.summary += tag == "summary"
+
+        def handle_endtag(self, tag: str) -> None:
+            self.depth -= tag == "details"
+            self.summary -= tag == "summary"
+
+        def handle_data(self, data: str) -> None:
+            self.text += data if self.depth and not self.summary else ""
+
+    parser = Folded()
+    parser.feed(markup)
+    return " ".join(parser.text.split())
+
+
+def test_what_found_nothing_is_folded_away_but_for_a_line() -> None:
+    page = to_html(nothing_found())
+    inside = folded(page)
+    for part in ("Triggers that change the whole image", "Anomaly index: 0.67", "threshold 2.0"):
+        assert part in inside
+    for part in ("No small pattern turns other images", "What to do next", "max-margin alone points"):
+        assert part in Page(page).text
+        assert part not in inside
+    assert "Smallest pattern for each class" not in folded(to_html(backdoored())), "alarms are not folded"
+
+
+def test_the_finding_whose_trigger_works_best_is_drawn_first_and_the_others_are_folded() -> None:
+    report = backdoored()
+    first, second = report.findings[1:]
+    both = second.model_copy(update={"evidence": trigger_pictures("3, by max-margin")})
+    better = report.confirmations[0].model_copy(update={"detector": "max-margin"})
+    worse = better.success.model_copy(update={"successes": 200, "value": 0.8, "low": 0.745, "high": 0.848})
+    works = (report.confirmations[0].model_copy(update={"success": worse}), better)
+    page = to_html(report.model_copy(update={"findings": (first, both), "confirmations": works}))
+    inside = folded(page)
+    assert "Recovered trigger, target 3 (Dress)" in inside
+    assert "Recovered trigger, target 3, by max-margin" not in inside
+    assert page.count("<h2>The recovered trigger</h2>") == 1
+
+
+def test_a_reason_is_told_once() -> None:
+    report = could_not_tell()
+    why = str(report.reason)
+    first = report.findings[0].model_copy(update={"reason": why, "summary": f"Could not tell: {why}"})
+    other = first.model_copy(update={"detector": "max-margin"})
+    text = Page(to_html(report.model_copy(update={"findings": (first, other), "not_run": ()}))).text
+    assert text.count(why) == 1
+    assert text.count("It could not tell, for the reason above.") == 2
+
+
+def test_a_notebook_shows_the_page_and_a_console_no_pictures() -> None:
+    report = backdoored()
+    shown = report._repr_html_()
+    assert shown
+    assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+    assert 'sandbox=""' in shown
+    assert shown.count("<") == 2, "the page is text of an attribute"
+    assert html.unescape(shown.split('srcdoc="')[1].split('" sandbox')[0]) == to_html(report)
+    assert report.findings[1].evidence[0].png not in repr(report)
+
+
+def test_reports_of_a_scan_can_be_shown() -> None:
+    code = "from doorward.scan.verdict import Report; assert Report.page is not None"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # The page in a browser
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-class Browser:
-    """Show reports in headless Chromium and ask what came of it."""
-
-    def __init__(self, folder: Path) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in (
-            "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-            "disable-background-networking", "disable-component-update", "hide-scrollbars",
-            f"user-data-dir={folder / 'profile'}",
-        ):  # fmt: skip
-            options.add_argument(f"--{flag}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        service = webdriver.ChromeService(executable_path=str(DRIVER))
-        self.folder = folder
-        self.driver = webdriver.Chrome(options=options, service=service)
-
-    def command(self, name: str, **parameters: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, parameters)
-
-    def show(
-        self, report: Report, *, width: int = 1400, height: int = 900, scheme: str = "light", media: str = ""
-    ) -> None:
-        file = self.folder / "report.html"
-        file.write_text(to_html(report), encoding="utf-8")
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.command("Emulation.setEmulatedMedia", media=media, features=features)
-        self.command(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        for kind in ("browser", "performance"):
-            self.driver.get_log(kind)  # empties it
-        self.driver.get(file.as_uri())
-
-    def ask(self, script: str) -> Any:
-        return self.driver.execute_script(f"return {script}")
-
-    def requests(self) -> list[str]:
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-
-    def screenshot(self) -> bytes:
-        return base64.b64decode(self.command("Page.captureScreenshot")["data"])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("Debian's chromium and chromium-driver are not installed")
-    page = Browser(tmp_path_factory.mktemp("browser"))
-    yield page
-    page.driver.quit()
 
 
 @pytest.mark.browser
 @every_example
 def test_a_browser_reports_no_error_and_sends_no_request(browser: Browser, name: str) -> None:
-    browser.show(EXAMPLES[name]())
+    browser.show(to_html(EXAMPLES[name]()))
     assert browser.driver.get_log("browser") == []
     assert [url for url in browser.requests() if not url.startswith("data:")] == [
         (browser.folder / "report.html").as_uri()
@@ -280,7 +276,7 @@ def test_a_browser_reports_no_error_and_sends_no_request(browser: Browser, name:
 @every_example
 @pytest.mark.parametrize("width", [320, 360, 700, 1400])
 def test_nothing_sticks_out(browser: Browser, name: str, width: int) -> None:
-    browser.show(EXAMPLES[name](), width=width)
+    browser.show(to_html(EXAMPLES[name]()), width=width)
     assert browser.ask("document.documentElement.scrollWidth") <= width
 
 
@@ -288,40 +284,18 @@ def test_nothing_sticks_out(browser: Browser, name: str, width: int) -> None:
 @every_example
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (1400, 800)])
 def test_the_verdict_is_in_the_first_view(browser: Browser, name: str, width: int, height: int) -> None:
-    browser.show(EXAMPLES[name](), width=width, height=height)
+    browser.show(to_html(EXAMPLES[name]()), width=width, height=height)
     box = browser.ask("document.querySelector('h1').getBoundingClientRect().toJSON()")
     assert 0 < box["top"] < box["bottom"] < height
     if name != "hostile":
         assert browser.ask("document.querySelector('.act strong').getBoundingClientRect().bottom") < height
 
 
-#: For every visible text: contrast of its colour with what lies behind it (WCAG 2.2), the lowest first.
-CONTRAST = """(() => {
-  const numbers = c => c.match(/[\\d.]+/g).map(Number);
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => { const [r, g, b] = numbers(c).map(v => linear(v / 255));
-    return .2126 * r + .7152 * g + .0722 * b; };
-  const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-    const n = numbers(c); if (n.length < 4 || n[3] > 0) return c; } return "rgb(255, 255, 255)"; };
-  const found = [];
-  document.querySelectorAll("details").forEach(d => d.open = true);
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const node = walk.currentNode, e = node.parentElement;
-    if (!node.data.trim() || !e.getClientRects().length) continue;
-    const style = getComputedStyle(e), ink = e.namespaceURI.endsWith("svg") ? style.fill : style.color;
-    const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
-    found.push([Math.round((a + .05) / (b + .05) * 100) / 100, node.data.trim().slice(0, 40)]);
-  }
-  return found.sort((x, y) => x[0] - y[0]);
-})()"""
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["backdoored", "nothing_found", "could_not_tell", "suspicious", "hostile"])
 def test_every_text_has_contrast(browser: Browser, name: str, scheme: str) -> None:
-    browser.show(EXAMPLES[name](), scheme=scheme)
+    browser.show(to_html(EXAMPLES[name]()), scheme=scheme)
     found = browser.ask(CONTRAST)
     assert len(found) > 50
     assert found[0][0] >= 4.5, found[:3]
@@ -329,7 +303,7 @@ def test_every_text_has_contrast(browser: Browser, name: str, scheme: str) -> No
 
 @pytest.mark.browser
 def test_the_contrast_check_can_fail(browser: Browser) -> None:
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     browser.ask("document.querySelector('.lead').style.color = '#d99'")
     assert browser.ask(CONTRAST)[0][0] < 4.5
 
@@ -337,7 +311,7 @@ def test_the_contrast_check_can_fail(browser: Browser) -> None:
 @pytest.mark.browser
 def test_light_and_dark_follow_the_reader(browser: Browser) -> None:
     def page_colour(scheme: str) -> list[int]:
-        browser.show(backdoored(), scheme=scheme)
+        browser.show(to_html(backdoored()), scheme=scheme)
         return [
             int(v) for v in re.findall(r"\d+", browser.ask("getComputedStyle(document.body).backgroundColor"))
         ]
@@ -348,21 +322,22 @@ def test_light_and_dark_follow_the_reader(browser: Browser) -> None:
 
 @pytest.mark.browser
 def test_without_scripts_the_page_is_the_same(browser: Browser) -> None:
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     with_scripts = browser.screenshot()
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.show(backdoored())
+        browser.show(to_html(backdoored()))
         assert browser.screenshot() == with_scripts
     finally:
         browser.command("Emulation.setScriptExecutionDisabled", value=False)
-    browser.show(unsafe())
+    browser.show(to_html(unsafe()))
     assert browser.screenshot() != with_scripts, "screenshots can differ"
 
 
 @pytest.mark.browser
 def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
-    browser.show(nothing_found())
+    browser.show(to_html(nothing_found()))
+    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
     bars = browser.ask(
         "[...document.querySelectorAll('.track .bar')].map(bar => bar.getBoundingClientRect().toJSON())"
     )
@@ -374,11 +349,31 @@ def test_bars_are_as_long_as_the_scores(browser: Browser) -> None:
 
 
 @pytest.mark.browser
+def test_a_picture_is_enlarged_without_a_script(browser: Browser) -> None:
+    browser.show(to_html(backdoored()))
+    first = "document.querySelector('.example')"
+    width = f"{first}.querySelector('img').getBoundingClientRect().width"
+    before = browser.ask(width)
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.keys import Keys
+
+        browser.driver.find_element(By.CSS_SELECTOR, ".example summary").send_keys(Keys.ENTER)
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+    assert browser.ask(f"{first}.querySelector('details').open")
+    assert browser.ask(width) > 2 * before
+    assert browser.ask("document.documentElement.scrollWidth") <= 1400
+
+
+@pytest.mark.browser
 def test_print_shows_what_is_folded(browser: Browser) -> None:
-    browser.show(backdoored(), media="print")
+    browser.show(to_html(backdoored()), media="print")
     shown = "[...document.querySelectorAll('details pre')].map(pre => pre.checkVisibility())"
     assert browser.ask(shown) == [True] * 3
+    assert browser.ask("[...document.querySelectorAll('.limits')].every(one => one.checkVisibility())")
     pdf = base64.b64decode(browser.command("Page.printToPDF")["data"])
     assert pdf.startswith(b"%PDF")
-    browser.show(backdoored())
+    browser.show(to_html(backdoored()))
     assert browser.ask(shown) == [False] * 3

@@ -125,17 +125,38 @@ def test_a_trigger_counts_as_evidence_only_where_its_detector_raises_the_alarm()
 @pytest.mark.parametrize(
     ("p", "words"),
     [
-        (0.42, "about 42 in 100 "),
-        (0.01, "about 1 in 100 "),
-        (0.0033, "about 3 in 1,000 "),
-        (0.0005, "about 5 in 10,000 "),
-        (0.00001, "fewer than 1 in 10,000 "),
-        (1.0, "about 100 in 100 "),
+        (0.42, "42 in 100"),
+        (0.01, "1 in 100"),
+        (0.0033, "3 in 1,000"),
+        (0.0005, "5 in 10,000"),
+        (0.00001, "fewer than 1 in 10,000"),
+        (1.0, "100 in 100"),
     ],
 )
 def test_a_p_value_in_natural_frequencies(p: float, words: str) -> None:
+    alarm = backdoored().model_copy(update={"p_value": p, "confirmations": ()})
+    _, sure = phrases.facts(alarm)
+    start = words if words.startswith("fewer") else f"about {words}"
+    assert (sure.label, sure.detail) == (
+        "How sure",
+        f"{start} clean models would look at least as suspicious",
+    )
     (fact,) = phrases.facts(nothing_found().model_copy(update={"p_value": p, "confirmations": ()}))
-    assert fact.detail.startswith(words)
+    assert (fact.label, fact.value.lower()) == ("Compared with clean models", f"{words} look as suspicious")
+    assert "not how sure the verdict is" in fact.detail, "p = .79 is not 79 % sure"
+
+
+def test_several_triggers_for_one_class_are_one_fact() -> None:
+    report = backdoored()
+    (one,) = report.confirmations
+    worse = one.success.model_copy(update={"successes": 200, "value": 0.8, "low": 0.745, "high": 0.848})
+    both = (one.model_copy(update={"detector": "max-margin", "success": worse}), one)
+    *_, fact = phrases.facts(report.model_copy(update={"confirmations": both}))
+    assert len(phrases.facts(report.model_copy(update={"confirmations": both}))) == 3
+    assert (fact.label, fact.value) == ("On unseen images", "97.2 %")
+    assert "the trigger that neural-cleanse recovered" in fact.detail
+    assert "2 detectors name this class" in fact.detail
+    assert "max-margin (80.0 %)" in fact.detail
 
 
 def test_an_uncalibrated_p_value_promises_nothing() -> None:

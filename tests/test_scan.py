@@ -20,7 +20,7 @@ from doorward.models.spec import InputSpec
 from doorward.scan.behaviour import choose
 from doorward.scan.context import ScanContext
 from doorward.scan.examine import examine, examine_in
-from doorward.scan.images import draw_images
+from doorward.scan.images import affordable, draw_images, match_labels, unmatched_note
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
 from doorward.scan.rerun import compare, verify
@@ -58,6 +58,7 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     confirmed = {c.detector: c.success for c in named}
     # a picture all over the image is no trigger of this model, but any class has one that works
     assert sorted(c.detector for c in named) == [
+        "aegis",
         "blend-search",
         "neural-cleanse",
         "patch-search",
@@ -72,6 +73,21 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
         "patch-search",
         "trigger-families",
     }
+
+
+@pytest.mark.trains
+def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict(
+    backdoored: Report, clean: Report
+) -> None:
+    for report, high in ((backdoored, True), (clean, False)):
+        (own,) = [f for f in report.findings if f.detector == "aegis"]
+        assert own.uncalibrated is not None
+        assert (own.verdict, own.p_value, own.targets) == ("nothing_found", None, ())
+        assert own.score is not None
+        assert (own.score > 0.9) == high
+        assert "aegis" not in report.covered.behaviour
+        titles = [one.title for one in own.evidence if one.type == "picture"]
+        assert titles[-2:] == ["Images before", "The same images with the trigger"]
 
 
 @pytest.mark.trains
@@ -149,13 +165,14 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
         verify(tmp_path / "missing.json")
 
 
-def test_without_images_the_data_free_detector_runs_alone() -> None:
+def test_without_images_the_data_free_detectors_run_alone() -> None:
     report = scan(request("clean", clean=None))
-    assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin"]
+    assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin", "deepinspect"]
     assert [skipped.detector for skipped in report.not_run] == [
         "trigger-families",
         "patch-search",
         "blend-search",
+        "aegis",
         "neural-cleanse",
     ]
     assert all("--clean" in skipped.reason for skipped in report.not_run)
@@ -200,6 +217,7 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
         "patch-search",
         "blend-search",
         "trigger-families",
+        "aegis",
     }
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
@@ -303,11 +321,67 @@ def test_a_model_too_slow_for_its_images_is_given_up_at_once(monkeypatch) -> Non
         [d for d in choose(()) if d.level == "model"],
     )
     assert report.verdict == "could_not_tell"
-    assert seen == [2]
+    assert seen == [1, 2]
     assert report.reason is not None
-    assert "on 300 images would take 50 minutes more, and 40 seconds of the time budget" in report.reason
+    assert "on 40 images would take 7 minutes more, and 30 seconds of the time budget" in report.reason
+    assert report.warnings[0] == "40 of 300 images were used, so that the scan ends in time"
     assert "fewer --images" in report.reason
     assert {"max-margin", "neural-cleanse"} <= {skipped.detector for skipped in report.not_run}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "each", "used"),
+    [(900.0, 0.01, 300), (900.0, 1.0, 74), (60.0, 0.1, 49), (60.0, 0.2, 40), (None, 9.0, 300)],
+)
+def test_as_many_images_are_used_as_the_time_allows(
+    seconds: float | None, each: float, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times through the model in a quarter of the time, and never fewer than searches want."""
+    classifier, clock = twin(), [0.0]
+    logits = classifier.raw_logits
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        clock[0] += each * len(x)
+        return logits(x)
+
+    monkeypatch.setattr("doorward.core.budget.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(classifier, "raw_logits", slow)
+    drawn = draw_images(classifier, bundled.fashion_mnist("test"), 300, seed=0)
+    assert affordable(classifier, drawn, Deadline(seconds, started=0.0)) == used
+    assert clock[0] <= 9 * each
+
+
+def test_class_folders_are_matched_by_number_and_whatever_their_capitals() -> None:
+    classifier, pixels = twin(), np.zeros((3, 28, 28, 1), np.uint8)
+
+    def labels(names: list[str]) -> list[int]:
+        samples = InMemorySamples(pixels, np.arange(3), classes=names)
+        matched = match_labels(samples, classifier).labels
+        assert matched is not None
+        return [int(label) for label in matched]
+
+    assert "Ankle boot" in classifier.classes
+    assert labels(["ANKLE-boot", "bag", "coat"]) == [
+        classifier.classes.index(name) for name in ("Ankle boot", "Bag", "Coat")
+    ]
+    assert labels(["ankle boot", "hat", "coat"]) == [0, 1, 2], "names that are none of the model's"
+    classifier.classes = tuple(map(str, range(10)))
+    assert labels(["000", "003", "009"]) == [0, 3, 9], "there are no images of the other classes"
+    assert labels(["003", "3", "4"]) == [0, 1, 2], "twice the same number"
+    assert labels(["1", "2", "10"]) == [0, 1, 2], "beyond the last class"
+
+
+def test_labels_that_are_taken_in_order_are_told() -> None:
+    classifier, pixels = twin(), np.zeros((3, 28, 28, 1), np.uint8)
+    own, other, numbers = (
+        InMemorySamples(pixels, np.arange(3), classes=names)
+        for names in (["Coat", "Bag", "Dress"], ["Coat", "Hat", "Dress"], ["0", "1", "2"])
+    )
+    told = unmatched_note(other, classifier)
+    assert told is not None
+    assert told.startswith("the model has no class named 'Hat': the labels of the images are taken in order")
+    assert unmatched_note(own, classifier) is None
+    assert unmatched_note(numbers, classifier) is None
 
 
 def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None:

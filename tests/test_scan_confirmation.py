@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from doorward.core.records import Measurement, RecoveredTrigger
+from doorward.core.records import Measurement, Picture, RecoveredTrigger
 from doorward.data import InMemorySamples
 from doorward.models import Classifier, wrap
 from doorward.models.classifier import to_levels
-from doorward.scan.confirmation import ALONE, confirm
+from doorward.scan.confirmation import ALONE, PICTURES, _ground, confirm, illustrate
 from doorward.scan.images import ImageSplit
 from doorward.triggers.masked import MaskedPattern
+from doorward.triggers.warp import Warp
+from report_examples import nothing_found, suspicious
 
 SIZE, CLASSES, TARGET = (1, 8, 8), 4, 3
 
@@ -95,3 +98,24 @@ def test_a_trigger_that_rounding_takes_away_is_none() -> None:
 
     (tried,) = confirm([recovered(254.7 / 255)], answering(between), evidence())
     assert tried.confirmation.success.value == 0.0
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_pictures_say_what_the_model_answers(flagged: bool) -> None:
+    classifier = answering(bright)
+    tried = confirm([recovered(1.0)], classifier, evidence())
+    report = (suspicious if flagged else nothing_found)()
+    finding = report.findings[-1].model_copy(update={"detector": "patch-search", "targets": ()})
+    drawn = illustrate(report.model_copy(update={"findings": (finding,)}), classifier, tried)
+    alone, *examples = [one for one in drawn.findings[0].evidence if isinstance(one, Picture)][: PICTURES + 1]
+    assert (alone.role, {one.role for one in examples}) == ("trigger", {"example"})
+    assert {one.title for one in examples} == {"0 \N{RIGHTWARDS ARROW} 3"}
+    assert len(examples) == PICTURES
+    assert ("trigger" in alone.title) == flagged, "without an alarm it is not called a trigger"
+
+
+def test_a_trigger_that_only_moves_pixels_is_drawn_on_a_grid() -> None:
+    (tried,) = confirm([recovered(1.0)], answering(bright), evidence())
+    assert _ground(tried).unique().tolist() == [0.5]
+    moved = replace(tried, trigger=Warp(torch.zeros(2, 4, 4), 0.5))
+    assert len(_ground(moved).unique()) == 2

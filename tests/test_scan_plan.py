@@ -144,6 +144,13 @@ class Slower(Stepping):
         return 4.0
 
 
+class Fading(Stepping):
+    """Begin at the pace that was estimated, and slow down, as on a machine that others use too."""
+
+    def pace(self) -> float:
+        return 1.0 if self.now[0] < 1020 else 1.5
+
+
 class Endless(Stepping):
     quick: ClassVar[dict] = {}
     steps: int = 100_000
@@ -187,6 +194,12 @@ def test_an_estimate_that_was_too_low_is_mended_as_the_scan_goes(clock) -> None:
     done = ran(clock, 150, Slower())
     assert done.measurements[0].settings["steps"] == 10
     assert clock[0] - 1000 <= 150
+
+
+def test_what_may_take_all_the_time_and_longer_does_not_come_first(clock) -> None:
+    done = ran(clock, 110, Fading())
+    assert [(m.detector, m.settings["steps"]) for m in done.measurements] == [("fading", 10)]
+    assert done.reason is None
 
 
 def test_what_is_not_run_is_named_with_what_it_would_take(clock) -> None:

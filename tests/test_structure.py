@@ -28,8 +28,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"inversion", "training", "triggers"}),
     frozenset({"attacks", "detectors", "repairs"}),
     frozenset({"scan", "repair", "guard", "testing"}),
-    frozenset({"bench"}),
+    frozenset({"bench", "fleet"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 #: Names used in annotations alone may come from above; each with its reason.
 ONLY_FOR_TYPES: dict[tuple[str, str], str] = {}
@@ -41,6 +42,7 @@ STRANGERS = {
     "scan": {"attacks", "bench"},
     "repair": {"attacks", "bench"},
     "guard": {"attacks", "bench"},
+    "fleet": {"attacks", "bench"},
 }
 
 

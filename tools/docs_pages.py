@@ -5,9 +5,7 @@ Also the pages that are made from results (`measured_pages`).
 
 from __future__ import annotations
 
-import inspect
 import io
-import re
 import subprocess
 import sys
 from functools import cache
@@ -27,6 +25,7 @@ from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples, Samples, Waveform
 from doorward.methods import registry
 from doorward.methods.base import Method
+from doorward.methods.describe import settings_of, split_docstring
 from doorward.methods.registry import MethodKind
 from doorward.models import TorchClassifier, open_classifier
 from doorward.models.encode.image import from_raw, to_uint8
@@ -63,19 +62,6 @@ USE_OF_FILTERS = "$ doorward guard MODEL --clean DATA --check DATA --filter {nam
 USE_OF_MODEL_ATTACKS = "$ doorward plant {name} MODEL OUT{data}{setting}"
 
 
-def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
-    """Return a docstring's text and what its "Attributes:" section says of each field."""
-    text = inspect.cleandoc(cls.__doc__ or "")
-    body, _, rest = text.partition("\nAttributes:\n")
-    section, _, after = rest.partition("\n\n")
-    fields: dict[str, str] = {}
-    for entry in re.split(r"\n(?= {4}\w)", "\n" + section)[1:]:
-        names, _, meaning = entry.strip().partition(":")
-        said = " ".join(meaning.split()).removesuffix(".")
-        fields |= {name.strip(): said[:1].upper() + said[1:] for name in names.split(",")}
-    return "\n\n".join(part.strip() for part in (body, after) if part.strip()), fields
-
-
 def opening(cls: type[Method]) -> tuple[str, str]:
     """Return a method page's first paragraph, and the rest of what the docstring says.
 
@@ -88,43 +74,19 @@ def opening(cls: type[Method]) -> tuple[str, str]:
     return " ".join(" ".join([what, *when, cls.limits]).split()), "\n\n".join(rest)
 
 
-def _in_words(constraints: dict[str, object]) -> str:
-    """Return a field's JSON schema in words."""
-    options = constraints.get("anyOf")
-    if isinstance(options, list):
-        return " or ".join(_in_words(option) for option in options)
-    if "enum" in constraints or "const" in constraints:
-        values = constraints.get("enum", [constraints.get("const")])
-        assert isinstance(values, list)
-        return ", ".join(f"`{value}`" for value in values)
-    kind = {"null": "none"}.get(str(constraints.get("type", "any")), str(constraints.get("type", "any")))
-    if "prefixItems" in constraints:
-        parts = constraints["prefixItems"]
-        assert isinstance(parts, list)
-        kind = f"({', '.join(_in_words(part) for part in parts)})"
-    elif kind == "array":
-        inner = constraints.get("items", {})
-        assert isinstance(inner, dict)
-        return f"list of {_in_words(inner)}"
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {constraints[key]}" for key, sign in signs.items() if key in constraints]
-    return " ".join([kind, ", ".join(limits)]).strip()
-
-
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def settings_table(cls: type[Method], meanings: dict[str, str]) -> str:
+def settings_table(cls: type[Method]) -> str:
     """Return a method's settings as a Markdown table."""
-    schema = cls.model_json_schema()["properties"] if cls.model_fields else {}
-    if not schema:
+    if not cls.model_fields:
         return "It has no settings.\n"
     rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in cls.model_fields.items():
-        default = "(required)" if field.is_required() else f"`{schema[name].get('default')}`"
-        meaning = field.description or meanings.get(name, "")
-        rows.append(f"| `{name}` | {_cell(_in_words(schema[name]))} | {default} | {_cell(meaning)} |")
+    schema = cls.model_json_schema()["properties"]
+    for one in settings_of(cls):
+        default = "(required)" if one.default is None else f"`{schema[one.name].get('default')}`"
+        rows.append(f"| `{one.name}` | {_cell(one.takes)} | {default} | {_cell(one.meaning)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -132,8 +94,6 @@ def method_page(kind: MethodKind, name: str) -> str:
     """Return the page of one method."""
     cls: type[Method] = registry.get(kind, name)
     first, more = opening(cls)
-    # a method inherits settings, and what is said of them
-    meanings = {key: said for base in reversed(cls.__mro__) for key, said in split_docstring(base)[1].items()}
     needs = ", ".join(sorted(getattr(cls, "needs", ())))
     field = next(iter(cls.model_fields), None)
     setting = f" --set {field}=VALUE" if field else ""
@@ -167,7 +127,7 @@ def method_page(kind: MethodKind, name: str) -> str:
     details = f"## Details\n\n{more}\n\n" if more else ""
     return (
         f"{MADE}# {cls.title}\n\n`{name}`\n\n{first}\n\n```console\n{use}\n```\n\n{shown}"
-        f"| | |\n|---|---|\n{table}\n\n{details}## Settings\n\n{settings_table(cls, meanings)}"
+        f"| | |\n|---|---|\n{table}\n\n{details}## Settings\n\n{settings_table(cls)}"
     )
 
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from doorward.bench import summary, tables
 from doorward.bench.results import Result
 from doorward.bench.summary import GroupRow, Summary
 from doorward.core import formatting
-from doorward.reports import phrases
+from doorward.reports.page import template
 
 #: Bins of the histogram of p-values: alarms are in the first.
 BINS = 20
@@ -123,7 +118,7 @@ def histogram(results: Sequence[Result]) -> Histogram | None:
 def render(summary: Summary) -> str:
     """Write the page."""
     planted = tables.has_plants(summary)
-    header, cells = tables.group_cells(planted)
+    header, cells = tables.group_cells(planted, published=tables.has_published_rule(summary))
     rows = [cells(row) for row in summary.groups]
     if summary.plants:
         header, rows = list(tables.PLANT_HEADS), [tables.plant_cells(row) for row in summary.plants]
@@ -132,12 +127,10 @@ def render(summary: Summary) -> str:
         rows = [tables.inspection_cells(row) for row in summary.inspections]
     done = {one.trial: one for one in summary.results if one.status == "done"}
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
-    return _template().render(
+    return template("suite.html.j2", ("doorward.bench",)).render(
         summary=summary,
         nothing=tables.unmeasured(summary),
         tables=tables,
-        words=phrases,
-        formats=formatting,
         header=header,
         rows=rows,
         drawn=[(row, laid) for row, laid in drawn if laid],
@@ -149,21 +142,3 @@ def render(summary: Summary) -> str:
         histogram=histogram([done[n] for n in summary.clean]),
         trials=summary.results,
     )
-
-
-def _harmless(value: Any) -> Any:
-    """Pass every string that the template prints through `plain`; autoescaping follows."""
-    return formatting.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("doorward.bench"), PackageLoader("doorward.reports")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("suite.html.j2")

@@ -276,6 +276,7 @@ def detectors_of(scan_settings: ScanSettings) -> list[Detector]:
         registry.build("detector", name, {}) for name in registry.own_modules("detector")
     ]
     found = [d for d in chosen if isinstance(d, Detector) and not d.needs & {"artifact", "inputs"}]
-    if not named:  # training data are inspected, and graphs read, where a suite says so
+    if not named:  # training data and graphs where a suite says so; there are clean images
         found = [d for d in found if "train" not in d.needs and d.level != "artifact"]
+        found = [d for d in found if "clean" not in d.stands_in_for]
     return sorted(found, key=lambda d: (d.order, d.method()))

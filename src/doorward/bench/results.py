@@ -16,25 +16,27 @@ from doorward.bench.inspection import Inspection
 from doorward.bench.outcome import stored_outcome
 from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
-from doorward.bench.suite import Scale, Suite, content_key, expand
+from doorward.bench.suite import LEAST_SUCCESS, Scale, Suite, content_key, expand
 from doorward.core.errors import InputError
 from doorward.core.records import SEVERITY, Observations, Record, Verdict
 from doorward.scan.calibration import CalibrationSet, calibrations, shipped
 from doorward.scan.poison import conclude_training_data, of_training_data
 from doorward.scan.verdict import conclude
 
-#: A plant counts when its attack success on held-out images is at least this; fixed before scanning.
-PLANTED = 0.9
-
 
 class DetectorOutcome(Record):
-    """What one detector said."""
+    """What one detector said.
+
+    Attributes:
+        published_flags: classes that the rule of the method's authors flags, where the score is another.
+    """
 
     verdict: Verdict
     score: float | None
     p_value: float | None
     targets: tuple[int, ...]
     seconds: float
+    published_flags: tuple[int, ...] | None = None
 
 
 class Result(Record):
@@ -44,6 +46,7 @@ class Result(Record):
         status: "missing" if the trial has not been run.
         data: name of the data set.
         model: start of the model's key; repeated scans share it.
+        least_success: attack success from which on a plant counts; fixed before scanning.
         plant: targets of what is planted; None for clean models.
         planting: what that did, in suites that measure it and scan nothing.
         inspection: what was found in the training set, in suites that inspect it.
@@ -61,6 +64,7 @@ class Result(Record):
     classes: int | None = None
     accuracy: float | None = None
     attack_success: float | None = None
+    least_success: float = LEAST_SUCCESS
     plant: tuple[int, ...] | None = None
     verdict: Verdict | None = None
     reason: str | None = None
@@ -86,7 +90,7 @@ class Result(Record):
     @property
     def excluded(self) -> bool:
         """Return whether something was to be planted and did not take."""
-        return self.plant is not None and (self.attack_success or 0.0) < PLANTED
+        return self.plant is not None and (self.attack_success or 0.0) < self.least_success
 
 
 class Results(Record):
@@ -132,7 +136,7 @@ def collect(suite: Suite, scale: Scale, store: Store, calibration: CalibrationSe
         made_with={name: tuple(sorted(values)) for name, values in sorted(made.items())},
         left_out=tuple(sorted({family(t.data.name) for t in trials} & known)),
         results=tuple(
-            _result(rows[t.name], judges(family(t.data.name)))
+            _result(rows[t.name], judges(family(t.data.name)), suite.least_success)
             if t.name in rows
             else Result(
                 trial=t.name, group=t.group, status="missing", data=t.data.name, architecture=t.architecture
@@ -154,7 +158,7 @@ def calibration_label(calibration: CalibrationSet) -> str:
     return f"{content_key(content)[:12]} ({len(calibration.models)} clean models)"
 
 
-def _result(row: Row, calibration: CalibrationSet) -> Result:
+def _result(row: Row, calibration: CalibrationSet, least_success: float) -> Result:
     given = row.given
     base = {
         "trial": row.trial,
@@ -175,6 +179,7 @@ def _result(row: Row, calibration: CalibrationSet) -> Result:
         "classes": truth["classes"],
         "accuracy": truth["clean_accuracy"]["value"],
         "attack_success": success and success["value"],
+        "least_success": least_success,
         "plant": tuple(truth["targets"]) if truth["attack"] else None,
         "seconds": row.seconds,
         "peak_memory": row.peak_memory,

@@ -38,6 +38,10 @@ Measure = Literal[
 ]
 
 
+#: Attack success below which an attack is taken not to have planted what it was to, unless a suite says so.
+LEAST_SUCCESS = 0.9
+
+
 class OneOf(Record):
     """Vary a setting over a list: shuffled, dealt out, shuffled again, so that all values come up alike."""
 
@@ -101,13 +105,13 @@ class ScanSettings(Record):
     Attributes:
         detectors: these alone; all that look at behaviour if empty. None for no scan at all: what planting
             did is measured instead, on the whole test split and next to its clean counterpart.
-        images: clean images of the test split that are given.
+        images: clean images of the test split that are given; none are if 0.
         seed: the scan's.
         draw: which draw of the images is given.
     """
 
     detectors: tuple[MethodChoice, ...] | None = ()
-    images: int = Field(100, ge=1)
+    images: int = Field(100, ge=0)
     seed: int = 0
     draw: int = 0
 
@@ -180,12 +184,14 @@ class Suite(Record):
         about: what the suite shows, for the table's reader.
         drawn_as: the name that random draws come from, where the suite was named otherwise when models that
             still count were drawn.
+        least_success: attack success from which on a plant counts; below it the attack did not take.
     """
 
     name: str
     title: str
     about: str
     drawn_as: str | None = None
+    least_success: float = LEAST_SUCCESS
     scales: dict[Scale, tuple[Group, ...]]
     claims: tuple[Claim, ...] = ()
     scan_settings: ScanSettings = ScanSettings()

@@ -43,6 +43,8 @@ class GroupRow(Record):
         planted_unknown, clean_unknown: those of which the scan could not tell.
         by_score: how well the report's p-value tells the two apart; could-not-tell has p = 1.
         by_detector: the same for each detector's raw score.
+        published, published_alarms: planted models of which a method's published rule flags the targets and
+            nothing else, and clean models of which it flags a class; of none where no detector has one.
         seconds, peak_memory: medians over the scans.
     """
 
@@ -58,6 +60,8 @@ class GroupRow(Record):
     clean_unknown: Rate
     by_score: Ranking
     by_detector: dict[str, Ranking]
+    published: Rate
+    published_alarms: Rate
     seconds: float | None
     peak_memory: float | None
 
@@ -433,9 +437,27 @@ def _group_row(group: Group, groups: Sequence[Group], by_group: dict[str, list[R
             )
             for name in names
         },
+        published=_count(*_by_published_rule(counted, lambda one, flags: flags == set(one.plant or ()))),
+        published_alarms=_count(*_by_published_rule(clean, lambda _, flags: bool(flags))),
         seconds=median(one.seconds or 0.0 for one in both) if both else None,
         peak_memory=median(memory) if memory else None,
     )
+
+
+def _by_published_rule(
+    results: Sequence[Result], condition: Callable[[Result, set[int]], bool]
+) -> tuple[list[Result], Callable[[Result], bool]]:
+    """Return the results of a detector that has a published rule, and what tells whether that flags so."""
+
+    def flags(one: Result) -> set[int] | None:
+        known = [d.published_flags for d in one.detectors.values() if d.published_flags is not None]
+        return set().union(*known) if known else None
+
+    def holds(one: Result) -> bool:
+        flagged = flags(one)
+        return flagged is not None and condition(one, flagged)
+
+    return [one for one in results if flags(one) is not None], holds
 
 
 def _plant_row(group: Group, results: Sequence[Result], claims: Sequence[Claim]) -> PlantRow:

@@ -116,7 +116,8 @@ def notes(summary: Summary) -> list[str]:
         )
     if untaken := {name: value for row in summary.groups for name, value in row.excluded.items()}:
         named = ", ".join(f"{name} ({formatting.percent(value)})" for name, value in untaken.items())
-        said.append(f"Not counted, since the attack did not take (attack success below 90 %): {named}.")
+        least = f"{100 * max(one.least_success for one in summary.results if one.excluded):.0f} %"
+        said.append(f"Not counted, since the attack did not take (attack success below {least}): {named}.")
     return said
 
 
@@ -277,7 +278,7 @@ def to_markdown(summary: Summary) -> str:
     elif summary.inspections:
         blocks.append(_table(INSPECTION_HEADS, map(inspection_cells, summary.inspections)))
     else:
-        header, cells = group_cells(planted)
+        header, cells = group_cells(planted, published=has_published_rule(summary))
         blocks.append(_table(header, [cells(row) for row in summary.groups]))
     if not planted and not summary.plants and not summary.inspections:
         for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
@@ -304,14 +305,27 @@ def has_plants(summary: Summary) -> bool:
     return any(row.flagged.n for row in summary.groups)
 
 
-def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
-    """Return the table's header and what makes a line of a group."""
+def has_published_rule(summary: Summary) -> bool:
+    """Return whether a detector's published rule stands next to its score."""
+    return any(row.published.n or row.published_alarms.n for row in summary.groups)
+
+
+def group_cells(
+    planted: bool, *, published: bool = False
+) -> tuple[list[str], Callable[[GroupRow], list[str]]]:
+    """Return the table's header and what makes a line of a group.
+
+    Args:
+        published: whether a method's published rule has columns of its own.
+    """
     header = ["group"]
     if planted:
         header += ["right target", "planted flagged"]
     header += ["clean flagged", "could not tell"]
     if planted:
         header += ["AUROC"]
+    if published:
+        header += ["published rule: right target", "published rule: clean flagged"]
     header += ["one scan"]
 
     def cells(row: GroupRow) -> list[str]:
@@ -325,6 +339,8 @@ def group_cells(planted: bool) -> tuple[list[str], Callable[[GroupRow], list[str
         made += [counts(row.false_alarms), f"{unknown.successes} of {unknown.n}" if unknown.n else ""]
         if planted:
             made += [area(row.by_score)]
+        if published:
+            made += [counts(row.published), counts(row.published_alarms)]
         took = "" if row.seconds is None else f"{row.seconds:.1f} s"
         return [*made, took + (f" ({formatting.size(round(row.peak_memory))})" if row.peak_memory else "")]
 

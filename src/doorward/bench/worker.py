@@ -73,13 +73,11 @@ class TrialRunner:
         meta = self.cache.meta(planned.model_key)
         scan_settings = trial.scan_settings
         classifier = self._cached(planned)
-        test = self.sources.part(trial.data, "test")
-        given = test.draw(
-            scan_settings.images, np.random.default_rng(derive_seed(scan_settings.draw, "given images"))
-        )
-        given = _decoded(given)
+        given = self._given(trial)
         _forget_peak_memory()
-        context = ScanContext(seed=scan_settings.seed, device=self.device, images=scan_settings.images)
+        context = ScanContext(
+            seed=scan_settings.seed, device=self.device, images=max(1, scan_settings.images)
+        )
         asked = [d for d in detectors_of(scan_settings) if d.method() not in planned.seen]
         observed = observe(classifier, given, asked, context)
         outcome = Outcome(
@@ -91,6 +89,14 @@ class TrialRunner:
             peak_memory=_peak_memory(),
         )
         return _with_earlier_scans(outcome, planned)
+
+    def _given(self, trial: Trial) -> Samples | None:
+        """Return the clean images that a scan is given; None if there are none."""
+        count, draw = trial.scan_settings.images, trial.scan_settings.draw
+        if not count:
+            return None
+        rng = np.random.default_rng(derive_seed(draw, "given images"))
+        return _decoded(self.sources.part(trial.data, "test").draw(count, rng))
 
     def _inspect(self, planned: Planned, *, cached: bool) -> Outcome:
         """Look for poison in the set that the trial's model was trained on, and compare with the truth."""

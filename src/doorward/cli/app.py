@@ -14,12 +14,26 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from doorward._version import __version__
-from doorward.cli import bench, demo, guard, list_methods, plant, repair, scan, train, verify
+from doorward.cli import (
+    bench,
+    configuration,
+    demo,
+    fleet,
+    guard,
+    list_methods,
+    method_help,
+    plant,
+    repair,
+    scan,
+    train,
+    verify,
+)
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError, InputError, UnsafeArtifact
 from doorward.core.paths import refuse_unreadable_name
@@ -49,7 +63,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _main(
     version: bool = typer.Option(
-        False, "--version", help="Show the version and exit.", callback=_version, is_eager=True
+        False, "--version", "-V", help="Show the version and exit.", callback=_version, is_eager=True
     ),
 ) -> None:
     """Find, plant and remove backdoors in machine-learning models."""
@@ -63,6 +77,7 @@ app.command("guard")(guard.guard)
 app.command("plant")(plant.plant)
 app.command("train")(train.train)
 app.command("list")(list_methods.list_methods)
+app.add_typer(fleet.app, name="fleet", short_help="Scan many models, each once.")
 app.add_typer(bench.app, name="bench", short_help="Measure detectors, suite by suite.")
 
 
@@ -140,8 +155,13 @@ def _run(arguments: list[str]) -> int:
         _refuse_empty(arguments)
         for one in arguments:
             refuse_unreadable_name(one)
+        if asked := method_help.asked_for(arguments):
+            print(method_help.method_help(*asked))
+            return 0
         # not `app()`: that ends with 1 on a broken pipe and on faults, which here means "found"
-        with typer.main.get_command(app).make_context("doorward", arguments) as context:
+        command = typer.main.get_command(app)
+        stated = _defaults(command)
+        with command.make_context("doorward", arguments, default_map=stated) as context:
             context.command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
@@ -165,6 +185,20 @@ def _run(arguments: list[str]) -> int:
         where = "" if os.environ.get(TRACEBACK) else f" ({TRACEBACK}=1 shows where)"
         return _complain(f"this should not happen: {type(error).__name__}: {error}{where}", 4)
     return 0
+
+
+def _defaults(command: Any) -> dict[str, Any]:
+    """Return what a file in the current folder sets, and tell it on standard error."""
+    try:
+        here = Path.cwd()
+    except OSError:  # the folder is gone
+        return {}
+    stated, told = configuration.defaults(command, here)
+    if told:
+        from doorward.core.formatting import plain
+
+        print(plain(told), file=sys.stderr)
+    return stated
 
 
 def _complain_of_usage(error: Any) -> int:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from doorward.cli.options import check_device, check_folder, labels, numbers, own_code, status
+from doorward.cli.options import (
+    check_device,
+    check_folder,
+    labels,
+    numbers,
+    own_code,
+    refuse_missing_inputs,
+    status,
+)
+from doorward.core.errors import CouldNotTell, InputError, MissingExtra
+
+if TYPE_CHECKING:
+    from doorward.guard.pipeline import GuardRequest
 
 
 class Format(StrEnum):
@@ -37,10 +51,16 @@ class Rule(StrEnum):
 
 def guard(
     model: str = typer.Argument(..., metavar="MODEL", help="A model, as `doorward scan` takes it."),
-    check: str = typer.Option(
-        ...,
+    check: str | None = typer.Option(
+        None,
         metavar="DATA",
         help="The images to judge, read like --clean.",
+    ),
+    serve: str | None = typer.Option(
+        None,
+        metavar="[HOST:]PORT",
+        help="Serve the guarded model over HTTP, by the Open Inference Protocol (KServe v2), in the place of "
+        "--check. Without HOST for this machine alone.",
     ),
     clean: str | None = typer.Option(
         None,
@@ -72,7 +92,7 @@ def guard(
     out: Path | None = typer.Option(
         None,
         metavar="DIR",
-        help="Write verdicts.json, verdicts.csv and a contact sheet, rejected.html, there.",
+        help="Write verdicts.json, verdicts.csv and rejected.html, a page with the rejected inputs, there.",
     ),
     format: Format = typer.Option(
         Format.text, metavar="text|json|csv", help="What to print on standard output."
@@ -107,6 +127,37 @@ def guard(
     label_names: str | None = typer.Option(
         None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
     ),
+    name: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="With --serve: the model's name in addresses, if not its file's.",
+    ),
+    upstream: str | None = typer.Option(
+        None,
+        metavar="URL",
+        help="With --serve: pass requests on to this model, http://HOST/v2/models/NAME, and answer what it "
+        "answers. MODEL judges the inputs.",
+    ),
+    refuse: bool = typer.Option(
+        False,
+        "--refuse",
+        help="With --serve: give no answer to a request with a rejected input, instead of marking it.",
+    ),
+    quarantine: Path | None = typer.Option(
+        None, metavar="DIR", help="With --serve: keep rejected inputs there, 1,000 at most."
+    ),
+    token_file: Path | None = typer.Option(
+        None, metavar="FILE", help="With --serve: clients have to bear the token in this file."
+    ),
+    tls_cert: Path | None = typer.Option(
+        None, metavar="FILE", help="With --serve: the certificate of the server, with --tls-key."
+    ),
+    tls_key: Path | None = typer.Option(None, metavar="FILE", help="With --tls-cert: its key."),
+    tls_clients: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="With --tls-cert: clients have to show a certificate of this authority.",
+    ),
     data_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
     ),
@@ -114,22 +165,25 @@ def guard(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
     ),
 ) -> None:
-    """Judge inputs one by one, and answer those that are accepted.
+    """Judge inputs one by one, and answer those that are accepted: of a data set, or as a server.
 
     Filters learn from clean images how an ordinary input scores, and reject what scores higher than nearly
     all of those. They find no backdoor in the model: `doorward scan` looks for one.
 
     Exit code: 0 none is rejected, 1 some are (see --fail-on) or the model is unsafe to load, 2 usage or
-    unreadable input, 3 could not tell, 4 a fault in Doorward.
+    unreadable input, 3 could not tell, 4 a fault in Doorward. A server that is told to stop ends with 128 and
+    the signal's number.
     """
-    from doorward.core.errors import CouldNotTell, InputError
     from doorward.guard import rendering
     from doorward.guard.pipeline import GuardRequest, guard_inputs
+    from doorward.methods.registry import refuse_unknown
     from doorward.models import LoadOptions
 
-    for name, value in (("MODEL", model), ("--clean", clean), ("--check", check)):
+    for given, value in (("MODEL", model), ("--clean", clean), ("--check", check)):
         if value == "":
-            raise InputError(f"{name} is empty; it takes a path or a hub id")
+            raise InputError(f"{given} is empty; it takes a path or a hub id")
+    if (check is None) == (serve is None):
+        raise InputError("give --check DATA to judge the images there, or --serve PORT to judge what is sent")
     if (clean is None) == (saved is None):
         raise InputError("give --clean DATA to fit filters to, or --guard DIR with a saved guard")
     if saved is not None and (filters or reform or rate != 0.01 or rule is not Rule.conformal):
@@ -141,6 +195,9 @@ def guard(
     for folder, given in ((out, "--out"), (save, "--save")):
         if folder is not None:
             check_folder(folder, given=given)
+    refuse_unknown("detector", filters)
+    refuse_missing_inputs(None if factory else model, clean, check)
+
     request = GuardRequest(
         model=model,
         clean=clean,
@@ -163,6 +220,23 @@ def guard(
         saved=saved,
         keep=save,
     )
+    served = {
+        "--name": name,
+        "--upstream": upstream,
+        "--quarantine": quarantine,
+        "--token-file": token_file,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+        "--tls-clients": tls_clients,
+        "--refuse": refuse or None,
+    }
+    if serve is not None:
+        if out is not None:
+            raise InputError("--out goes with --check; with --serve, --quarantine keeps rejected inputs")
+        _serve(request, serve, served)
+        return
+    if misplaced := [option for option, value in served.items() if value is not None]:
+        raise InputError(f"{misplaced[0]} goes with --serve")
     try:
         with own_code(factory), status() as progress:
             guarded = guard_inputs(request, progress=progress)
@@ -176,7 +250,7 @@ def guard(
         files = {
             "verdicts.json": rendering.to_json(report),
             "verdicts.csv": rendering.to_csv(report),
-            "rejected.html": rendering.contact_sheet(report, guarded.inputs),
+            "rejected.html": rendering.to_html(report, guarded.inputs),
         }
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -191,3 +265,64 @@ def guard(
         FailOn.never: False,
     }
     raise typer.Exit(int(found[fail_on]))
+
+
+def _serve(request: GuardRequest, where: str, options: dict[str, Any]) -> None:
+    """Serve a guard until a signal says to stop."""
+    try:
+        from doorward.guard.serving.run import ServeRequest, address, local, serve
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", "--serve") from None
+    host, port = address(where)
+    token = _token(options["--token-file"])
+    if not local(host) and token is None and options["--tls-clients"] is None:
+        typer.echo(
+            f"warning: everybody who reaches {host} can use the model; --token-file or --tls-clients keeps "
+            "others out",
+            err=True,
+        )
+    wanted = ServeRequest(
+        guard=request,
+        host=host,
+        port=port,
+        name=_served_name(options["--name"], request.model),
+        token=token,
+        certificate=options["--tls-cert"],
+        key=options["--tls-key"],
+        clients=options["--tls-clients"],
+        upstream=options["--upstream"],
+        refuse=bool(options["--refuse"]),
+        quarantine=options["--quarantine"],
+    )
+    try:
+        with own_code(request.factory):
+            serve(wanted, progress=lambda text: typer.echo(text, err=True))
+    except CouldNotTell as why:
+        typer.echo(f"could not tell: {why}", err=True)
+        raise typer.Exit(3) from None
+
+
+def _served_name(given: str | None, model: str) -> str:
+    """Return the model's name in addresses."""
+    name = given or re.sub(r"[^\w.-]+", "-", Path(model).stem) or "model"
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise InputError(f"--name takes letters, digits, points, dashes and underscores, got {name!r}")
+    return name
+
+
+def _token(file: Path | None) -> str | None:
+    """Read the token that clients bear.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if file is None:
+        return None
+    try:
+        token = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise InputError(f"--token-file {file}: cannot be read: {why}") from None
+    if not token or len(token.split()) > 1:
+        raise InputError(f"--token-file {file}: it holds no single token")
+    return token

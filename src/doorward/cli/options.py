@@ -104,6 +104,22 @@ def check_folder(out: Path, *, given: str = "--out") -> Path:
     return out
 
 
+def refuse_missing_inputs(model: str | None, *data: str | None) -> None:
+    """Refuse paths at which nothing lies, before anything slow is loaded.
+
+    Raises:
+        InputError: for the first.
+    """
+    from doorward.core.paths import model_exists
+    from doorward.data.sources import refuse_missing
+
+    if model is not None:
+        model_exists(model)
+    for path in data:
+        if path is not None:
+            refuse_missing(path)
+
+
 def current_folder() -> str | None:
     """Return the current folder, None where its name is no text, which no report can hold, or it is gone."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from doorward.cli.options import check_folder, status
+from doorward.cli.settings import names_classes, settings_of, with_class_numbers
 from doorward.core import formatting
 from doorward.core.errors import InputError
 
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 PLANT = "plant.json"
 #: What names of folders begin with into which results are written before they take their place.
 UNFINISHED = ".doorward-"
-#: Settings that name classes, and how they do so.
-CLASS_SETTINGS = {
-    "target": "the number of a class, counted from 0, as in target=3",
-    "source_classes": "numbers of classes, counted from 0, as in source_classes=[1,2]",
-}
 
 
 def plant(
@@ -48,7 +43,11 @@ def plant(
         ..., metavar="OUT", help="The folder to write train.parquet or the model to, and plant.json."
     ),
     set_: list[str] = typer.Option(
-        [], "--set", metavar="K=V", help="A setting of the attack, as in poison_rate=0.02; may be repeated."
+        [],
+        "--set",
+        metavar="K=V",
+        help="A setting of the attack, as in poison_rate=0.02 or target=Dress; may be repeated. "
+        "`doorward plant ATTACK --help` shows them.",
     ),
     data: str | None = typer.Option(
         None,
@@ -76,21 +75,25 @@ def plant(
 
     Exit code: 0, or 2 for unreadable input.
     """
-    from doorward.attacks.data.base import DataAttack
-    from doorward.attacks.model.base import ModelAttack
-    from doorward.data import open_samples
+    from doorward.data.sources import open_samples, refuse_missing
     from doorward.methods import registry
 
     settings = settings_of(set_)
-    for name, takes in CLASS_SETTINGS.items():
-        if isinstance(settings.get(name), str):
-            raise InputError(f"--set {name} takes {takes}, got {settings[name]!r}")
+    registry.refuse_unknown("attack", [attack])
+    for path in (source, data):
+        if path is not None:
+            refuse_missing(path)
+    from doorward.attacks.data.base import DataAttack
+    from doorward.attacks.model.base import ModelAttack
+
+    images = partial(open_samples, column=data_column, label_column=label_column)
+    if names_classes(settings):
+        settings = with_class_numbers(settings, _classes(source, data, split, images))
     method = registry.build("attack", attack, settings)
     if not isinstance(method, ModelAttack) and data is not None and _is_model(Path(source)):
         from doorward.attacks.model._fine_tuned import FineTunedAttack
 
         method = FineTunedAttack(method)
-    images = partial(open_samples, column=data_column, label_column=label_column)
     if not isinstance(method, DataAttack):
         _check_model(method, source, data)
         check_out(out, force=force, inputs=[source] if data is None else [source, data])
@@ -105,6 +108,17 @@ def plant(
             )
         check_out(out, force=force, inputs=[source])
         _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
+
+
+def _classes(source: str, data: str | None, split: str | None, images: Callable[..., Samples]) -> list[str]:
+    """Return the class names of what is planted in: of the model, or of the data."""
+    if _is_model(Path(source)):
+        from doorward.models import open_classifier
+
+        names = open_classifier(source).classes
+        if data is None or names != tuple(map(str, range(len(names)))):
+            return list(names)
+    return list(images(data or source, split=split, prefer=("train",)).classes)
 
 
 def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> None:
@@ -266,26 +280,6 @@ def _tests(data: str, samples: Samples, images: Callable[..., Samples], *, train
         return images(data, split="test", classes=samples.classes)
     except InputError:
         return None if trained else samples
-
-
-def settings_of(pairs: list[str]) -> dict[str, Any]:
-    """Read `name=value` pairs; values are JSON where they can be read so, else text.
-
-    >>> settings_of(["size=[2, 3]", "colour=checker", "alpha=0.5"])
-    {'size': [2, 3], 'colour': 'checker', 'alpha': 0.5}
-    """
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"--set takes NAME=VALUE, as in poison_rate=0.02, got {pair!r}")
-        if name in settings:
-            raise InputError(f"--set {name} is given twice")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings
 
 
 def check_out(out: Path, *, force: bool, inputs: list[str]) -> None:

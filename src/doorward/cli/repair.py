@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_device, check_folder, status
-from doorward.cli.plant import settings_of
+from doorward.cli.options import check_device, check_folder, refuse_missing_inputs, status
+from doorward.cli.settings import settings_of
 from doorward.core import formatting
 from doorward.core.errors import InputError, TrainingDiverged
+from doorward.methods.registry import refuse_unknown
 
 if TYPE_CHECKING:
     from doorward.core.records import Rate
@@ -28,7 +29,7 @@ class Printed(StrEnum):
 def repair(
     model: str = typer.Argument(..., metavar="MODEL", help="The model to mend, as `doorward scan` takes it."),
     out: Path = typer.Argument(
-        ..., metavar="OUT", help="The folder to write the mended model and repair.json to."
+        ..., metavar="OUT", help="The folder to write the mended model, repair.json and repair.html to."
     ),
     train: str | None = typer.Option(
         None, metavar="DATA", help="The labelled training set that the model was trained on."
@@ -61,19 +62,23 @@ def repair(
 ) -> None:
     """Mend a model, and scan it again.
 
-    Clean samples, or what is found in its training data, say how. The original stays as it is. OUT gets the
-    model, in the format of the original where that can hold it, and repair.json.
+    Clean samples, or what is found in its training data, say how. Without either, a trigger that is found in
+    the model alone is unlearnt on images made from it. The original stays as it is. OUT gets the model, in
+    the format of the original where that can hold it, repair.json and repair.html.
 
     Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
     unreadable input, 3 could not tell, 4 if training failed.
     """
+    for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
+        if value == "":
+            raise InputError(f"{name} is empty; it takes a path or a hub id")
+    refuse_missing_inputs(model, clean, train)
+    if method != "auto":
+        refuse_unknown("repair", [method])
     from doorward.repair import RepairRequest
     from doorward.repair import repair as run
     from doorward.repair.writing import check_place
 
-    for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
-        if value == "":
-            raise InputError(f"{name} is empty; it takes a path or a hub id")
     check_place(out, model)
     check_folder(out, given="OUT")
     if out.is_dir() and any(out.iterdir()) and not force:
@@ -105,11 +110,18 @@ def repair(
         raise typer.Exit(report.exit_code)
     for line in _lines(report):
         typer.echo(line)
-    typer.echo(f"written: {saved} and {out / 'repair.json'}")
+    typer.echo(f"written: {saved}, {out / 'repair.json'} and {out / 'repair.html'}")
     raise typer.Exit(report.exit_code)
 
 
 def _nothing(report: RepairReport) -> str:
+    if report.without_data:
+        told = _words(report.before)
+        return (
+            f"without data: {told}, and no trigger was recovered, so there is nothing to unlearn and nothing "
+            "was written; give labelled samples that you trust with --clean DATA, or the training set with "
+            "--train DATA"
+        )
     if report.before == "could_not_tell":
         return (
             "could not tell whether there is poison, so nothing was mended: see `doorward scan --train DATA`"

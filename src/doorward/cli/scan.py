@@ -19,6 +19,7 @@ from doorward.cli.options import (
     labels,
     numbers,
     own_code,
+    refuse_missing_inputs,
     show,
     status,
 )
@@ -61,6 +62,14 @@ def scan(
         [],
         metavar="NAME",
         help="Run this detector only; may be repeated. `doorward list detectors` shows them.",
+    ),
+    set_: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="K=V",
+        help="A setting of the detector that --detector names, as in steps=200; with several, DETECTOR.K=V. "
+        "May be repeated. What affects the score makes it uncalibrated. `doorward scan --detector NAME "
+        "--help` shows them.",
     ),
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Write report.html, report.json, report.sarif and report.txt there."
@@ -164,6 +173,7 @@ def scan(
     4 a fault in Doorward.
     """
     from doorward.core.errors import InputError
+    from doorward.methods.registry import refuse_unknown
 
     model = model or []
     for name, value in (*(("MODEL", one) for one in model), ("--clean", clean), ("--train", train)):
@@ -176,11 +186,8 @@ def scan(
     if len(model) > 1:
         raise InputError(f"one MODEL at a time, got {len(model)}; with --files-only there may be several")
     check_required(require)
-    from doorward import reports
-    from doorward.models import LoadOptions
-    from doorward.scan.pipeline import scan_in_full as run
-    from doorward.scan.request import ScanRequest
-
+    refuse_unknown("detector", detector)
+    named = detector_settings(set_, detector)
     low_high = numbers(input_range, "--input-range")
     if low_high is not None and len(low_high) != 2:
         raise InputError(f"--input-range takes two numbers, as in 0,255, got {input_range!r}")
@@ -220,12 +227,19 @@ def scan(
             check_folder(folder, given=given)
     if write_clean is not None and write_clean.is_dir() and any(write_clean.iterdir()):
         raise InputError(f"--write-clean {write_clean}: the folder is not empty; name another")
+    refuse_missing_inputs(None if factory or not model else model[0], clean, train)
+    from doorward import reports
+    from doorward.models import LoadOptions
+    from doorward.scan.pipeline import scan_in_full as run
+    from doorward.scan.request import ScanRequest
+
     request = ScanRequest(
         model=model[0] if model else None,
         strict_files=strict_files,
         clean=clean,
         train=train,
         detectors=tuple(detector),
+        settings=named,
         seed=seed,
         device=check_device(device),
         time_budget=time_budget,
@@ -292,6 +306,33 @@ def _write_clean(
     typer.echo(f"written: {out} ({len(kept):,} samples; {gone:,} flagged ones left out)", err=True)
 
 
+def detector_settings(pairs: list[str], detectors: list[str]) -> tuple[str, ...]:
+    """Return settings as DETECTOR.NAME=VALUE.
+
+    Raises:
+        InputError: if it cannot be told which detector one belongs to.
+    """
+    from doorward.core.errors import InputError
+
+    whole = []
+    for pair in pairs:
+        name = pair.partition("=")[0]
+        if "=" not in pair or not name:
+            raise InputError(f"--set takes NAME=VALUE, as in steps=200, got {pair!r}")
+        if "." in name:
+            if name.rpartition(".")[0] not in detectors:
+                raise InputError(f"--set {pair}: name that detector with --detector as well")
+            whole.append(pair)
+        elif len(detectors) == 1:
+            whole.append(f"{detectors[0]}.{pair}")
+        else:
+            raise InputError(
+                f"--set {pair}: with {len(detectors) or 'no'} --detector, say whose setting it is: "
+                f"--detector NAME --set NAME.{pair}"
+            )
+    return tuple(whole)
+
+
 def check_required(names: list[str]) -> None:
     """Refuse names for --require that no detector has.
 
@@ -299,13 +340,14 @@ def check_required(names: list[str]) -> None:
         InputError: if there is one.
     """
     from doorward.core.errors import InputError
+    from doorward.core.formatting import did_you_mean
     from doorward.methods import registry
 
     known = registry.modules("detector")
     if unknown := [name for name in names if name not in known and name != "behaviour"]:
-        raise InputError(
-            f"--require {unknown[0]!r}: there is no such detector; there are: behaviour, {', '.join(known)}"
-        )
+        near = did_you_mean(unknown[0], [*known, "behaviour"])
+        listed = f"; there are: behaviour, {', '.join(known)}"
+        raise InputError(f"--require {unknown[0]!r}: there is no such detector{near or listed}")
 
 
 def _print(report: Report, format: Format, fail_on: FailOn) -> None:

@@ -134,6 +134,19 @@ def classes_label(targets: Iterable[int], classes: tuple[str, ...], *, limit: in
     return joined(names)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question for the names that are most like a word, empty where none is.
+
+    >>> did_you_mean("badnet", ["badnets", "blended"]), did_you_mean("x", ["badnets"])
+    ("; did you mean 'badnets'?", '')
+    """
+    from difflib import get_close_matches
+
+    by_case = {name.casefold(): name for name in known}
+    near = [by_case[name] for name in get_close_matches(word.casefold(), by_case, n=2, cutoff=0.7)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def joined(names: Sequence[str]) -> str:
     """List names in words.
 

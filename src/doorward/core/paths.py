@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from doorward.core.errors import InputError
+from doorward.core.formatting import did_you_mean
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+#: Endings of files that hold a model or its weights.
+MODEL_SUFFIXES = frozenset({".onnx", ".pt2", ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl"})
 
 
 def refuse_unreadable_name(path: str | Path) -> None:
@@ -20,3 +26,30 @@ def refuse_unreadable_name(path: str | Path) -> None:
     except UnicodeEncodeError as error:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise InputError(f"{shown[:200]}: the name is not UTF-8; rename it") from error
+
+
+def neighbours(path: str | Path) -> str:
+    """Return a question for files that are named much like one that is not there, empty where none is."""
+    given = Path(path)
+    try:
+        names = [entry.name for entry in given.absolute().parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(given.name, names)
+
+
+def model_exists(path: str) -> bool:
+    """Return whether a model lies at a path on this machine; False if it may be a name on the hub.
+
+    Raises:
+        InputError: if it can be neither.
+    """
+    refuse_unreadable_name(path)
+    try:
+        if Path(path).exists():
+            return True
+    except OSError as error:
+        raise InputError(f"{path[:200]}: no usable path: {error.strerror}") from error
+    if _HUB_ID.fullmatch(path) and Path(path).suffix not in MODEL_SUFFIXES:
+        return False
+    raise InputError(f"{path}: no such file or directory, and no hub id (owner/name){neighbours(path)}")

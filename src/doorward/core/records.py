@@ -5,7 +5,9 @@ Records are plain data. Every reporter is a function of them, and their JSON Sch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import html
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -43,13 +45,24 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def framed(page: str) -> str:
+    """Return a whole page as an element for notebooks, that lets it neither run nor load anything."""
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="" title="Doorward report" '
+        'style="width: 100%; height: 52rem; border: 0"></iframe>'
+    )
+
+
 class Picture(Record):
     """One PNG picture."""
 
     type: Literal["picture"] = "picture"
     title: str
     alt: str = Field(description="What the picture shows, for those who cannot see it")
-    png: str = Field(description="The PNG file in base64")
+    png: str = Field(repr=False, description="The PNG file in base64")
+    role: Literal["picture", "trigger", "example"] = Field(
+        "picture", description="Whether it shows a trigger alone, or an input without and with it"
+    )
 
 
 class Text(Record):
@@ -75,7 +88,9 @@ class RecoveredTrigger(Record):
     type: Literal["trigger"] = "trigger"
     title: str
     target: int
-    trigger: dict[str, Any] = Field(description="The trigger's JSON form: type, settings, tensors in base64")
+    trigger: dict[str, Any] = Field(
+        repr=False, description="The trigger's JSON form: type, settings, tensors in base64"
+    )
 
 
 class HiddenBranch(Record):
@@ -139,6 +154,9 @@ class Measurement(Record):
     )
     published_threshold: float | None = Field(
         None, description="From which score on the method's authors find a class poisoned, if they say so"
+    )
+    published_flags: tuple[int, ...] | None = Field(
+        None, description="Classes that the rule of the method's authors flags, where `score` is another"
     )
     evidence: tuple[Evidence, ...] = ()
     atlas: tuple[str, ...] = Field(
@@ -322,6 +340,9 @@ class Coverage(Record):
 class Report(Record):
     """One scan's whole result."""
 
+    #: Writes it as a page; `doorward.reports` puts that here, since records know no reporters.
+    page: ClassVar[Callable[[Report], str] | None] = None
+
     schema_version: str = SCHEMA_VERSION
     subject: SubjectRecord | None
     data: tuple[DataRecord, ...] = ()
@@ -346,6 +367,11 @@ class Report(Record):
     )
     seconds: float = 0.0
     environment: Environment
+
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows: the HTML page, apart from the notebook's own style."""
+        page = Report.page
+        return None if page is None else framed(page(self))
 
     def class_name(self, index: int) -> str:
         """Return a class's name for readers, its number where it has none."""

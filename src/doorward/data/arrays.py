@@ -19,7 +19,9 @@ from doorward.data.request import Request, reading
 from doorward.data.samples import InMemorySamples, Samples
 from doorward.data.stored import DARK, MANY, SURVEYED, nearly_black
 
-_INPUTS, _LABELS = ("x", "images", "image", "data"), ("y", "labels", "label", "targets", "target")
+# the last ones are those of numpy.savez(path, images, labels)
+_INPUTS = ("x", "images", "image", "data", "arr_0")
+_LABELS = ("y", "labels", "label", "targets", "target", "arr_1")
 _SPLIT = "train|test|validation|val|valid"
 _KEY = re.compile(
     rf"((?P<before>{_SPLIT})[_-])?(?P<name>{'|'.join(_INPUTS + _LABELS)})([_-](?P<after>{_SPLIT}))?"
@@ -32,7 +34,7 @@ def to_images(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
     """Return an array of images as uint8 (n, h, w, c), c in {1, 3}.
 
     Accepted are (n, h, w), (n, h, w, c) and (n, c, h, w), c in {1, 3, 4}; the fourth channel is dropped.
-    Numbers are uint8, integers from 0 to 255, or floats in [0, 1], which are rounded to 255 levels.
+    Numbers are whole ones from 0 to 255, or floats in [0, 1], which are rounded to 255 levels.
 
     Raises:
         InputError: if shape, type or range do not fit.
@@ -58,12 +60,27 @@ def _levels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
     low, high = float(array.min()), float(array.max())
     if array.dtype.kind == "f" and low >= 0 and high <= 1:  # NaN fails both
         return np.asarray(np.rint(array * 255), dtype=np.uint8)
-    if array.dtype.kind != "f" and low >= 0 and high <= 255:
+    whole = array.dtype.kind != "f" or bool((array == np.rint(array)).all())
+    if whole and low >= 0 and high <= 255:
         return np.asarray(array, dtype=np.uint8)
     raise InputError(
-        f"images in {where} must be integers from 0 to 255 or floats from 0 to 1, "
-        f"got {array.dtype} from {low:g} to {high:g}"
+        f"images in {where} must be whole numbers from 0 to 255 or floats from 0 to 1, got {array.dtype} "
+        f"from {low:g} to {high:g}; give them as they are before normalisation, which --input-range, --mean "
+        "and --std state"
     )
+
+
+def _class_numbers(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the class numbers (n,) that labels of shape (n, 1) or (n, classes), or of floats, stand for."""
+    if array.ndim == 2 and array.shape[1] == 1:  # MedMNIST has (n, 1)
+        array = array[:, 0]
+    if array.ndim == 2 and array.dtype.kind in "biuf":
+        ones = (array == 1).sum(1) == 1
+        if bool(ones.all()) and bool(np.isin(array, (0, 1)).all()):  # one-hot, as Keras has it
+            return np.asarray(array.argmax(1))
+    if array.ndim == 1 and array.dtype.kind == "f" and bool((array == np.rint(array)).all()):
+        return array.astype(np.int64)
+    return array
 
 
 def open_npz(request: Request) -> Samples:
@@ -83,7 +100,7 @@ def open_npz(request: Request) -> Samples:
         x = to_images(_array(archive, inputs, path), f"{path}, key {inputs!r}")
         y = None if labels is None else _array(archive, labels, path)
     if y is not None:
-        y = y.reshape(len(y)) if y.ndim == 2 and y.shape[1] == 1 else y  # MedMNIST has (n, 1)
+        y = _class_numbers(y)
         if y.dtype.kind == "U":
             y = y.tolist()
     return _samples(request, x, y, [path])

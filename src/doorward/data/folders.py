@@ -32,6 +32,10 @@ _DOCUMENTS = frozenset(
 )
 #: What file managers leave in folders.
 _LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini"})
+#: Folders of storage systems, which hold previews and what was deleted.
+_SYSTEM = frozenset(
+    {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "system volume information"}
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def find_media(folder: Path) -> Media:
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         where = Path(place)
         inside_link = any(where.is_relative_to(link) for link in followed)
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        folders[:] = [n for n in folders if not n.startswith((".", "__")) and n.lower() not in _SYSTEM]
         links = [name for name in folders if (where / name).is_symlink()]
         if inside_link:
             folders[:] = [name for name in folders if name not in links]

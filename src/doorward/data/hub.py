@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face hub, fetched and kept by the `datasets` library."""
+"""Data sets of the Hugging Face hub, and those that its `datasets` library has saved to disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from doorward.core.errors import InputError, MissingExtra
+from doorward.core.paths import neighbours
 from doorward.data.columns import columns_of, file_bytes, label_values
 from doorward.data.labels import names_of, number_labels
 from doorward.data.request import Request, reading, reason
@@ -50,13 +51,46 @@ def open_hub(request: Request) -> Samples:
         )
         if not isinstance(error, HfHubHTTPError):
             message += "; offline, HF_HUB_OFFLINE=1 reads what is in its cache"
-        raise InputError(message) from error
+        raise InputError(message + neighbours(name)) from error
+    roots = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
+    return _samples(request, splits, name, roots)
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk` of the `datasets` library."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def open_saved(request: Request) -> Samples:
+    """Open a folder that `save_to_disk` of the `datasets` library wrote. Nothing of it is executed.
+
+    Raises:
+        MissingExtra: if the library is not installed.
+        InputError: if it cannot be read, or if its columns do not fit.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtra("datasets", "hf", f"reading {request.path}, which save_to_disk wrote,") from error
+    with reading(request.path, "a folder of save_to_disk"):
+        saved = datasets.load_from_disk(str(request.path))
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    return _samples(request, splits, str(request.path), (request.path,))
+
+
+def _samples(request: Request, splits: Mapping[str, Any], name: str, roots: Sequence[Path]) -> Samples:
+    """Make samples of one split of a data set of the library.
+
+    Raises:
+        InputError: if there is no such split, or its columns do not fit.
+    """
     split = request.choose_split(list(splits))
     data = splits[split]
     if not len(data):
         raise InputError(f"{request.given}, split {split!r}, has no rows")
     columns = columns_of(data.features.arrow_schema, request, name)
-    roots = (Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE))
     store = _HubStore(data, columns.inputs, f"{name}, split {split!r}", roots)
     names, values = columns.names, None
     if columns.labels is not None:

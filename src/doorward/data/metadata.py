@@ -1,4 +1,4 @@
-"""Tables next to images, as the hub's image folders have them: metadata.csv or metadata.jsonl."""
+"""Tables next to images: metadata.csv or metadata.jsonl, as the hub's folders have them, or labels.csv."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from doorward.data.labels import Labels, names_of, number_labels
 from doorward.data.request import Request
 from doorward.data.tables import read_table
 
-#: Names of such tables, and their column with a file's place below the table's folder.
-METADATA, FILE_NAME = frozenset({"metadata.csv", "metadata.jsonl"}), "file_name"
+#: Names of such tables, and of their column with a file's place below the table's folder, the hub's first.
+METADATA = frozenset({"metadata.csv", "metadata.jsonl", "labels.csv"})
+FILE_NAME, OTHER_NAMES = "file_name", ("filename", "file", "image", "path", "image_path", "img")
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,18 @@ def read_metadata(request: Request, tables: Sequence[Path], files: Sequence[Path
     for table in sorted(tables):
         name = table.relative_to(request.path).as_posix()
         columns = read_table(table)
-        if FILE_NAME not in columns:
+        places = next((one for one in (FILE_NAME, *OTHER_NAMES) if one in columns), None)
+        if places is None:
             notes.append(f"{name} was not used: it has no column {FILE_NAME!r}")
             continue
         column = _label_column(request, table, list(columns))
         if column is None:
-            others = ", ".join(one for one in columns if one != FILE_NAME)
+            others = ", ".join(one for one in columns if one != places)
             notes.append(
                 f"{name} names no labels; --label-column takes one of its columns: {others or 'none'}"
             )
             continue
-        rows = zip(columns[FILE_NAME], columns[column], strict=True)
+        rows = zip(columns[places], columns[column], strict=True)
         own = {Path(table.parent, str(file)): None if value == "" else value for file, value in rows}
         gone = [file for file in own if not file.is_file()]
         if gone:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from doorward.core.contents import stand_in
 from doorward.core.errors import DoorwardError, InputError
 
 #: Folder names that are taken for splits.
@@ -68,7 +69,10 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
     except DoorwardError:
         raise
     except Exception as error:
-        raise InputError(f"{path} cannot be read as {what} ({reason(error)})") from error
+        why = stand_in(Path(path)) if isinstance(path, Path) else None
+        raise InputError(
+            f"{path}: {why}" if why else f"{path} cannot be read as {what} ({reason(error)})"
+        ) from error
 
 
 def reason(error: Exception) -> str:

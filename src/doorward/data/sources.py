@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doorward.core.errors import InputError
-from doorward.core.paths import refuse_unreadable_name
+from doorward.core.paths import neighbours, refuse_unreadable_name
 from doorward.data.request import Request
 from doorward.data.samples import Samples
 
@@ -17,6 +17,22 @@ _SPLIT = re.compile(r"(?P<path>.{2,}):(?P<split>\w[\w.-]*)", re.DOTALL)
 _HUB_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(r".*\.(parquet|npz|csv|tsv|jsonl?|ndjson|idx\d?|gz|zip)", re.IGNORECASE)
 _IDX = re.compile(r".*(\.idx\d?|ubyte)(\.gz)?", re.DOTALL)
+#: What can be done with data of other kinds, by how their names end.
+_HINTS = {
+    (".npy",): "save images and labels together: numpy.savez('clean.npz', x=images, y=labels)",
+    (".pt", ".pth"): "write its tensors as numbers: numpy.savez('clean.npz', x=x.numpy(), y=y.numpy())",
+    (".pkl", ".pickle"): "a pickle is not opened, since that may run code; write clean.npz with numpy.savez",
+    (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"): "unpack it, and give the folder",
+    (
+        ".mat",
+        ".h5",
+        ".hdf5",
+        ".tfrecord",
+        ".tfrecords",
+    ): "write clean.npz with numpy.savez(..., x=..., y=...)",
+}
+#: Folders of idx files below the one that torchvision is told.
+_RAW = ("raw", "*/raw")
 _FILES = ".parquet, .npz, .csv, .tsv, .jsonl, or idx (such as train-images-idx3-ubyte.gz)"
 
 
@@ -56,13 +72,24 @@ def open_samples(
             return _open_file(request)
     except OSError as error:
         raise InputError(f"{request.path} cannot be read ({error.strerror or error})") from error
-    name = os.fspath(request.path)
-    # a path that says where it starts is none of the hub's names; Path leaves a leading ./ out
-    if _may_be_on_hub(name) and not os.fspath(path).startswith((".", os.sep)):
-        from doorward.data.hub import open_hub
+    refuse_missing(path, request)
+    from doorward.data.hub import open_hub
 
-        return open_hub(request)
-    raise InputError(f"there is no file or folder {name!r}")
+    return open_hub(request)
+
+
+def refuse_missing(path: str | Path, request: Request | None = None) -> None:
+    """Raise where there is no such file or folder, and no name that the hub could have; read nothing.
+
+    Raises:
+        InputError: if there is none.
+    """
+    wanted = (request or request_of(path)).path
+    name = os.fspath(wanted)
+    # a path that says where it starts is none of the hub's names; Path leaves a leading ./ out
+    if os.path.exists(wanted) or (_may_be_on_hub(name) and not os.fspath(path).startswith((".", os.sep))):
+        return
+    raise InputError(f"there is no file or folder {name!r}{neighbours(wanted)}")
 
 
 def request_of(
@@ -101,16 +128,27 @@ def _may_be_on_hub(name: str) -> bool:
 def _open_folder(request: Request) -> Samples:
     from doorward.data.arrays import find_idx, open_idx
     from doorward.data.folders import find_media, open_folder
+    from doorward.data.hub import is_saved, open_saved
     from doorward.data.parquet import find_parquet, open_parquet
 
+    if is_saved(request.path):
+        return open_saved(request)
     if splits := find_parquet(request.path):
         return open_parquet(request, splits)
     if images := find_idx(request.path):
+        return open_idx(request, images)
+    below = [place for pattern in _RAW for place in request.path.glob(pattern) if place.is_dir()]
+    if len(below) == 1 and (images := find_idx(below[0])):
         return open_idx(request, images)
     media = find_media(request.path)
     if media.files:
         return open_folder(request, media)
     inside = sorted(entry.name for entry in request.path.iterdir())
+    if any(name.startswith("data_batch") for name in inside):
+        raise InputError(
+            f"{request.path} holds the batches of CIFAR as pickles, which are not opened, since that may run "
+            "code; write clean.npz with numpy.savez, or give a parquet file or a folder of images"
+        )
     shown = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "")
     raise InputError(
         f"{request.path} is a folder without parquet files, idx files, images or recordings: "
@@ -137,4 +175,7 @@ def _open_file(request: Request) -> Samples:
         from doorward.data.arrays import open_idx
 
         return open_idx(request, {})
-    raise InputError(f"{request.path} is no file that can be read as data; expected {_FILES}, or a folder")
+    hint = next((f"; {said}" for ends, said in _HINTS.items() if name.endswith(ends)), "")
+    raise InputError(
+        f"{request.path} is no file that can be read as data; expected {_FILES}, or a folder{hint}"
+    )

@@ -19,6 +19,8 @@ from doorward.data.samples import InMemorySamples, Samples
 
 _NUMBER = re.compile(r"[+-]?\d+(?P<fraction>\.\d*)?([eE][+-]?\d+)?")
 
+_PICTURE = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+
 
 def open_table(request: Request) -> Samples:
     """Open the texts of a CSV (.csv, .tsv; with a header) or JSON-lines file in UTF-8.
@@ -37,6 +39,11 @@ def open_table(request: Request) -> Samples:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{request.path}, row {row}: column {columns.inputs!r} holds {text!r}, no text")
+    if all(_PICTURE.fullmatch(text) for text in texts):
+        raise InputError(
+            f"{request.path}: column {columns.inputs!r} holds the names of pictures. Give their folder, with "
+            "this table in it as metadata.csv and the names in a column file_name"
+        )
     labels = number_labels(
         None
         if columns.labels is None

@@ -34,6 +34,8 @@ class Detector(Method):
     """
 
     needs: ClassVar[frozenset[Need]]
+    #: Evidence in whose place it runs: where a scan has that, it runs only if it is named.
+    stands_in_for: ClassVar[frozenset[Need]] = frozenset()
     level: ClassVar[Level] = "model"
     kind: ClassVar[Kind] = "backdoor"
     order: ClassVar[int] = 50

@@ -44,12 +44,14 @@ class Answers:
         accepted: (n,).
         reasons: for each input, why it is rejected; empty if it is accepted.
         scores: (f, n), one row for each filter.
+        logits: (n, k) float32, in the model's own scale, which the predictions follow.
     """
 
     predictions: npt.NDArray[np.int64]
     accepted: npt.NDArray[np.bool_]
     reasons: tuple[tuple[str, ...], ...]
     scores: Floats
+    logits: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ class Guard:
             for i in range(len(images))
         )
         accepted: npt.NDArray[np.bool_] = np.logical_not(np.any(spoke, axis=0))
-        return Answers(answered.argmax(1).numpy(), accepted, reasons, scores)
+        return Answers(answered.argmax(1).numpy(), accepted, reasons, scores, answered.float().numpy())
 
     def _reformed(self, images: Tensor, squeezer: str, deadline: Deadline | None) -> Tensor:
         if not len(images):

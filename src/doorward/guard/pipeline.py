@@ -37,7 +37,7 @@ class GuardRequest:
 
     Attributes:
         clean: clean images to fit the filters to; None if `saved` is given.
-        check: images to judge.
+        check: images to judge; None where they come by requests.
         filters: names of filters; those that `Guard.fit` takes if there are none.
         images: most clean images that are used, drawn evenly over the classes.
         saved: a folder that `Guard.save` wrote.
@@ -45,7 +45,7 @@ class GuardRequest:
     """
 
     model: str
-    check: str
+    check: str | None = None
     clean: str | None = None
     filters: tuple[str, ...] = ()
     rate: float = 0.01
@@ -72,8 +72,22 @@ class Guarded:
     inputs: Samples
 
 
-def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | None = None) -> Guarded:
-    """Judge inputs, and answer those that are accepted.
+@dataclass(frozen=True)
+class Prepared:
+    """A guard that is ready, and what it was fitted to.
+
+    Attributes:
+        data: the clean images; none where the guard was read from a folder.
+    """
+
+    guard: Guard
+    data: tuple[DataRecord, ...]
+
+
+def prepare(
+    request: GuardRequest, deadline: Deadline, *, progress: Callable[[str], None] | None = None
+) -> Prepared:
+    """Load the model, and fit its guard or read it.
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
@@ -86,7 +100,6 @@ def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | Non
             "a guard is fitted to clean images or read from where it was saved; give one of these"
         )
     check_device(request.device)
-    deadline = Deadline(request.time_budget)
     chosen = [_filter(name) for name in dict.fromkeys(request.filters)] or None
     tell("loading the model")
     classifier = open_classifier(
@@ -96,35 +109,48 @@ def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | Non
         weights=Path(request.weights) if request.weights else None,
         device=request.device,
     )
-    tell("opening the data")
+    if request.saved is not None:
+        return Prepared(Guard.load(request.saved, classifier), ())
+    assert request.clean is not None
+    tell("opening the clean images")
+    whole = _open(request, request.clean)
+    rng = np.random.default_rng(derive_seed(request.seed, "images"))
+    clean = whole.draw(min(request.images, len(whole)), rng)
+    tell(f"fitting filters to {len(clean):,} clean images")
+    guard = Guard.fit(
+        classifier,
+        clean,
+        filters=chosen,
+        rate=request.rate,
+        rule=request.rule,
+        reform=request.reform,
+        seed=request.seed,
+        deadline=deadline,
+    )
+    return Prepared(guard, (_record("clean", whole, len(clean)),))
+
+
+def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | None = None) -> Guarded:
+    """Judge inputs, and answer those that are accepted.
+
+    Raises:
+        InputError: if something is missing, unreadable or does not fit.
+        CouldNotTell: if the clean images are too few, the model's outputs say nothing, or time runs out.
+        UnsafeArtifact: if loading the model would execute code.
+    """
+    tell, deadline = progress or (lambda _: None), Deadline(request.time_budget)
+    if request.check is None:
+        raise InputError("there are no inputs to judge")
     inputs = _open(request, request.check)
     if not len(inputs):
         raise InputError(f"{request.check} holds no inputs")
-    data = [_record("inputs", inputs, len(inputs))]
-    if request.saved is not None:
-        guard = Guard.load(request.saved, classifier)
-    else:
-        assert request.clean is not None
-        whole = _open(request, request.clean)
-        rng = np.random.default_rng(derive_seed(request.seed, "images"))
-        clean = whole.draw(min(request.images, len(whole)), rng)
-        data.insert(0, _record("clean", whole, len(clean)))
-        tell(f"fitting filters to {len(clean):,} clean images")
-        guard = Guard.fit(
-            classifier,
-            clean,
-            filters=chosen,
-            rate=request.rate,
-            rule=request.rule,
-            reform=request.reform,
-            seed=request.seed,
-            deadline=deadline,
-        )
+    ready = prepare(request, deadline, progress=progress)
+    data = (*ready.data, _record("inputs", inputs, len(inputs)))
     if request.keep is not None:
-        guard.save(request.keep)
+        ready.guard.save(request.keep)
     tell(f"judging {len(inputs):,} inputs")
-    answers = guard(inputs, deadline=deadline)
-    return Guarded(_report(request, guard, inputs, answers, tuple(data), deadline), inputs)
+    answers = ready.guard(inputs, deadline=deadline)
+    return Guarded(_report(request, ready.guard, inputs, answers, data, deadline), inputs)
 
 
 def _filter(name: str) -> InputFilter:
@@ -217,14 +243,17 @@ def _report(
     )
 
 
-def drift_alarm(rejected: int, n: int, rate: float) -> str | None:
+def drift_alarm(rejected: int, n: int, rate: float, *, level: float = ALARM) -> str | None:
     """Return a sentence if more inputs are rejected than of clean ones would be, else None.
+
+    Args:
+        level: the p-value from which on that is said.
 
     >>> drift_alarm(1, 100, 0.01) is None
     True
     """
     p = stats.binomtest(rejected, n, rate, alternative="greater").pvalue if n else 1.0
-    if p > ALARM:
+    if p > level:
         return None
     return (
         f"{rejected:,} of {n:,} inputs are rejected, where {percent(rate)} of clean ones would be "

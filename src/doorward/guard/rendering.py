@@ -1,20 +1,22 @@
-"""A guard's report as text, JSON, CSV, and as a contact sheet of the rejected inputs."""
+"""A guard's report as text, JSON, CSV, and as a page with the rejected inputs."""
 
 from __future__ import annotations
 
 import csv
 import io
-from functools import cache
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from doorward.core.formatting import class_label, number, percent, plain, rate, sentence
+from doorward.core.records import Picture
 from doorward.core.report_json import dump
 from doorward.data import Samples
-from doorward.guard.records import GuardReport
+from doorward.guard.records import GuardReport, InputVerdict
 from doorward.models.encode.image import encode_png
+from doorward.reports.page import Figure, figure, template
+from doorward.reports.phrases import Fact
 
-#: Most rejected inputs in the text, and in the contact sheet.
+#: Most rejected inputs in the text, and on the page.
 IN_TEXT, IN_SHEET = 20, 500
 
 
@@ -68,36 +70,50 @@ def to_text(report: GuardReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def contact_sheet(report: GuardReport, inputs: Samples) -> str:
-    """Write the rejected inputs as one HTML page of pictures, which loads nothing and runs no script."""
+def to_html(report: GuardReport, inputs: Samples) -> str:
+    """Write a report with its rejected inputs as one HTML page, which loads nothing and runs no script."""
     bad = [(i, one) for i, one in enumerate(report.verdicts) if not one.accepted]
-    shown = [
-        (one, plain(class_label(one.prediction, report.subject.classes)), encode_png(raw))
-        for (_, one), raw in zip(bad[:IN_SHEET], inputs.raw([i for i, _ in bad[:IN_SHEET]]), strict=True)
-    ]
-    return _template().render(
-        path=plain(report.subject.path),
-        rejected=rate(report.rejected),
-        expected=percent(report.false_rejection_rate),
-        alarm=report.alarm,
-        shown=shown,
-        more=len(bad) - len(shown),
+    raw = inputs.raw([i for i, _ in bad[:IN_SHEET]])
+    return template("guard.html.j2", ("doorward.guard",)).render(
+        report=report,
+        facts=_facts(report),
+        shown=[(one, label, _drawn(one, label, image)) for one, label, image in _labelled(report, bad, raw)],
+        more=max(0, len(bad) - IN_SHEET),
+        by_filter={
+            one.name: sum(verdict.scores[one.name] >= one.threshold for verdict in report.verdicts)
+            for one in report.filters
+        },
+        listed=report.verdicts[:IN_SHEET],
+        unlisted=max(0, len(report.verdicts) - IN_SHEET),
     )
+
+
+def _labelled(
+    report: GuardReport, bad: Sequence[tuple[int, InputVerdict]], raw: Sequence[Any]
+) -> Iterator[tuple[InputVerdict, str, Any]]:
+    for (_, one), image in zip(bad[:IN_SHEET], raw, strict=True):
+        yield one, class_label(one.prediction, report.subject.classes), image
+
+
+def _drawn(one: InputVerdict, label: str, image: Any) -> Figure:
+    alt = f"The input with id {one.id}, which the model answers with class {label}"
+    return figure(Picture(title=f"class {label}", alt=alt, png=encode_png(image)))
+
+
+def _facts(report: GuardReport) -> list[Fact]:
+    low, high = percent(report.rejected.low), percent(report.rejected.high)
+    expected = percent(report.false_rejection_rate)
+    rule = "at most, by all filters together" if report.rule == "conformal" else f"by the {report.rule} rule"
+    clean = next((one for one in report.data if one.role == "clean"), None)
+    fitted = [Fact("Fitted to", f"{clean.used:,} clean images", f"from {plain(clean.path)}")] if clean else []
+    return [
+        Fact("Rejected", percent(report.rejected.value), f"95 % interval {low} to {high}"),
+        Fact("Of clean inputs", expected, f"would be rejected, {rule}"),
+        *fitted,
+    ]
 
 
 def class_name(report: GuardReport, index: int) -> str:
     """Return a class's name, or its number where it has none."""
     names = report.subject.classes
     return names[index] if index < len(names) else str(index)
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("doorward.guard"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("contact_sheet.html.j2")

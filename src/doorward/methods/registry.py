@@ -8,7 +8,7 @@ listing imports none of them. Packages of others bring detectors by the entry po
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from doorward.core.errors import InputError
+from doorward.core.formatting import did_you_mean
 
 MethodKind = Literal["attack", "detector", "repair"]
 ROOMS: dict[MethodKind, str] = {"attack": "attacks", "detector": "detectors", "repair": "repairs"}
@@ -90,12 +91,33 @@ def get(kind: MethodKind, name: str) -> type[Any]:
     if point is None and (kind, name) in _registered:  # of a file that this process has run
         return _registered[kind, name]
     if point is None:
-        raise InputError(f"there is no {kind} named {name!r}; there are: {', '.join(modules(kind))}")
+        raise unknown(kind, name)
     try:
         cls = point.load()
     except Exception as error:  # the code of others may raise anything
         raise InputError(f"the {kind} {name!r} of {_package(point)} cannot be loaded: {error}") from error
     return _checked(kind, cls, name, f"the entry point of {_package(point)}")
+
+
+def unknown(kind: MethodKind, name: str) -> InputError:
+    """Return the error for a name that no method of a kind has."""
+    known = modules(kind)
+    elsewhere = next((other for other in ROOMS if other != kind and name in modules(other)), None)
+    what = f" ({name} is {'an' if elsewhere == 'attack' else 'a'} {elsewhere})" if elsewhere else ""
+    near = did_you_mean(name, known)
+    return InputError(f"there is no {kind} named {name!r}{what}{near or '; there are: ' + ', '.join(known)}")
+
+
+def refuse_unknown(kind: MethodKind, names: Iterable[str]) -> None:
+    """Raise for a name that no method of a kind has, importing none.
+
+    Raises:
+        InputError: if there is one.
+    """
+    for name in names:
+        in_file = name.rpartition(":")[0].endswith(".py")
+        if not in_file and name not in modules(kind) and (kind, name) not in _registered:
+            raise unknown(kind, name)
 
 
 def module_of(kind: MethodKind, name: str) -> str | None:
@@ -113,10 +135,11 @@ def build(kind: MethodKind, name: str, settings: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
     cls = get(kind, name)
-    unknown = sorted(set(settings) - set(cls.model_fields))
-    if unknown:
+    strange = sorted(set(settings) - set(cls.model_fields))
+    if strange:
         fields = ", ".join(cls.model_fields) or "none"
-        raise InputError(f"{name} has no setting {unknown[0]!r}; its settings are: {fields}")
+        near = did_you_mean(strange[0], cls.model_fields)
+        raise InputError(f"{name} has no setting {strange[0]!r}{near or f'; its settings are: {fields}'}")
     try:
         return cls(**settings)
     except ValidationError as error:

@@ -213,6 +213,18 @@ class Classifier(ABC):
         yield
 
 
+def has_default_strides(x: Tensor) -> bool:
+    """Return whether a tensor lies in memory as torch lays out a new one.
+
+    `is_contiguous` does not look at axes of size 1, by which convolutions choose how their output lies.
+    """
+    expected, strides = 1, []
+    for size in reversed(x.shape):
+        strides.append(expected)
+        expected *= max(1, size)  # as torch does where there is nothing
+    return x.stride() == tuple(reversed(strides))
+
+
 def to_levels(x: Tensor) -> Tensor:
     """Return images in [0, 1] rounded to the levels of 8 bits, as files hold them, with the gradient of x."""
     levels = x.detach().mul(255).round_().clamp_(0, 255).div_(255)
@@ -278,7 +290,7 @@ class TorchClassifier(Classifier):
         self._layout = torch.contiguous_format
         #: What brings the module back from where it runs faster to where it runs as it came.
         self._slow_down: list[Callable[[], object]] = []
-        if any(p.ndim == 4 and not p.is_contiguous() for p in module.parameters()):
+        if any(p.ndim == 4 and not has_default_strides(p) for p in module.parameters()):
             self._slow_down.append(self._lay_out_as_torch_does)
         self._without_autocast = False
         self.spec = spec
@@ -338,15 +350,16 @@ class TorchClassifier(Classifier):
     def _call_as_is(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if x.ndim == 4 and self._layout == torch.channels_last:
             x = x.clone(memory_format=torch.channels_last)  # of one channel too, which counts as both
-        else:  # as code that says `view` expects them
-            x = x.contiguous()
+        elif not has_default_strides(x):  # as code that says `view` expects them
+            x = x.clone(memory_format=torch.contiguous_format)
         with evaluating(self.module), self._autocast():
             y = in_batches(run, x, self.batch)
         return y.clone() if y.is_inference() and not torch.is_inference_mode_enabled() else y
 
     def _lay_out_as_torch_does(self) -> None:
-        module: Any = self.module
-        module.to(memory_format=torch.contiguous_format)
+        for p in self.module.parameters():
+            if not has_default_strides(p):  # `to` leaves kernels of one channel as they are
+                p.data = p.data.clone(memory_format=torch.contiguous_format)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -22,8 +22,9 @@ from doorward.models.straight_through import FLAT
 
 #: Images that are tried.
 TRIED = 16
-#: An answer is another one if a logit moves by this share of the spread of the image's logits. Rounding moves
-#: it by less than a millionth, and networks in 8 bits by a few hundredths.
+#: An answer is another one if a logit moves by this share of the spread of the image's logits, or of the
+#: median of all images where that is more. Rounding moves it by less than a millionth, and networks in 8 bits
+#: by a few hundredths.
 MATERIAL = 0.1
 #: Half a grid step must also move it by so many times what a whole one does: some models round down, or ask
 #: whether a pixel is black, so that they jump from one level to the next.
@@ -104,7 +105,9 @@ def check_consistency(classifier: Classifier, images: Tensor) -> ConsistencyChec
     half = (torch.rand(x.shape, generator=generator) - 0.5) * STEP
     sign = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
     plain = batched_logits(classifier, x, raw=True)
-    spread = plain.std(1, correction=0).clamp_min(torch.finfo(plain.dtype).tiny)  # (n,)
+    own = plain.std(1, correction=0).clamp_min(torch.finfo(plain.dtype).tiny)  # (n,)
+    # an image between two classes has logits of hardly any spread, which anything moves by more than that
+    spread = own.maximum(own.quantile(0.5))
 
     def moved(other: Tensor) -> Tensor:
         """Return by which share of their spread logits (n, k) lie elsewhere: (n,)."""

@@ -70,6 +70,9 @@ def fused(module: nn.Module) -> nn.Module | None:
         traced.recompile()
     except Exception:  # names that are no Python, from code of any kind
         return None
+    # its own call writes to standard error when the code fails, which may be no more than a trial;
+    # the class is that of this one module alone
+    type(traced).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return traced
 
 

@@ -32,6 +32,9 @@ class Resize(BaseModel):
         resample: Pillow's resampling filter number (2 is bilinear, 3 bicubic).
         crop: (height, width) of the centre crop after resizing, or None.
         convert_rgb: whether colours are converted to those that the model takes: three, or grey.
+        square: side of the square that is cut out around the centre before resizing, as a share of the
+            image's shorter side; None if nothing is cut out.
+        nearest: whether the longer side is rounded to the nearest pixel, and not down.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,8 @@ class Resize(BaseModel):
     resample: int = Field(2, ge=0, le=5)
     crop: tuple[int, int] | None = None
     convert_rgb: bool = True
+    square: float | None = Field(None, gt=0, le=1)
+    nearest: bool = False
 
 
 class InputSpec(BaseModel):

@@ -7,6 +7,7 @@ from doorward.core.devices import check_device
 from doorward.core.errors import InputError
 from doorward.models import TorchClassifier, open_classifier
 from doorward.repair.by_clean_data import repair_by_clean_data
+from doorward.repair.by_model_alone import repair_by_model_alone
 from doorward.repair.by_training_data import repair_by_training_data
 from doorward.repair.report import RepairOutcome
 from doorward.repair.request import RepairRequest
@@ -17,17 +18,13 @@ def repair(request: RepairRequest, *, progress: Progress | None = None) -> Repai
     """Scan a model, mend it by what is found, and scan it again.
 
     With its training set, poison is looked for in that; otherwise a trigger is looked for in the model, and
-    clean samples mend it, also where nothing is found.
+    clean samples mend it, also where nothing is found. Without any data the model alone has to do: a trigger
+    that is found in it is unlearnt on images that are made from it.
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
         TrainingDiverged: if the loss is no longer finite.
     """
-    if request.train is None and request.clean is None:
-        raise InputError(
-            "a repair needs data: labelled samples that you trust with --clean DATA, or the training set "
-            "with --train DATA"
-        )
     check_device(request.device)
     context = ScanContext(
         seed=request.seed,
@@ -42,5 +39,8 @@ def repair(request: RepairRequest, *, progress: Progress | None = None) -> Repai
             f"{request.model}: a repair changes the network itself, and a {classifier.format} model is run "
             "by another library"
         )
-    run = repair_by_clean_data if request.train is None else repair_by_training_data
-    return run(request, classifier, context)
+    if request.train is not None:
+        return repair_by_training_data(request, classifier, context)
+    if request.clean is not None:
+        return repair_by_clean_data(request, classifier, context)
+    return repair_by_model_alone(request, classifier, context)

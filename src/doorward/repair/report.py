@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from doorward.core.records import NotRun, Rate, Record, Verdict
+from doorward.core.records import NotRun, Rate, Record, Verdict, framed
 from doorward.models import TorchClassifier
+from doorward.repair.page import to_html
 from doorward.repair.writing import write_mended
 from doorward.repairs.base import RepairRecord
+
+#: The page on what was done, next to the model.
+PAGE = "repair.html"
 
 
 class TriggerRecord(Record):
@@ -31,7 +35,8 @@ class RepairReport(Record):
             they were flagged with.
         accuracy_before, accuracy_after: on the clean samples; on training samples that were kept, where none
             are given.
-        measured_on: which of these.
+        measured_on: which of these; the recovered triggers are tried on the same.
+        without_data: whether the model alone was given.
         triggers: what the recovered triggers did before and after.
         parameters_before, parameters_after: how many the model has.
         repair: what was done; None if nothing was found.
@@ -48,6 +53,7 @@ class RepairReport(Record):
     accuracy_before: Rate | None = None
     accuracy_after: Rate | None = None
     measured_on: str = ""
+    without_data: bool = False
     triggers: tuple[TriggerRecord, ...] = ()
     parameters_before: int | None = None
     parameters_after: int | None = None
@@ -61,6 +67,9 @@ class RepairReport(Record):
         """Return 0 if nothing is found after the repair, 1 if something still is, 3 for could not tell."""
         return {"nothing_found": 0, "could_not_tell": 3}.get(self.after, 1)
 
+    def _repr_html_(self) -> str:
+        return framed(to_html(self))
+
 
 @dataclass(frozen=True)
 class RepairOutcome:
@@ -70,7 +79,7 @@ class RepairOutcome:
     classifier: TorchClassifier | None = None
 
     def save(self, folder: Path) -> Path:
-        """Write the mended model and repair.json into a folder, and return the model's path.
+        """Write the mended model, repair.json and repair.html into a folder; return the model's path.
 
         The model gets the format of the original where that can hold it. All files appear at once, and files
         of other names in the folder stay.
@@ -79,4 +88,7 @@ class RepairOutcome:
             InputError: if it cannot be written, or the folder is the original's.
         """
         assert self.classifier is not None
-        return write_mended(self.classifier, self.report, folder)
+        return write_mended(self.classifier, self.report, folder, {PAGE: to_html(self.report)})
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,13 @@ def check_place(out: Path, model: str) -> None:
         raise InputError(f"{out} is the model itself, or lies in it or around it: name another folder as OUT")
 
 
-def write_mended(classifier: TorchClassifier, report: Record, out: Path) -> Path:
+def write_mended(
+    classifier: TorchClassifier, report: Record, out: Path, pages: Mapping[str, str] | None = None
+) -> Path:
     """Write a mended model and the record into a folder, and return the model's path.
+
+    Args:
+        pages: further texts to be written, by the names of their files.
 
     Raises:
         InputError: if it cannot be written, or is not the same when it is read back.
@@ -55,6 +60,8 @@ def write_mended(classifier: TorchClassifier, report: Record, out: Path) -> Path
             made.mkdir()
             saved = _save(classifier, model, made)
             (made / RECORD).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            for page, text in (pages or {}).items():
+                (made / page).write_text(text, encoding="utf-8", newline="\n")
             _move(made, out)
     except OSError as error:
         raise InputError(f"{out}: cannot write the model: {error.strerror or error}") from error

@@ -2,61 +2,46 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
-
-from doorward.core import formatting
-from doorward.core.records import Finding, Picture, Report
+from doorward.core.records import Finding, Kind, Report
 from doorward.core.report_json import dump
-from doorward.reports import atlas, next_steps, phrases
-from doorward.reports.chart import per_class_chart
+from doorward.reports import next_steps, phrases
+from doorward.reports.chart import Chart, per_class_chart
+from doorward.reports.page import Gallery, figure, galleries, template
 
-#: Pictures lower than this many pixels are enlarged, by a whole factor, to about `PICTURE_HEIGHT`.
-SMALL = 100
-PICTURE_HEIGHT = 168
+#: Headings over the pictures of findings that raise an alarm.
+HEADINGS: dict[Kind, str] = {
+    "backdoor": "The recovered trigger",
+    "poison": "Flagged samples next to kept ones",
+}
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One picture as the page shows it; without `source` the PNG file is damaged."""
+class Exhibit:
+    """The pictures of findings of one kind that raise an alarm: those of the first, and of the others."""
 
-    title: str
-    alt: str
-    source: str | None = None
-    width: int = 0
-    height: int = 0
-    enlarged: bool = False
-
-    @property
-    def wide(self) -> bool:
-        """Return whether it is a strip of several images rather than one."""
-        return self.width > 2 * self.height
+    heading: str
+    first: tuple[Finding, list[Gallery]]
+    others: list[tuple[Finding, list[Gallery]]]
 
 
 def to_html(report: Report) -> str:
     """Write a report as one self-contained HTML page."""
     classes = phrases.class_names(report)
     findings = phrases.by_severity(report.findings)
-    charts = [(finding, per_class_chart(finding, classes)) for finding in findings]
+    charts = {one.detector: chart for one in findings if (chart := per_class_chart(one, classes))}
     settings = {one.detector: {"seed": one.seed, "settings": one.settings} for one in report.findings}
-    return _template().render(
+    return template("report.html.j2").render(
         report=report,
-        words=phrases,
-        formats=formatting,
         classes=classes,
         steps=next_steps.next_steps(report),
         findings=findings,
-        shown=[(one, rows) for one in findings if one.flagged and (rows := gallery(one))],
-        charts=[(finding, chart) for finding, chart in charts if chart],
-        gallery=gallery,
-        planted=[_figure(one.picture) for one in report.positive_control.controls if one.picture],
-        atlas=atlas,
+        exhibits=exhibits(report, findings),
+        charts=charts,
+        drawn=_drawn(findings, charts),
+        galleries=galleries,
+        planted=[figure(one.picture) for one in report.positive_control.controls if one.picture],
         details=[
             ("Settings of every detector", dump(settings)),
             ("What was asked for", dump(report.request)),
@@ -65,57 +50,19 @@ def to_html(report: Report) -> str:
     )
 
 
-def gallery(finding: Finding) -> list[list[list[Figure]]]:
-    """Return a finding's pictures in rows: single images, then the strips that belong to them."""
-    rows: list[list[list[Figure]]] = []
-    for evidence in finding.evidence:
-        if isinstance(evidence, Picture):
-            figure = _figure(evidence)
-            if not rows or (rows[-1][1] and not figure.wide):
-                rows.append([[], []])
-            rows[-1][figure.wide].append(figure)
-    return rows
+def exhibits(report: Report, findings: list[Finding]) -> list[Exhibit]:
+    """Return what alarms have to show, by kind; the finding whose trigger works most often comes first."""
+    works = {one.detector: one.success.low for one in report.confirmations if one.target in report.targets}
+    by_kind: dict[Kind, list[tuple[Finding, list[Gallery]]]] = {}
+    for finding in sorted(findings, key=lambda one: -works.get(one.detector, 0.0)):
+        if finding.flagged and (pictures := galleries(finding.evidence)):
+            by_kind.setdefault(finding.kind, []).append((finding, pictures))
+    return [
+        Exhibit(HEADINGS.get(kind, "The evidence, drawn"), shown[0], shown[1:])
+        for kind, shown in by_kind.items()
+    ]
 
 
-def _figure(picture: Picture) -> Figure:
-    try:
-        data = base64.b64decode(picture.png, validate=True)
-        signature, width, height = struct.unpack(">8s8xII", data[:24])
-    except (ValueError, struct.error):
-        return Figure(picture.title, picture.alt)
-    if signature != b"\x89PNG\r\n\x1a\n" or not width or not height:
-        return Figure(picture.title, picture.alt)
-    factor = max(1, PICTURE_HEIGHT // height) if height < SMALL else 1
-    source = f"data:image/png;base64,{picture.png}"
-    return Figure(picture.title, picture.alt, source, width * factor, height * factor, factor > 1)
-
-
-def _whole_words(text: str) -> Markup:
-    """Keep words with hyphens in one piece if they fit a line: browsers break `--mean` behind its dashes."""
-    words = (formatting.plain(word) for word in text.split(" "))
-    return Markup(" ").join(
-        Markup('<span class="whole">{}</span>').format(word) if "-" in word else word for word in words
-    )
-
-
-def _harmless(value: Any) -> Any:
-    """Pass every string that the template prints through `plain`; autoescaping follows."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return formatting.plain(value, lines=True)
-    return value
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("doorward.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["atlas"] = atlas.lookup
-    environment.filters["sentence"] = formatting.sentence
-    environment.filters["whole_words"] = _whole_words
-    return environment.get_template("report.html.j2")
+def _drawn(findings: list[Finding], charts: dict[str, Chart]) -> list[tuple[Finding, Chart]]:
+    """Return the charts of the findings that raise an alarm."""
+    return [(one, charts[one.detector]) for one in findings if one.flagged and one.detector in charts]

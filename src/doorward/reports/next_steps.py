@@ -218,7 +218,7 @@ def _scan_command(report: Report, data: str, **changed: int) -> str | None:
         value = problem.get(name, default)
         if not value or value == default:
             continue
-        each = value if name == "detectors" and isinstance(value, list | tuple) else [value]
+        each = value if name in ("detectors", "settings") and isinstance(value, list | tuple) else [value]
         words += [flag if one is True else f"{flag} {_quoted(_argument(one))}" for one in each]
     return " ".join(words)
 

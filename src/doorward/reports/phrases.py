@@ -6,7 +6,7 @@ Strings that come from a model, a data set or a path are untrusted: reporters pa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from doorward.core.records import (
     ControlResult,
     Coverage,
     Finding,
+    NotRun,
     Report,
     SubjectRecord,
     Verdict,
@@ -166,49 +167,64 @@ def facts(report: Report) -> tuple[Fact, ...]:
         rows.append(_certainty(report))
     # without an alarm of the detector such a rate would mislead: a large enough pattern moves any model
     alarmed = {finding.detector for finding in report.findings if finding.flagged}
-    return (
-        *rows,
-        *(
-            _confirmation(report, one)
-            for one in report.confirmations
-            if one.target in report.targets and one.detector in alarmed
-        ),
-    )
+    works = [one for one in report.confirmations if one.detector in alarmed]
+    by_target = {t: [one for one in works if one.target == t] for t in report.targets}
+    return (*rows, *(_confirmation(report, found) for found in by_target.values() if found))
 
 
 def _certainty(report: Report) -> Fact:
+    alarm = report.verdict != "nothing_found"
+    sets = bool(report.covered.training_data) and not report.covered.behaviour
+    kind = "training sets" if sets else "models"
+    label = "How sure" if alarm else f"Compared with clean {kind}"
     if in_files_alone(report):
         p = report.p_value
         seen = "" if p is None else f"how the model behaves raises no alarm ({p_value(p)})"
         return Fact("How sure", "Read, not measured", seen)
-    sets = bool(report.covered.training_data) and not report.covered.behaviour
     if not report.calibrated:
         value = "Uncalibrated" if report.p_value is None else f"{p_value(report.p_value)}, uncalibrated"
         why = (
             report.uncalibrated or "how often a clean model of this kind looks the same has not been measured"
         )
-        return Fact("How sure", value, why)
+        return Fact(label, value, why)
     if report.p_value is None:
-        return Fact("How sure", "No p-value")
-    base = next((b for b in (100, 1_000) if report.p_value * b >= 1), 10_000)
-    count, kind = report.p_value * base, "training sets" if sets else "models"
-    share = f"about {count:.0f}" if count >= 1 else "fewer than 1"
+        return Fact(label, "No p-value")
+    share = _share(report.p_value)
+    if alarm:
+        looks = f"about {share} clean {kind} would look at least as suspicious"
+        return Fact(label, p_value(report.p_value), looks.replace("about fewer", "fewer"))
     return Fact(
-        "How sure",
-        p_value(report.p_value),
-        f"{share} in {base:,} clean {kind} would look at least as suspicious",
+        label,
+        f"{share[:1].upper()}{share[1:]} look as suspicious",
+        f"that says how ordinary {'these data look' if sets else 'this model looks'}, not how sure the "
+        f"verdict is ({p_value(report.p_value)})",
     )
 
 
-def _confirmation(report: Report, one: Confirmation) -> Fact:
-    success = one.success
-    return Fact(
-        "On unseen images",
-        percent(success.value),
-        f"{success.successes:,} of {success.n:,} images of other classes became "
-        f"class {class_label(one.target, class_names(report))} with the trigger that {plain(one.detector)} "
-        f"recovered (95 % interval {percent(success.low)} to {percent(success.high)})",
+def _share(p: float) -> str:
+    """Write a p-value as a natural frequency.
+
+    >>> _share(0.42), _share(0.0033), _share(0.00001)
+    ('42 in 100', '3 in 1,000', 'fewer than 1 in 10,000')
+    """
+    base = next((b for b in (100, 1_000) if p * b >= 1), 10_000)
+    return f"{p * base:.0f} in {base:,}" if p * base >= 1 else f"fewer than 1 in {base:,}"
+
+
+def _confirmation(report: Report, found: Sequence[Confirmation]) -> Fact:
+    """Say how often the best of the triggers works that were recovered for one class."""
+    best, *others = sorted(found, key=lambda one: -one.success.low)
+    success, name = best.success, class_label(best.target, class_names(report))
+    detail = (
+        f"{success.successes:,} of {success.n:,} images of other classes became class {name} with the "
+        f"trigger that {plain(best.detector)} recovered (95 % interval {percent(success.low)} to "
+        f"{percent(success.high)})"
     )
+    if others:
+        rates = joined([f"{plain(one.detector)} ({percent(one.success.value)})" for one in others])
+        detail += f". {len(found)} detectors name this class; the others recovered triggers too: {rates}"
+    label = "On unseen images" if len(report.targets) == 1 else f"On unseen images, class {best.target}"
+    return Fact(label, percent(success.value), detail)
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
@@ -228,9 +244,31 @@ def score_line(finding: Finding) -> str | None:
     return sentence(line)
 
 
+def result(report: Report, finding: Finding) -> str:
+    """Say in one sentence what a detector found, or why it could not tell; each reason is told once."""
+    if finding.reason is None:
+        return sentence(plain(finding.summary))
+    if report.verdict == "could_not_tell" and finding.reason in (report.reason or ""):
+        return "It could not tell, for the reason above."
+    for earlier in by_severity(report.findings):
+        if earlier is finding:
+            break
+        if earlier.reason == finding.reason:
+            return f"It could not tell, for the same reason as {plain(earlier.detector)}."
+    return sentence(plain(finding.reason))
+
+
+def by_reason(left_out: Iterable[NotRun]) -> list[tuple[str, str]]:
+    """Return what did not run by why, as names and reason."""
+    together: dict[str, list[str]] = {}
+    for one in left_out:
+        together.setdefault(one.reason, []).append(plain(one.detector))
+    return [(", ".join(names), plain(reason)) for reason, names in together.items()]
+
+
 def finding_lines(report: Report, finding: Finding) -> list[str]:
     """Return what one detector found, and what it cannot see."""
-    lines = [sentence(plain(finding.reason or finding.summary))]
+    lines = [result(report, finding)]
     if line := score_line(finding):
         lines.append(line)
     if finding.uncalibrated and not finding.reason:
@@ -269,6 +307,7 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "data_column": ("--data-column", None),
     "label_column": ("--label-column", None),
     "detectors": ("--detector", ()),
+    "settings": ("--set", ()),
     "device": ("--device", "cpu"),
     "time_budget": ("--time-budget", 900.0),
     "memory": ("--memory", None),
@@ -312,7 +351,7 @@ def caveats(report: Report) -> tuple[str, ...]:
         "could_not_tell": ("It is neither good news nor bad news. The question is still open.",),
         "nothing_found": (
             f"It does not mean that the {'model' if report.subject else 'data'} is safe. Only the kinds of "
-            "backdoor that the detectors above look for were looked for.",
+            "backdoor that the detectors that ran look for were looked for.",
             "Backdoors can be planted that no efficient test of a model's answers finds, if standard "
             "cryptography holds (Goldwasser, Kim, Vaikuntanathan and Zamir, FOCS 2022, arXiv 2204.06974).",
         ),

@@ -7,6 +7,9 @@ says, so "nothing found", "could not tell" and "did not run" are notifications o
 from __future__ import annotations
 
 import hashlib
+import re
+from functools import cache
+from importlib import metadata
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +52,7 @@ def to_sarif(report: Report, *, fail_on: str = "suspicious") -> str:
                 "name": "Doorward",
                 "version": report.environment.doorward,
                 "semanticVersion": report.environment.doorward,
+                **_home(),
                 "rules": [_rule(finding, names) for finding in by_name.values()],
                 "supportedTaxonomies": [{"name": TAXONOMY, "index": 0}],
             }
@@ -74,6 +78,33 @@ def to_sarif(report: Report, *, fail_on: str = "suspicious") -> str:
     return dump({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})
 
 
+@cache
+def _home() -> dict[str, str]:
+    """Return the address of the project's home page, where the installed package states one."""
+    try:
+        stated = metadata.metadata("doorward").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        stated = []
+    pages = dict(one.split(", ", 1) for one in stated if ", " in one)
+    return {"informationUri": pages["Homepage"]} if "Homepage" in pages else {}
+
+
+def help_address(finding: Finding) -> str | None:
+    """Return where a detector's method is described: its paper, else the technique that it points to.
+
+    >>> one = Finding(detector="d", level="model", kind="backdoor", summary="", verdict="suspicious")
+    >>> help_address(one.model_copy(update={"source": "IEEE S&P 2019, doi 10.1109/SP.2019.00031"}))
+    'https://doi.org/10.1109/SP.2019.00031'
+    >>> help_address(one.model_copy(update={"source": "Wang et al., arXiv 2205.06900; with changes"}))
+    'https://arxiv.org/abs/2205.06900'
+    """
+    if found := re.search(r"\bdoi[ :](10\.\d{4,9}/[\w.()/:-]+)", finding.source):
+        return f"https://doi.org/{found[1].rstrip('.')}"
+    if found := re.search(r"\barXiv[ :](\d{4}\.\d{4,5})\b", finding.source):
+        return f"https://arxiv.org/abs/{found[1]}"
+    return atlas.lookup(finding.atlas[0]).url if finding.atlas else None
+
+
 def _rule(finding: Finding, atlas_ids: list[str]) -> dict[str, Any]:
     name = plain(finding.detector)
     looks_for = finding.kind.replace("_", " ")
@@ -97,6 +128,8 @@ def _rule(finding: Finding, atlas_ids: list[str]) -> dict[str, Any]:
             "atlas": {entry.id: entry.title for entry in entries},
         },
     }
+    if address := help_address(finding):
+        rule["helpUri"] = address
     if entries:
         rule["relationships"] = [
             {
@@ -186,9 +219,9 @@ def _result(
         },
     }
     if artifact:
-        result["locations"] = [
-            {"physicalLocation": {"artifactLocation": artifact["location"] | {"index": 0}}}
-        ]
+        # a model has no lines; services show an alert only where it names one
+        place = {"artifactLocation": artifact["location"] | {"index": 0}, "region": {"startLine": 1}}
+        result["locations"] = [{"physicalLocation": place}]
     return result
 
 

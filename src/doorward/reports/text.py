@@ -45,7 +45,7 @@ def render(report: Report, console: Console) -> None:
             _finding(report, finding, console)
     if report.not_run:
         _heading("Did not run", console)
-        _pairs([(plain(one.detector), plain(one.reason)) for one in report.not_run], console, narrow)
+        _pairs(phrases.by_reason(report.not_run), console, narrow)
     _heading("What was tested", console)
     _pairs(phrases.tested(report), console, narrow)
     if rows := phrases.control_rows(report):

@@ -6,10 +6,11 @@ done again from the record alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ from doorward.models.preparation import prepared
 from doorward.scan.confirmation import TriedTrigger, confirm
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
-from doorward.scan.images import ImageSplit, draw_images
+from doorward.scan.images import ImageSplit, affordable, draw_images, unmatched_note
 from doorward.scan.plan import MEASURED
 from doorward.scan.preprocessing import TRIED, better_fit, passes
 from doorward.scan.saturation import unless_saturated
@@ -54,10 +55,18 @@ TRIED_OUT = 3
 TRYING, FEWEST_TRIED = 0.1, 20
 
 
-def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector]:
+def choose(
+    names: Sequence[str],
+    *,
+    strict_files: bool = False,
+    clean: bool = True,
+    settings: Sequence[str] = (),
+) -> list[Detector]:
     """Return the named detectors, or all that examine models, the cheap and safe ones first.
 
     Args:
+        clean: whether there are clean images; those that stand in for them are left out then, unless named.
+        settings: of the named ones, each as DETECTOR.NAME=VALUE.
         strict_files: for those that take the setting: files that loading never opens count as well.
     """
     detectors = []
@@ -65,9 +74,26 @@ def choose(names: Sequence[str], *, strict_files: bool = False) -> list[Detector
         cls = registry.get("detector", name)
         if not names and cls.level == "input":
             continue  # it filters inputs and says nothing of a model
+        if not names and clean and "clean" in cls.stands_in_for:
+            continue
         strict = strict_files and "strict_files" in cls.model_fields
-        detectors.append(registry.build("detector", name, {"strict_files": True} if strict else {}))
+        own = _settings_for(name, settings)
+        detectors.append(registry.build("detector", name, {"strict_files": True} | own if strict else own))
     return sorted(detectors, key=lambda d: (d.order, d.method()))
+
+
+def _settings_for(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the settings among DETECTOR.NAME=VALUE that are a detector's."""
+    own: dict[str, Any] = {}
+    for one in settings:
+        place, _, value = one.partition("=")
+        detector, _, field = place.rpartition(".")
+        if detector == name:
+            try:
+                own[field.replace("-", "_")] = json.loads(value)
+            except ValueError:
+                own[field.replace("-", "_")] = value
+    return own
 
 
 @dataclass(frozen=True)
@@ -117,8 +143,8 @@ def _observe(
     context: ScanContext,
     role: Literal["clean", "train"],
 ) -> Observed:
-    images = None if samples is None else draw_images(classifier, samples, context.images, context.seed)
     seen = _Seen()
+    images = None if samples is None else _drawn(seen, classifier, samples, context)
     if len(classifier.classes) < 2:
         seen.reason = f"the model has {len(classifier.classes)} class; a backdoor needs at least two"
     else:
@@ -144,7 +170,7 @@ def _observe(
                 seen.measurements = [unless_saturated(one) for one in measured]
                 seen.reason = seen.reason or ran.reason
                 seen.not_run += ran.not_run
-                seen.left_out = ran.notes
+                seen.left_out += ran.notes
             if images is not None:
                 seen.trials = confirm([*seen.findings, *seen.measurements], classifier, images)
     return Observed(
@@ -164,6 +190,19 @@ def _observe(
         ),
         tuple(seen.trials),
     )
+
+
+def _drawn(seen: _Seen, classifier: Classifier, samples: Samples, context: ScanContext) -> ImageSplit:
+    """Draw the images asked for, or as many as the time allows; what is to be told goes into `seen`."""
+    images = draw_images(classifier, samples, context.images, context.seed)
+    total = len(images.fit) + len(images.confirm)
+    fitting = affordable(classifier, images, context.deadline)
+    if note := unmatched_note(samples, classifier):
+        seen.warnings.append(note)
+    if fitting == total:
+        return images
+    seen.left_out.append(f"{fitting} of {total} images were used, so that the scan ends in time")
+    return draw_images(classifier, samples, fitting, context.seed)
 
 
 def _without_part(finding: Finding) -> Finding:

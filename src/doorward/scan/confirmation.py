@@ -27,6 +27,8 @@ from doorward.triggers.base import Trigger
 PICTURES = 6
 #: How many images with a trigger go through one at a time, to see whether that makes a difference.
 ALONE = 8
+#: A trigger that changes no pixel of a grey image by more than this is drawn on a grid of so many lines.
+SEEN, GRID = 0.02, 9
 
 
 @dataclass(frozen=True)
@@ -101,31 +103,51 @@ def illustrate(report: Report, classifier: Classifier, trials: Sequence[TriedTri
         named = [t for t in own if t.confirmation.target in finding.targets] or own[:1]
         targets = {t.confirmation.target for t in named}
         kept = [e for e in finding.evidence if not isinstance(e, RecoveredTrigger) or e.target in targets]
-        pictures = [one for t in named for one in _pictures(t, classifier.classes)]
+        pictures = [one for t in named for one in _pictures(t, classifier.classes, flagged=finding.flagged)]
         findings.append(
             finding.model_copy(update={"evidence": (*pictures, *(kept if own else finding.evidence))})
         )
     return report.model_copy(update={"findings": tuple(findings)})
 
 
-def _pictures(tried: TriedTrigger, classes: tuple[str, ...]) -> list[Picture]:
+def _pictures(tried: TriedTrigger, classes: tuple[str, ...], *, flagged: bool) -> list[Picture]:
+    """Draw a trigger alone, and each image without and with it, under what the model answers to both.
+
+    Args:
+        flagged: whether its detector raises an alarm; without one it is not called a trigger.
+    """
     name = classes[tried.confirmation.target]
-    names = [classes[int(c)] for c in tried.before]
-    seen = [classes[int(c)] for c in tried.after]
-    return [
+    title = f"Recovered trigger for {name}" if flagged else f"Strongest pattern towards {name}, no alarm"
+    drawn = [
         Picture(
-            title=f"Recovered trigger for {name}",
-            alt=f"The recovered trigger for class {name} on grey",
-            png=picture(tried.trigger.apply(torch.full_like(tried.images[:1], 0.5))[0]),
-        ),
-        Picture(
-            title="Images before",
-            alt=f"Images that the model sees as {', '.join(names)}",
-            png=picture(side_by_side(list(tried.images))),
-        ),
-        Picture(
-            title="The same images with the trigger",
-            alt=f"The same images with the trigger; the model now sees {', '.join(seen)}",
-            png=picture(side_by_side(list(tried.triggered))),
-        ),
+            title=title,
+            alt=f"A pattern, alone, that was fitted to lead to class {name}",
+            png=picture(tried.trigger.apply(_ground(tried))[0]),
+            role="trigger",
+        )
     ]
+    for image, changed, before, after in zip(
+        tried.images, tried.triggered, tried.before, tried.after, strict=True
+    ):
+        seen, then = classes[int(before)], classes[int(after)]
+        drawn.append(
+            Picture(
+                title=f"{seen} \N{RIGHTWARDS ARROW} {then}",
+                alt=f"An image that the model answers with {seen}, and the same image with the pattern: "
+                f"it answers {then}",
+                png=picture(side_by_side([image, changed])),
+                role="example",
+            )
+        )
+    return drawn
+
+
+def _ground(tried: TriedTrigger) -> torch.Tensor:
+    """Return what a trigger is drawn on (1, c, h, w): grey, or a grid where it only moves what is there."""
+    grey = torch.full_like(tried.images[:1], 0.5)
+    if (tried.trigger.apply(grey) - grey).abs().max() > SEEN:
+        return grey
+    grid = grey.clone()
+    step = max(2, grid.shape[2] // GRID)
+    grid[:, :, ::step] = grid[:, :, :, ::step] = 0.9
+    return grid

@@ -50,7 +50,8 @@ def examine(
         report_progress=progress or say_nothing,
     )
     if detectors is None:
-        detectors = [d for d in choose(()) if not d.needs & {"artifact", "train"}]
+        chosen = choose((), clean=samples is not None)
+        detectors = [d for d in chosen if not d.needs & {"artifact", "train"}]
     return examine_in(context, classifier, samples, detectors)
 
 

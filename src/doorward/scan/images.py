@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
 from doorward.core.records import (
     DataRecord,
@@ -14,9 +17,16 @@ from doorward.core.records import (
 from doorward.core.seeds import derive_seed
 from doorward.data import Samples
 from doorward.models import Classifier
+from doorward.models.batching import batched_logits
+from doorward.models.encode.image import to_float, to_tensor
 
 #: As many images were given with each calibration model; scores depend somewhat on how many there are.
 CALIBRATION_IMAGES = 100
+#: How often all images go through the model next to the detectors, and the share of the time for that.
+PASSES, SHARE = 3, 0.25
+#: Images that are used however slow the model is (half of them are to fit, of which searches want 20), and
+#: those on which its pace is measured.
+FEWEST, PACED = 40, 4
 
 
 @dataclass(frozen=True)
@@ -63,13 +73,14 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
 def match_labels(samples: Samples, classifier: Classifier) -> Samples:
     """Return the samples with labels that are class numbers of the model.
 
-    Class names in another order are matched by name; otherwise numbers are taken as they are.
+    Class names in another order are matched by name, and names that are numbers by their value; otherwise
+    labels are taken as they are.
     """
     if samples.labels is None:
         return samples
-    names = {name: i for i, name in enumerate(classifier.classes)}
-    if samples.classes != classifier.classes and set(samples.classes) <= set(names):
-        return samples.relabel(np.array([names[name] for name in samples.classes]), classifier.classes)
+    numbers = class_numbers(samples.classes, classifier.classes)
+    if samples.classes != classifier.classes and numbers is not None:
+        return samples.relabel(np.array(numbers), classifier.classes)
     k = len(classifier.classes)
     highest = int(samples.labels.max()) if len(samples) else -1
     if highest >= k or (len(samples) and int(samples.labels.min()) < 0):
@@ -78,3 +89,67 @@ def match_labels(samples: Samples, classifier: Classifier) -> Samples:
             "is this the model's data? Class names in another order are matched when all are known"
         )
     return samples
+
+
+def class_numbers(names: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Return which of a model's classes some names are, None unless each is one, and another one.
+
+    >>> class_numbers(["dog", "Sea Lion"], ["cat", "sea_lion", "dog"])
+    [2, 1]
+    >>> class_numbers(["000", "002"], ["0", "1", "2"]), class_numbers(["dog", "fox"], ["cat", "dog"])
+    ([0, 2], None)
+    """
+    for plainly in (str, _plain, _number):
+        known = {plainly(name): i for i, name in enumerate(classes)}
+        found = [known.get(plainly(name)) for name in names]
+        numbers = [number for number in found if number is not None]
+        if len(known) == len(classes) and len(set(numbers)) == len(names):
+            return numbers
+    return None
+
+
+def _plain(name: str) -> str:
+    """Return a name without capitals, and with one underscore for spaces and signs."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+
+
+def _number(name: str) -> int | str:
+    """Return the value of a name of digits, any other name as it is."""
+    return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else name
+
+
+def unmatched_note(samples: Samples, classifier: Classifier) -> str | None:
+    """Return what is to be told where labels are taken in order, since their names are not the model's."""
+    named = "labels" not in classifier.spec.assumed
+    if samples.labels is None or not named or class_numbers(samples.classes, classifier.classes) is not None:
+        return None
+    unknown = [name for name in samples.classes if class_numbers([name], classifier.classes) is None]
+    if not unknown or all(name.isdigit() for name in samples.classes):
+        return None
+    return (
+        f"the model has no class named {unknown[0]!r}: the labels of the images are taken in order, "
+        f"{samples.classes[0]!r} for {classifier.classes[0]!r} and so on"
+    )
+
+
+def affordable(classifier: Classifier, split: ImageSplit, deadline: Deadline) -> int:
+    """Return how many images the time allows to run through the model a few times; all where that is many.
+
+    One of them is run to find out, and a few more, twice, where that took long: the first run is slower.
+    """
+    total = len(split.fit) + len(split.confirm)
+    if deadline.seconds is None or total <= FEWEST or not len(split.fit):
+        return total
+    few = to_float(to_tensor(split.fit.select(np.arange(min(PACED, len(split.fit)))), classifier.spec))
+    pace, fitting = 0.0, total
+    for images in (few[:1], few, few):
+        begun = deadline.spent()
+        try:
+            batched_logits(classifier, images, raw=True)
+        except InputError:  # the scan says what is wrong with the model
+            return total
+        pace = (deadline.spent() - begun) / len(images)
+        fitting = int(SHARE * (deadline.left() + pace) / max(PASSES * pace, 1e-9))
+        if fitting >= total or pace * FEWEST > deadline.left():
+            break
+    return max(FEWEST, min(total, fitting))

@@ -131,7 +131,11 @@ def _finished(report: Report, request: ScanRequest, context: ScanContext, **upda
 
 def _chosen(request: ScanRequest) -> list[Detector]:
     """Return the detectors to run: those named, or all for which there is a model or training data."""
-    chosen = choose(request.detectors, strict_files=request.strict_files)
+    # images of the training set serve where no clean ones are given
+    images = request.clean is not None or request.train is not None
+    chosen = choose(
+        request.detectors, strict_files=request.strict_files, clean=images, settings=request.settings
+    )
     if request.detectors:
         return chosen
     if request.model is None:

@@ -19,6 +19,7 @@ class ScanRequest:
         clean, train: data paths, as `open_samples` takes them. Training data are inspected for poison; their
             images serve where no clean ones are.
         detectors: names; all that the evidence allows if empty.
+        settings: of these detectors, each as DETECTOR.NAME=VALUE, the value in JSON or as text.
         seed: one seed for everything.
         device: torch device.
         time_budget: seconds for the whole scan; a detector that would not fit runs at a reduced setting, or
@@ -40,6 +41,7 @@ class ScanRequest:
     clean: str | None = None
     train: str | None = None
     detectors: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
     time_budget: float = 900.0
@@ -58,7 +60,7 @@ class ScanRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments as JSON types."""
-        return asdict(self) | {"detectors": list(self.detectors)}
+        return asdict(self) | {"detectors": list(self.detectors), "settings": list(self.settings)}
 
     @staticmethod
     def from_json(form: dict[str, Any]) -> ScanRequest:

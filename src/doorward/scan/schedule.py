@@ -113,7 +113,7 @@ class _Schedule:
         """Run what fits."""
         while self._choices:
             left = self.context.deadline.left() - self.kept
-            plan = best_plan([self._rated(options) for options in self._choices.values()], left)
+            plan = self._plan(left)
             if left <= 0 or (len(plan) == 1 and plan[0].seconds > HOPELESS * left):
                 self._give_up(left)
                 break
@@ -124,6 +124,18 @@ class _Schedule:
             names = joined([one.detector for one in self.ran.not_run])
             self.ran.notes.insert(0, f"not run for lack of time: {names}; give more with --time-budget")
         return self.ran
+
+    def _plan(self, left: float) -> list[Option]:
+        """Return what to run next and then.
+
+        As long as nothing was measured, what comes first has to fit even if it takes longer than estimated:
+        else the time may end with nothing at all.
+        """
+        choices = [self._rated(options) for options in self._choices.values()]
+        plan = best_plan(choices, left)
+        if any(seen.reason is None for seen in self.ran.measurements) or SLACK * plan[0].seconds <= left:
+            return plan
+        return best_plan(choices, left / SLACK)
 
     @property
     def _factor(self) -> float:

@@ -35,34 +35,59 @@ def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.u
             pil = pil.convert("RGB")
         if spec.channels == 1 and pil.mode != "L" and spec.resize.convert_rgb:
             pil = pil.convert("L")
+        if spec.resize.square is not None:
+            side = int(spec.resize.square * min(pil.height, pil.width))
+            pil = _central(pil, max(1, side), max(1, side))
         height, width = spec.resize.height, spec.resize.width
         if spec.resize.shortest_edge:
             short = min(pil.height, pil.width)
             # int() of the product is what the transformers library does
-            height, width = int(pil.height * height / short), int(pil.width * height / short)
+            whole = round if spec.resize.nearest else int
+            height, width = whole(pil.height * height / short), whole(pil.width * height / short)
         if (pil.height, pil.width) != (height, width):
             pil = pil.resize((width, height), Image.Resampling(spec.resize.resample))
         if spec.resize.crop is not None:
-            ch, cw = spec.resize.crop
-            top, left = (pil.height - ch) // 2, (pil.width - cw) // 2
-            pil = pil.crop((left, top, left + cw, top + ch))
+            pil = _central(pil, *spec.resize.crop)
         image = np.array(pil, dtype=np.uint8)  # a copy: torch warns of arrays that cannot be written
         image = image[..., None] if image.ndim == 2 else image
     if image.shape != (spec.height, spec.width, spec.channels):
-        h, w, c = image.shape
-        raise InputError(
-            f"the model takes {spec.width}x{spec.height} images with {spec.channels} channel(s); "
-            f"this one is {w}x{h} with {c}. Give images of that size and mode, or state how they are made to "
-            "fit: --resize SIDE, or a preprocessor_config.json next to the model"
-        )
+        raise InputError(_unfit(image.shape, spec))
     return image
+
+
+def _central(pil: Image.Image, height: int, width: int) -> Image.Image:
+    """Return what lies around the centre of an image, with black beyond its edges."""
+    top, left = (pil.height - height) // 2, (pil.width - width) // 2
+    return pil.crop((left, top, left + width, top + height))
+
+
+def _unfit(shape: tuple[int, ...], spec: InputSpec) -> str:
+    """Say in what an image (h, w, c) differs from what a model takes, and what would make it fit."""
+    h, w, c = shape
+    both = (
+        f"the model takes {spec.width}x{spec.height} images with {spec.channels} channel(s); "
+        f"this one is {w}x{h} with {c}. "
+    )
+    if spec.channels not in (1, 3):
+        return (
+            both
+            + "Images are read as grey or RGB, alpha left out: a model of other channels cannot be given "
+            "images. Without --clean, a scan examines its files and what needs no images"
+        )
+    if (h, w) == (spec.height, spec.width):
+        side = f"{h},{w}" if h != w else str(h)
+        return both + f"Only the colours differ: --resize {side} makes them as the model takes them"
+    return (
+        both + "Give images of that size, or state how they are made to fit: --resize SIDE, or a "
+        "preprocessor_config.json next to the model"
+    )
 
 
 def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
     """Decode all samples into one uint8 tensor (n, c, h, w) at the size of the spec.
 
     Raises:
-        InputError: if an image does not fit; the message names its id.
+        InputError: if an image does not fit; the message names it.
     """
     out = torch.empty((len(samples), *spec.shape), dtype=torch.uint8)
     size = 512
@@ -72,7 +97,7 @@ def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
             try:
                 fitted = fit_image(raw, spec)
             except InputError as error:
-                raise InputError(f"{samples.provenance.path}, id {samples.ids[i]}: {error}") from error
+                raise InputError(f"{samples.where(i)}, id {samples.ids[i]}: {error}") from error
             out[i] = torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))  # (c, h, w)
     return out
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from doorward.models.formats.image_processors import PREPROCESSOR
 from doorward.models.formats.input_options import read_json
 
-#: Name of the file that says how images are made to fit.
-PREPROCESSOR = "preprocessor_config.json"
 #: A folder of this name holds exports of the model in the folder above.
 _EXPORTS = "onnx"
 _SIZES = {"height", "width"}
@@ -46,7 +45,8 @@ def read_companions(path: Path) -> Companions:
         return Companions(
             notes=(f"the {PREPROCESSOR} next to the model was not read: that needs transformers",)
         )
-    from doorward.models.formats.huggingface import describe_processor, load_processor, quiet
+    from doorward.models.formats.huggingface import quiet
+    from doorward.models.formats.image_processors import describe_processor, load_processor
 
     with quiet():
         processor = load_processor(folder)

@@ -6,16 +6,14 @@ import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from doorward.artifacts import Examination
-from doorward.artifacts.findings import refuse_code
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
 from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
+from doorward.models.formats.weights import fill, read_weights
 from doorward.models.formats.wrapping import finish, own_dtype
 
 
@@ -37,13 +35,14 @@ def open_factory(
         UnsafeArtifact: if the weights would execute code.
     """
     module = build_module(factory)
-    load_weights(module, read_weights(weights, examination), weights)
+    notes = fill(module, read_weights(weights, examination), weights)
     sidecar = read_sidecar(weights)
     facts = {} if (dtype := own_dtype(module)) is None else {"dtype": dtype}
     spec = resolve_spec(weights, facts, options.statement(), sidecar.input)
-    return finish(
-        weights, module, spec, options.labels or sidecar.classes, features=options.features, format="factory"
-    )
+    labels = options.labels or sidecar.classes
+    classifier = finish(weights, module, spec, labels, features=options.features, format="factory")
+    classifier.notes = (*notes, *classifier.notes)
+    return classifier
 
 
 def build_module(factory: str) -> nn.Module:
@@ -85,93 +84,3 @@ def _import(place: str) -> ModuleType:
             f"--factory: cannot import {place}: {type(error).__name__}: {first_line(error)}"
         ) from error
     return module
-
-
-def read_weights(path: Path, examination: Examination | None = None) -> dict[str, Tensor]:
-    """Read tensors by name from a safetensors file, or from a torch file that holds nothing but tensors.
-
-    A checkpoint that keeps its weights under "state_dict" or "model" is looked into.
-
-    Args:
-        examination: what was found in the file before; it is not read for code again then.
-
-    Raises:
-        InputError: if the file is missing, damaged, or holds no tensors.
-        UnsafeArtifact: if reading it would execute code.
-    """
-    if path.is_file():
-        why = "not loaded, because loading it would execute code (save the state_dict alone)"
-        refuse_code(path, why, examination)
-    return read_examined_weights(path)
-
-
-def read_examined_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name, as `read_weights` does, from a file that was read for code already.
-
-    Raises:
-        InputError: if the file is missing, damaged, or holds no tensors.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            import safetensors.torch
-
-            return dict(safetensors.torch.load_file(path))
-        value: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zipfile and pickle each have errors of their own
-        raise InputError(f"{path} is not readable as weights: {first_line(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-    if not isinstance(value, dict) or not value or not all(isinstance(one, Tensor) for one in value.values()):
-        raise InputError(
-            f"{path}: expected tensors by name (a state_dict), it holds a {type(value).__name__}"
-        )
-    prefix = "module." if all(str(name).startswith("module.") for name in value) else ""  # of DataParallel
-    return {str(name).removeprefix(prefix): tensor for name, tensor in value.items()}
-
-
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a module with tensors, each of which must fit.
-
-    Raises:
-        InputError: naming some that are missing, left over, or of another shape.
-    """
-    try:
-        own = module.state_dict()
-        _fill(module, own, tensors, path)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:  # both may be the user's own code
-        raise InputError(f"{path}: the network does not take the weights: {first_line(error)}") from error
-
-
-def _fill(module: nn.Module, own: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
-    refuse_misfits(
-        path,
-        missing=sorted(set(own) - set(tensors)),
-        unexpected=sorted(set(tensors) - set(own)),
-        mismatched=[
-            f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
-            for name in sorted(set(own) & set(tensors))
-            if own[name].shape != tensors[name].shape
-        ],
-    )
-    module.load_state_dict(tensors)
-
-
-def refuse_misfits(path: Path, *, missing: list[str], unexpected: list[str], mismatched: list[str]) -> None:
-    """Raise if weights and network do not fit each other.
-
-    Raises:
-        InputError: with the first few names.
-    """
-    kinds = {"lack": missing, "hold unknown": unexpected, "have another shape in": mismatched}
-    parts = [
-        f"{verb} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for verb, names in kinds.items()
-        if names
-    ]
-    if parts:
-        raise InputError(f"{path}: the weights do not fit the network: they {'; they '.join(parts)}")

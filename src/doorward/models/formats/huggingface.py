@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,17 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier
-from doorward.models.encode.image import fit_image, to_float
 from doorward.models.errors import NotExamined
-from doorward.models.formats.factory import refuse_misfits
 from doorward.models.formats.huggingface_text_audio import audio_spec, text_spec
+from doorward.models.formats.image_processors import describe_processor, load_processor, refuse_difference
 from doorward.models.formats.input_options import (
     LoadOptions,
     first_line,
@@ -30,6 +28,8 @@ from doorward.models.formats.input_options import (
     refuse_statements,
     resolve_spec,
 )
+from doorward.models.formats.timm_directory import KEY, open_timm
+from doorward.models.formats.weights import refuse_misfits
 from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
 
@@ -39,12 +39,11 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_PREPROCESSOR = "preprocessor_config.json"
+#: Weights that transformers wrote for other libraries.
+_OTHER_WEIGHTS = {"tf_model.h5": "TensorFlow", "flax_model.msgpack": "Flax"}
 #: What is fetched next to the weights: configurations and the words of tokenizers. Code is not: what asks
 #: for it is in the configurations, and Doorward runs none.
 _BESIDE = ("*.json", "*.txt", "*.model")
-#: Pixel levels by which our preprocessing may differ from the model's own.
-_TOLERANCE = 1.0
 
 
 def fetch(hub_id: str) -> Path:
@@ -77,16 +76,16 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
         InputError: if it is no classifier that is supported, or its parts do not fit each other.
         MissingExtra: if the package transformers is not installed.
     """
-    _need("transformers", "opening a Hugging Face model")
     config = read_json(path / "config.json")
+    if KEY in config:
+        return open_timm(path, config, options)
+    _need("transformers", "opening a Hugging Face model")
     architectures = config.get("architectures")
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     for task, opener in TASKS.items():
         if task in name:
             # some audio models are named as text models are
             return (_open_audio_classifier if _is_audio(name) else opener)(path, name, options)
-    if "pretrained_cfg" in config:
-        raise NotExamined(_of_timm(path, config))
     tasks = ", ".join(f"...{task}" for task in TASKS)
     what = f"a {name}" if name else "a configuration that names no architecture"
     raise (NotExamined if name else InputError)(
@@ -94,27 +93,10 @@ def open_huggingface(path: Path, options: LoadOptions) -> Classifier:
     )
 
 
-def _of_timm(path: Path, config: Mapping[str, Any]) -> str:
-    """Return what to do with a directory of timm's, with the normalisation that it states."""
-    name, count = config.get("architecture"), config.get("num_classes")
-    own = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
-    stated = [
-        f"--{option} {','.join(map(str, own[option]))}"
-        for option in ("mean", "std")
-        if isinstance(own.get(option), list)
-    ]
-    size = own.get("input_size")
-    stated += [f"--size {','.join(map(str, size))}"] if isinstance(size, list) else []
-    return (
-        f"{path}: a model of timm: write a function that returns timm.create_model({name!r}, "
-        f"num_classes={count}), and give it with --factory file.py:function "
-        f"--weights {path / 'model.safetensors'} {' '.join(stated)}".rstrip()
-    )
-
-
 def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Classifier:
     with quiet():
         module = _load_module(path, "AutoModelForImageClassification")
+        _refuse_tokens(module, path, name)
         processor = load_processor(path)
     config = module.config
     sidecar = read_sidecar(path)
@@ -133,6 +115,15 @@ def _open_image_classifier(path: Path, name: str, options: LoadOptions) -> Class
     if own and not options.statement():
         refuse_difference(processor, spec, path)
     return _finish(path, name, options, config, spec, module)
+
+
+def _refuse_tokens(module: nn.Module, path: Path, name: str) -> None:
+    """Raise if a model takes token numbers, alone or next to its images, as ImageGPT does."""
+    if "input_ids" in inspect.signature(module.forward).parameters:
+        raise NotExamined(
+            f"{path}: only its files were examined: a {name} takes token numbers, and models are examined "
+            "that take the colours of an image alone"
+        )
 
 
 def _is_audio(name: str) -> bool:
@@ -210,10 +201,31 @@ TASKS: dict[str, Callable[[Path, str, LoadOptions], Classifier]] = {
 }
 
 
+def _refuse_other_weights(path: Path) -> None:
+    """Raise if a directory has its weights in another library's format alone.
+
+    Raises:
+        NotExamined: with what to do.
+    """
+    exported = [file for part in (path, path / "onnx") for file in sorted(part.glob("*.onnx"))]
+    if exported:
+        raise NotExamined(
+            f"{path}: only its files were examined, since its weights are those of an ONNX model: give that "
+            f"file, {exported[0]}"
+        )
+    for name, library in _OTHER_WEIGHTS.items():
+        if (path / name).is_file():
+            raise NotExamined(
+                f"{path}: only its files were examined, since {name} holds weights of {library}: load it "
+                "with a release of transformers that reads them, and save it with save_pretrained"
+            )
+
+
 def _load_module(path: Path, kind: str) -> Any:
     import transformers
 
     if not any((path / file).is_file() for file in _WEIGHTS):
+        _refuse_other_weights(path)
         raise InputError(f"{path}: no weights: expected one of {', '.join(_WEIGHTS[:3])}")
     try:
         module, info = getattr(transformers, kind).from_pretrained(
@@ -236,114 +248,6 @@ def _load_module(path: Path, kind: str) -> Any:
         ],
     )
     return module.eval()
-
-
-def load_processor(path: Path) -> Any | None:
-    """Return the model's own image processor, in its Pillow form, or None if it declares none."""
-    import transformers
-
-    if not (path / _PREPROCESSOR).is_file():
-        return None
-    try:
-        return transformers.AutoImageProcessor.from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=False, use_fast=False
-        )
-    except Exception as error:  # as above
-        raise InputError(
-            f"{path / _PREPROCESSOR}: cannot make the image processor: {first_line(error)}"
-        ) from error
-
-
-def describe_processor(processor: Any, path: Path) -> dict[str, Any]:
-    """Return what an image processor of transformers declares, as fields of an input spec.
-
-    Raises:
-        InputError: if it declares what a spec cannot hold.
-    """
-
-    def get(name: str, default: Any = None) -> Any:
-        value = getattr(processor, name, None)
-        return default if value is None else value
-
-    file = path / _PREPROCESSOR
-    try:
-        high = 255 * float(get("rescale_factor", 1 / 255)) if get("do_rescale") else 255.0
-        low = -1.0 if get("rescale_offset") else 0.0
-        stated: dict[str, Any] = {"range": (low, _rounded(high) + low), "mean": (0.0,), "std": (1.0,)}
-        if get("do_normalize"):
-            stated["mean"], stated["std"] = (_per_channel(get(f"image_{name}")) for name in ("mean", "std"))
-            if get("include_top"):  # EfficientNet divides once more
-                stated["std"] = tuple(value**2 for value in stated["std"])
-        return stated | _describe_size(processor, get)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-        raise InputError(
-            f"{file}: not understood ({type(processor).__name__}): {first_line(error)}"
-        ) from error
-
-
-def _describe_size(processor: Any, get: Callable[..., Any]) -> dict[str, Any]:
-    """Return height, width and resizing."""
-    crop = _pair(get("crop_size")) if get("do_center_crop") else None
-    if not get("do_resize"):
-        if crop is None:
-            return {}
-        raise ValueError("do_center_crop without do_resize is not supported")
-    size, resample = dict(get("size")), int(get("resample", 2))
-    edge = size.get("shortest_edge")
-    if size.get("longest_edge") or size.get("max_height"):
-        raise ValueError("size with longest_edge or max_height is not supported")
-    if edge and "crop_pct" in type(processor).__dict__:
-        # ConvNeXt's rule: below 384 pixels resize to a little more and crop, else squeeze into a square
-        if edge < 384:
-            crop = crop or (edge, edge)
-            edge = int(edge / get("crop_pct"))
-        else:
-            size, edge = {"height": edge, "width": edge}, None
-    resize = {"resample": resample, "crop": crop}
-    if edge:
-        resize |= {"height": edge, "width": edge, "shortest_edge": True}
-    else:
-        resize |= {"height": size["height"], "width": size["width"]}
-    height, width = crop or (resize["height"], resize["width"])
-    return {"height": height, "width": width, "resize": resize}
-
-
-def refuse_difference(processor: Any, spec: InputSpec, path: Path) -> None:
-    """Raise if our preprocessing of a few images differs from that of the model's own processor.
-
-    Images are opened as RGB (or grey, for models with one channel), as transformers' pipelines do.
-
-    Raises:
-        InputError: naming the processor's settings.
-    """
-    rng = np.random.default_rng(0)
-    mode = "L" if spec.channels == 1 else "RGB"
-    free = spec.resize is not None and (not spec.resize.shortest_edge or spec.resize.crop is not None)
-    sizes = (
-        [(spec.height + 37, 2 * spec.width + 1), (spec.height // 2 + 3, spec.width // 2 + 3)] if free else []
-    )
-    for height, width in [(spec.height, spec.width), *sizes]:
-        coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, spec.channels), dtype=np.uint8)
-        pixels = coarse.repeat(4, 0).repeat(4, 1)[:height, :width]
-        try:
-            own = processor(Image.fromarray(pixels.squeeze()).convert(mode), return_tensors="np")[
-                "pixel_values"
-            ][0]
-        except Exception as error:  # whatever it is, the processor does not take an image
-            raise InputError(
-                f"{path / _PREPROCESSOR}: the image processor fails: {first_line(error)}"
-            ) from error
-        fitted = torch.from_numpy(fit_image(pixels, spec).transpose(2, 0, 1).copy())
-        ours = spec.to_model(to_float(fitted[None]))[0].numpy()
-        scale = (spec.range[1] - spec.range[0]) / 255 / min(spec.std)
-        if ours.shape != own.shape or np.abs(ours - own).max() > _TOLERANCE * scale + 1e-4:
-            settings = {
-                key: value for key, value in processor.to_dict().items() if key.startswith("do_") and value
-            }
-            raise InputError(
-                f"{path / _PREPROCESSOR}: the preprocessing of {type(processor).__name__} is not supported "
-                f"({', '.join(settings)}); state the input in doorward.json and give images of the final size"
-            )
 
 
 class Labels(NamedTuple):
@@ -382,19 +286,6 @@ def _labels(config: Any, path: Path) -> Labels:
             f"for {labels[-1]!r}",
         ),
     )
-
-
-def _rounded(value: float) -> float:
-    """Return 1.0 for what 255 * (1 / 255) gives in floating point."""
-    return round(value, 9)
-
-
-def _per_channel(value: Any) -> tuple[float, ...]:
-    return tuple(float(one) for one in value) if isinstance(value, list | tuple) else (float(value),)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
 
 
 def _need(package: str, purpose: str) -> None:

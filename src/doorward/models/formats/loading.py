@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,9 @@ import torch
 from doorward.artifacts import Examination
 from doorward.artifacts.digest import artifact_digest
 from doorward.artifacts.findings import examine_for_loading, refuse_code
+from doorward.core.contents import stand_in
 from doorward.core.errors import InputError
-from doorward.core.paths import refuse_unreadable_name
+from doorward.core.paths import model_exists
 from doorward.models.classifier import Classifier, TorchClassifier
 from doorward.models.errors import NotExamined
 from doorward.models.formats.companions import read_companions, without_facts
@@ -30,8 +30,9 @@ from doorward.models.spec import DTYPES
 __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate", "open_classifier", "wrap"]
 
 Format = Literal["doorward", "huggingface", "onnx", "torch.export", "weights"]
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_SUFFIXES: dict[str, Format] = {
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+#: Formats by the endings of files.
+SUFFIXES: dict[str, Format] = {
     ".onnx": "onnx",
     ".pt2": "torch.export",
     ".safetensors": "weights",
@@ -102,17 +103,28 @@ def locate(path: str) -> Path:
         InputError: if there is nothing at the path, or the hub does not give it.
     """
     local = Path(path)
-    refuse_unreadable_name(path)
-    try:
-        if local.exists():
-            return local
-    except OSError as error:
-        raise InputError(f"{path[:200]}: no usable path: {error.strerror}") from error
-    if _HUB_ID.fullmatch(path) and local.suffix not in _SUFFIXES:
-        from doorward.models.formats.huggingface import fetch
+    if "://" in path:
+        raise InputError(f"{path}: nothing is fetched from a URL: give a path, or a hub id (owner/name)")
+    if model_exists(path):
+        _refuse_stand_in(local)
+        return local
+    from doorward.models.formats.huggingface import fetch
 
-        return fetch(path)
-    raise InputError(f"{path}: no such file or directory, and no hub id (owner/name)")
+    return fetch(path)
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Raise where a model's file was never fetched.
+
+    Raises:
+        InputError: naming it.
+    """
+    files = [path]
+    if (path / "config.json").is_file():
+        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    for file in files:
+        if file.is_file() and (why := stand_in(file)):
+            raise InputError(f"{file}: {why}")
 
 
 def detect_format(path: Path) -> Format:
@@ -123,21 +135,23 @@ def detect_format(path: Path) -> Format:
         InputError: if it is of none; the message says what can be read.
     """
     suffix = path.suffix.lower()
-    other = None if path.is_file() and suffix in _SUFFIXES else other_format(path)
+    other = None if path.is_file() and suffix in SUFFIXES else other_format(path)
     if other is not None:
         raise NotExamined(other.described(path))
     if path.is_file():
-        if suffix in _SUFFIXES:
-            return _SUFFIXES[suffix]
+        if suffix in SUFFIXES:
+            return SUFFIXES[suffix]
         raise InputError(
             f"{path}: a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
         )
     config = path / "config.json"
     if not config.is_file():
-        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         what = "it holds no model file"
+        if any(file.suffix.lower() in _PICTURES for file in path.glob("*/*")):
+            what = "it holds pictures: give it as --clean, and the model first"
         if inside:
-            alone = _SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
+            alone = SUFFIXES[Path(inside[0]).suffix.lower()] == "weights"
             what = f"it holds {', '.join(inside[:3])}: give that file{' with --factory' if alone else ''}"
         raise InputError(f"{path}: a model directory has a config.json, this has none; {what}")
     return "doorward" if read_json(config).get("format") == "doorward" else "huggingface"
@@ -180,6 +194,7 @@ def _open_weights(path: Path, options: LoadOptions) -> Classifier:
 
 def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     from doorward.models.formats.onnx.loader import inspect_onnx, load_onnx
+    from doorward.models.formats.onnx.metadata import stated_input, stated_names
 
     info = inspect_onnx(path)
     sidecar, companions = read_sidecar(path), read_companions(path)
@@ -188,12 +203,22 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     facts |= zip(("channels", "height", "width"), info.shape_in(layout or "NCHW"), strict=True)
     facts["dtype"] = info.input.dtype if info.input.dtype in DTYPES else None
     known = {name: value for name, value in facts.items() if value is not None}
-    stated = without_facts(companions.input, known)
-    spec = resolve_spec(path, known, options.statement(), sidecar.input, stated)
+    stated = [without_facts(one, known) for one in (companions.input, stated_input(info.metadata))]
+    spec = resolve_spec(path, known, options.statement(), sidecar.input, *stated)
     labels = options.labels or sidecar.classes or companions.classes
     classifier = load_onnx(path, spec, labels, features=options.features)
+    if labels is None:
+        _name_classes(classifier, stated_names(info.metadata))
     classifier.notes = (*companions.notes, *classifier.notes)
     return classifier
+
+
+def _name_classes(classifier: Classifier, names: tuple[str, ...] | None) -> None:
+    """Give the classes the names that the file has for them, if there is one for each."""
+    if names is not None and len(names) == len(classifier.classes):
+        classifier.classes = names
+        assumed = tuple(name for name in classifier.spec.assumed if name != "labels")
+        classifier.spec = classifier.spec.model_copy(update={"assumed": assumed})
 
 
 _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {

@@ -12,7 +12,6 @@ from torch import nn
 from doorward.core.errors import InputError
 from doorward.models import sequences
 from doorward.models.classifier import Classifier
-from doorward.models.formats.factory import load_weights, read_examined_weights
 from doorward.models.formats.input_options import (
     LoadOptions,
     describe_validation,
@@ -22,6 +21,7 @@ from doorward.models.formats.input_options import (
     refuse_statements,
     resolve_spec,
 )
+from doorward.models.formats.weights import load_weights, read_examined_weights
 from doorward.models.formats.wrapping import finish
 from doorward.models.networks import build
 from doorward.models.spec import InputSpec

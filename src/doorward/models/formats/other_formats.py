@@ -60,6 +60,19 @@ _ARRAYS = OtherFormat(
     "a file of numpy arrays", "write the weights as .safetensors and give them with --factory"
 )
 
+_OPENVINO = OtherFormat("an OpenVINO model", "give the .onnx file that it was made of")
+_CORE_ML = OtherFormat("a Core ML model", "convert what it was made of to ONNX")
+_TFJS = OtherFormat(
+    "a TensorFlow.js model",
+    "convert it to ONNX: python -m tf2onnx.convert --tfjs {name} --output model.onnx",
+)
+_CHECKPOINT = OtherFormat(
+    "a checkpoint of TensorFlow",
+    "convert it to ONNX: python -m tf2onnx.convert --checkpoint NAME.meta --output model.onnx "
+    "--inputs NAME:0 --outputs NAME:0",
+)
+_SOURCE = "convert what it was made of to ONNX"
+
 _SUFFIXES: dict[str, OtherFormat] = {
     ".h5": _KERAS,
     ".hdf5": _KERAS,
@@ -79,7 +92,16 @@ _SUFFIXES: dict[str, OtherFormat] = {
     ".pdmodel": _PADDLE,
     ".pdiparams": _PADDLE,
     ".caffemodel": OtherFormat("a Caffe model", "convert it to ONNX"),
-    ".mlmodel": OtherFormat("a Core ML model", "convert what it was made of to ONNX"),
+    ".prototxt": OtherFormat("a Caffe model's description", _SOURCE),
+    ".mlmodel": _CORE_ML,
+    ".mnn": OtherFormat("an MNN model", _SOURCE),
+    ".rknn": OtherFormat("an RKNN model", _SOURCE),
+    ".hef": OtherFormat("a Hailo model", _SOURCE),
+    ".kmodel": OtherFormat("a Kendryte model", _SOURCE),
+    ".params": OtherFormat("a file of MXNet's weights", "convert the model to ONNX with MXNet"),
+    ".weights": OtherFormat("a file of Darknet's weights", "convert the model to ONNX"),
+    ".index": _CHECKPOINT,
+    ".meta": _CHECKPOINT,
     ".ort": OtherFormat("an ONNX Runtime model", "give the .onnx file that it was made of"),
     ".engine": OtherFormat("a TensorRT engine", "give the .onnx file that it was made of"),
     ".plan": OtherFormat("a TensorRT engine", "give the .onnx file that it was made of"),
@@ -89,6 +111,22 @@ _SUFFIXES: dict[str, OtherFormat] = {
     ".msgpack": OtherFormat("a file of Flax's weights", "convert the model with transformers, or export it"),
 }
 _HEADS: dict[bytes, OtherFormat] = {b"\x89HDF\r\n\x1a\n": _KERAS, b"GGUF": _GGUF}
+#: Files by which a folder is known that has none of transformers.
+_MEMBERS: dict[str, OtherFormat] = {
+    "*.pdmodel": _PADDLE,
+    "model.weights.h5": _KERAS,
+    "*.ckpt*.index": _CHECKPOINT,
+}
+_OF_TRANSFORMERS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+#: Bytes of a text that are looked at, and words in them that TensorFlow.js writes.
+_HEAD, _TFJS_WORDS = 1 << 12, (b'"modelTopology"', b'"layers-model"', b'"graph-model"')
+#: Bytes with which files of torch begin that were saved before 1.6: a pickle of torch's magic number.
+_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 #: Suffixes of weights for which torch may have written a program or a whole module.
 _TORCH = OtherFormat("a file of weights alone, or of a pickled module", _WEIGHTS)
 
@@ -96,10 +134,38 @@ _TORCH = OtherFormat("a file of weights alone, or of a pickled module", _WEIGHTS
 def other_format(path: Path) -> OtherFormat | None:
     """Return what a file or folder is whose behaviour is not examined, None if it is nothing known."""
     if path.is_dir():
-        return (
-            _SAVED_MODEL if any((path / f"saved_model.{end}").is_file() for end in ("pb", "pbtxt")) else None
-        )
-    return _by_content(path) or _SUFFIXES.get(path.suffix.lower())
+        return _of_folder(path)
+    return _by_content(path) or _SUFFIXES.get(path.suffix.lower()) or _by_text(path)
+
+
+def _of_folder(folder: Path) -> OtherFormat | None:
+    if any((folder / f"saved_model.{end}").is_file() for end in ("pb", "pbtxt")):
+        return _SAVED_MODEL
+    if any((folder / name).is_file() for name in _OF_TRANSFORMERS):
+        return None
+    if folder.suffix.lower() == ".mlpackage":
+        return _CORE_ML
+    for pattern, kind in _MEMBERS.items():
+        if any(folder.glob(pattern)):
+            return kind
+    if any(file.with_suffix(".bin").is_file() for file in folder.glob("*.xml")):
+        return _OPENVINO
+    return _by_text(folder / "model.json")
+
+
+def _by_text(path: Path) -> OtherFormat | None:
+    """Return what a file of text is by the words that it begins with."""
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".xml") or not path.is_file():
+        return None
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(_HEAD)
+    except OSError:
+        return None
+    if suffix == ".xml":
+        return _OPENVINO if b"<net" in head else None
+    return _TFJS if any(word in head for word in _TFJS_WORDS) else None
 
 
 def torch_format(path: Path) -> OtherFormat | None:
@@ -127,6 +193,8 @@ def _by_content(path: Path) -> OtherFormat | None:
             head = stream.read(16)
             if head[4:8] == b"TFL3":
                 return _TFLITE
+            if head.startswith(_OLD_TORCH):
+                return _TORCH
             if head.startswith(b"PK\x03\x04"):
                 return _of_archive([info.filename for info in zipfile.ZipFile(stream).infolist()])
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
@@ -137,4 +205,6 @@ def _by_content(path: Path) -> OtherFormat | None:
 def _of_archive(names: list[str]) -> OtherFormat | None:
     if is_torchscript(names):
         return _SCRIPT
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        return _TORCH
     return _KERAS if {"config.json", "metadata.json"} <= set(names) else None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from doorward.core.contents import kind_of
 from doorward.core.errors import InputError, MissingExtra
 from doorward.models.classifier import Classifier, TorchClassifier, in_batches
 from doorward.models.errors import NotExamined
@@ -319,7 +320,9 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError, of whichever of its implementations
-        raise InputError(f"{path} is no ONNX model: {first_line(error)}") from error
+        kind = kind_of(path)
+        why = f"it is {kind}" if kind else f"{first_line(error)}; it may be cut off, or of another format"
+        raise InputError(f"{path} is no ONNX model: {why}") from error
     if not (model.ir_version and model.opset_import and model.graph.node and model.graph.output):
         raise InputError(f"{path} is no ONNX model: it has no graph")
     graphs = (model.graph, *model.functions)
@@ -394,13 +397,24 @@ def _nodes(owner: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodePro
                 yield from _nodes(attribute.g)
 
 
-def _check(path: Path, info: OnnxInfo, spec: InputSpec) -> int | None:
-    """Return the fixed batch size, if there is one, of a model that takes what the spec says."""
-    if "ai.onnx.ml.ZipMap" in info.operators:
-        raise NotExamined(
+def _maps(path: Path, info: OnnxInfo) -> str:
+    """Say what to do with a model that gives dictionaries, one an image, from class to probability."""
+    if not any(name.endswith(("Conv", "Gemm", "MatMul")) for name in info.operators):
+        return (
             f"{path}: a scikit-learn pipeline that gives dictionaries; "
             "convert it again with options={'zipmap': False}"
         )
+    return (
+        f"{path}: the network ends in a ZipMap, which gives dictionaries; cut that off: "
+        f"onnx.utils.extract_model({path.name!r}, 'cut.onnx', [{info.input.name!r}], [NAME]), where NAME is "
+        "the ZipMap's input"
+    )
+
+
+def _check(path: Path, info: OnnxInfo, spec: InputSpec) -> int | None:
+    """Return the fixed batch size, if there is one, of a model that takes what the spec says."""
+    if "ai.onnx.ml.ZipMap" in info.operators:
+        raise NotExamined(_maps(path, info))
     declared = info.shape_in(spec.layout)
     if any(d is not None and d != s for d, s in zip(declared, spec.shape, strict=True)):
         raise InputError(

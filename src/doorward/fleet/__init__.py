@@ -1,0 +1,1 @@
+"""Scan many models, each once, and go on where a run was stopped."""

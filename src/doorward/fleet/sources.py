@@ -1,0 +1,176 @@
+"""Where the models of a fleet are: folders, and tables with a path and the options of a scan in each row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from doorward.core.errors import InputError
+from doorward.models import LoadOptions
+from doorward.models.formats.loading import SUFFIXES
+from doorward.scan.request import ScanRequest
+
+#: Tables, by the ending of their names.
+TABLES = (".csv", ".parquet")
+#: The column that says where a model is.
+PATH = "path"
+#: What a row may say of a scan, besides what may be said of a model.
+_SCAN = tuple(
+    one.name for one in fields(ScanRequest) if one.name not in ("model", "options", "folder", "keep_model")
+)
+_MODEL = tuple(one.name for one in fields(LoadOptions))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model that is to be scanned.
+
+    Attributes:
+        path: as a reader finds it again.
+        request: how it is scanned.
+    """
+
+    path: str
+    request: ScanRequest
+
+
+def find_models(sources: Iterable[str], common: ScanRequest) -> Iterator[Place]:
+    """Yield the models of some sources, each path once.
+
+    Args:
+        sources: folders, tables, or models themselves.
+        common: how all are scanned, where a row of a table says nothing else.
+
+    Raises:
+        InputError: if a source is not there, holds no model, or a table cannot be understood.
+    """
+    seen = set()
+    for source in sources:
+        path = Path(source)
+        if "://" in source:
+            raise InputError(f"{source}: addresses are not served yet; give a folder, a table or a model")
+        if not path.exists():
+            raise InputError(f"{source} does not exist")
+        places = _of_table(path, common) if path.suffix.lower() in TABLES else _of_path(path, common)
+        empty = True
+        for place in places:
+            empty = False
+            if place.path not in seen:
+                seen.add(place.path)
+                yield place
+        if empty:
+            raise InputError(f"{source} holds no model; {', '.join(SUFFIXES)} and Hugging Face folders are")
+
+
+def _of_path(path: Path, common: ScanRequest) -> Iterator[Place]:
+    """Yield the models below a folder: files by their endings, and folders that are a model as a whole."""
+    if path.is_file() or _is_model(path):
+        yield _place(path, common)
+        return
+    for below in sorted(path.iterdir()):
+        if below.name.startswith(".") or (below.is_symlink() and below.is_dir()):
+            continue  # a link could lead back up
+        if below.is_dir():
+            yield from _of_path(below, common)
+        elif below.suffix.lower() in SUFFIXES:
+            yield _place(below, common)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "doorward.json").is_file()
+
+
+def _place(path: Path, common: ScanRequest) -> Place:
+    where = str(path.resolve())
+    return Place(where, replace(common, model=where))
+
+
+def _of_table(file: Path, common: ScanRequest) -> Iterator[Place]:
+    """Yield the models of a table; relative paths count from its folder."""
+    for number, row in enumerate(_rows(file), start=2):
+        given = {name: value for name, value in row.items() if not _blank(value)}
+        where = given.pop(PATH, None)
+        if not isinstance(where, str):
+            raise InputError(f"{file}, row {number}: there is nothing in the column {PATH!r}")
+        unknown = sorted(set(given) - set(_SCAN) - set(_MODEL))
+        if unknown:
+            known = ", ".join(sorted((*_SCAN, *_MODEL)))
+            raise InputError(f"{file}: there is no option {unknown[0]!r}; there are: {known}")
+        model = str((file.parent / where).resolve())
+        yield Place(model, _stated(file, number, common, model, given))
+
+
+def _blank(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        if file.suffix.lower() == ".csv":
+            with file.open(newline="", encoding="utf-8-sig") as stream:
+                table = csv.DictReader(stream, strict=True)
+                _check_columns(file, table.fieldnames or ())
+                yield from table
+            return
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(file) as table:
+            _check_columns(file, table.schema_arrow.names)
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are some of these
+        raise InputError(f"{file}: cannot be read as a table: {str(error).splitlines()[0]}") from error
+
+
+def _check_columns(file: Path, names: Iterable[str]) -> None:
+    if PATH not in names:
+        raise InputError(f"{file} has no column {PATH!r}; it has {', '.join(names) or 'none'}")
+
+
+def _stated(
+    file: Path, number: int, common: ScanRequest, model: str, given: Mapping[str, Any]
+) -> ScanRequest:
+    """Return how a row wants its model to be scanned."""
+    whole = common.to_json()
+    whole["options"] = whole["options"] | {n: _value(n, v) for n, v in given.items() if n in _MODEL}
+    whole |= {n: _value(n, v) for n, v in given.items() if n in _SCAN} | {"model": model}
+    for name in ("clean", "train"):
+        local = file.parent / str(given.get(name, ""))
+        if given.get(name) and local.exists():
+            whole[name] = str(local.resolve())
+    try:
+        return TypeAdapter(ScanRequest).validate_python(whole)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = first["loc"][-1] if first["loc"] else "a value"
+        raise InputError(f"{file}, row {number}: {where}: {first['msg']}") from error
+
+
+#: Options that take a list, which a table writes as JSON or with commas.
+_LISTS = ("detectors", "labels", "mean", "std", "input_range", "size", "resize")
+
+
+def _value(name: str, value: Any) -> Any:
+    if name not in _LISTS or not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    parts = [part.strip() for part in value.split(",")]
+    return parts if name in ("detectors", "labels") else [_number(part) for part in parts]
+
+
+def _number(text: str) -> float | int | str:
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text

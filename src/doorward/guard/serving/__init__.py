@@ -1,0 +1,1 @@
+"""Serve a guarded model over HTTP, by the Open Inference Protocol."""
