@@ -133,3 +133,15 @@ def test_an_export_of_another_size_keeps_its_own(tmp_path: Path) -> None:
 def test_without_such_a_file_nothing_is_stated(tmp_path: Path) -> None:
     assert read_companions(tmp_path / "model.onnx").input == {}
     assert without_facts({"height": 4, "resize": {}, "mean": (0.0,)}, {"height": 5}) == {"mean": (0.0,)}
+
+
+def test_a_report_tells_of_resizing_what_is_done() -> None:
+    usual = InputSpec(channels=3, height=8, width=8, resize=Resize(height=9, width=9, crop=(8, 8)))
+    assert set(usual.describe()["resize"]) == {
+        "height", "width", "shortest_edge", "resample", "crop", "convert_rgb",
+    }  # fmt: skip
+    seldom = InputSpec(
+        channels=3, height=8, width=8, resize=Resize(height=8, width=8, square=0.5, nearest=True)
+    )
+    told = seldom.describe()["resize"]
+    assert (told["square"], told["nearest"]) == (0.5, True)

@@ -156,6 +156,10 @@ class Endless(Stepping):
     steps: int = 100_000
 
 
+class Endless1(Endless):
+    steps: int = 10_000
+
+
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [1000.0]
@@ -216,6 +220,15 @@ def test_where_nothing_fits_that_is_the_reason(clock) -> None:
     assert done.measurements == []
     assert done.reason is not None
     assert done.reason.startswith("endless: it would take 28 hours")
+
+
+def test_where_several_do_not_fit_the_quickest_is_the_reason(clock) -> None:
+    done = ran(clock, 20, Endless(), Endless1())
+    assert done.measurements == []
+    assert done.reason is not None
+    assert done.reason.startswith(
+        "no time for endless and endless1; the quickest that was left is endless1: it would take 3 hours, and"
+    )
 
 
 def test_progress_tells_the_plan_and_what_is_left(clock) -> None:

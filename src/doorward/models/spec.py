@@ -24,6 +24,10 @@ DTYPES = {
 }
 
 
+#: What hardly any image processor does; a report says it where it is done.
+_SELDOM = {"square", "nearest"}
+
+
 class Resize(BaseModel):
     """Describe what a model's own image processor does before normalisation (Pillow semantics).
 
@@ -112,7 +116,12 @@ class InputSpec(BaseModel):
     def describe(self) -> dict[str, Any]:
         """Return what a report tells of the spec, in JSON types."""
         usual = {"channel_order"} if self.channel_order == "RGB" else set()
-        return self.model_dump(mode="json", exclude={"assumed", *usual})
+        told = self.model_dump(mode="json", exclude={"assumed", *usual})
+        if told["resize"] is not None:  # few processors do these
+            told["resize"] = {
+                name: value for name, value in told["resize"].items() if value or name not in _SELDOM
+            }
+        return told
 
     def check(self, x: Tensor) -> None:
         """Raise InputError unless x is a float batch (n, c, h, w) of this size."""

@@ -31,18 +31,27 @@ MESSAGES = 1.0
 
 @dataclass
 class Ran:
-    """What the detectors measured, which of them did not run, and what a report says of that first."""
+    """What the detectors measured, which of them did not run, and what a report says of that first.
+
+    Attributes:
+        quickest: the detector that would have taken the least time of those that were not tried.
+    """
 
     measurements: list[Measurement] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    quickest: str | None = None
 
     @property
     def reason(self) -> str | None:
         """Return why nothing was measured for lack of time; None if something was, or time was not why."""
         if not self.not_run or any(seen.reason is None for seen in self.measurements):
             return None
-        return "; ".join(f"{one.detector}: {one.reason}" for one in self.not_run)
+        if len(self.not_run) == 1 or self.quickest is None:
+            return "; ".join(f"{one.detector}: {one.reason}" for one in self.not_run)
+        why = next(one.reason for one in self.not_run if one.detector == self.quickest)
+        names = joined([one.detector for one in self.not_run])
+        return f"no time for {names}; the quickest that was left is {self.quickest}: {why}"
 
 
 def run_in_time(
@@ -180,8 +189,11 @@ class _Schedule:
             self._estimated, self._took = estimate, given
 
     def _give_up(self, left: float) -> None:
-        for name, options in self._choices.items():
-            needed = min(one.seconds for one in self._rated(options))
+        needs = {
+            name: min(one.seconds for one in self._rated(options)) for name, options in self._choices.items()
+        }
+        self.ran.quickest = min(needs, key=lambda name: needs[name])
+        for name, needed in needs.items():
             why = f"it would take {about(needed)}, and {about(max(left, 0.0))} of the time budget are left"
             self.ran.not_run.append(NotRun(detector=name, reason=why))
         self._choices = {}
