@@ -63,6 +63,7 @@ def _levels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
     raise InputError(
         f"images in {where} must be integers from 0 to 255 or floats from 0 to 1, "
         f"got {array.dtype} from {low:g} to {high:g}"
+        + ("; give them before normalisation" if low < 0 else "")
     )
 
 
