@@ -53,7 +53,10 @@ def test_a_path_may_hold_a_colon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["C:data", "C:\\data\\x", "c:/data", "/a:b/c", ":test", "x:", "x:a b"])
-def test_a_drive_letter_is_no_path_and_not_all_after_a_colon_is_a_split(path: str) -> None:
+def test_a_drive_letter_is_no_path_and_not_all_after_a_colon_is_a_split(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no file has a name like it
     with pytest.raises(InputError) as caught:
         open_samples(path)
     assert str(caught.value) == f"there is no file or folder {path!r}"

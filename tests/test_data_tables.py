@@ -120,7 +120,7 @@ def test_json_lines_that_do_not_fit(tmp_path: Path, content: str, message: str) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read as a UTF-8 table"),
+        (b"", "it is empty"),
         (b"text,label\n", "has no rows"),
         (b"text,label\na\n", "cannot be read as a UTF-8 table"),
         (b"text,text\na,b\n", "several columns of one name: text, text"),

@@ -63,7 +63,7 @@ def method_help(command: str, kind: MethodKind, name: str) -> str:
     width = min(shutil.get_terminal_size().columns, WIDEST)
     text, _ = split_docstring(cls)
     use = USE[command].format(name=name)
-    lines = [f"Usage: {use} [--set NAME=VALUE ...]", "", f"  {cls.title}. {cls.source}.", ""]
+    lines = [f"Usage: {use} [--set NAME=VALUE ...]", "", _filled(f"{cls.title}. {cls.source}.", width, 2), ""]
     for paragraph in text.split("\n\n"):
         lines += [_filled(paragraph, width, 2), ""]
     settings = settings_of(cls)

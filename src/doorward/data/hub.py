@@ -80,6 +80,17 @@ def open_saved(request: Request) -> Samples:
     return _samples(request, splits, str(request.path), (request.path,))
 
 
+def samples_of(splits: Mapping[str, Any]) -> Samples:
+    """Make samples of a data set of the library that is in memory, or of one of its splits.
+
+    Raises:
+        InputError: if its columns do not fit.
+    """
+    request = Request("<memory>", Path("<memory>"), None, None, None, None, ("test", "validation", "train"))
+    roots = [Path(file["filename"]).parent for one in splits.values() for file in one.cache_files]
+    return _samples(request, splits, "<memory>", roots)
+
+
 def _samples(request: Request, splits: Mapping[str, Any], name: str, roots: Sequence[Path]) -> Samples:
     """Make samples of one split of a data set of the library.
 

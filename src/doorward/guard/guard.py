@@ -21,6 +21,7 @@ from doorward.core.files import open_regular
 from doorward.core.report_json import dump
 from doorward.core.seeds import make_generator
 from doorward.data import Samples
+from doorward.data.given import as_samples
 from doorward.detectors.inputs.base import FittedFilters, InputFilter, finite_logits, fit_filters
 from doorward.detectors.inputs.feature_squeezing import FeatureSqueezing, squeeze
 from doorward.detectors.inputs.strip import Strip
@@ -28,6 +29,8 @@ from doorward.methods import registry
 from doorward.models import Classifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_tensor
+from doorward.models.errors import SizeUnknown
+from doorward.models.formats.given import as_classifier
 from doorward.stats.rejection import Floats, Rule
 
 STATE, TENSORS = "guard.json", "guard.safetensors"
@@ -76,8 +79,8 @@ class Guard:
     @classmethod
     def fit(
         cls,
-        classifier: Classifier,
-        clean: Samples | Tensor,
+        classifier: Any,
+        clean: Any,
         *,
         filters: Sequence[InputFilter] | None = None,
         rate: float = 0.01,
@@ -89,7 +92,9 @@ class Guard:
         """Fit filters to clean images.
 
         Args:
-            clean: images that the classifier was not trained on; as a tensor, (n, c, h, w) uint8.
+            classifier: the model: a classifier, or whatever `doorward.examine` takes.
+            clean: images that the model was not trained on: samples, or whatever `doorward.examine` takes; as
+                a tensor, (n, c, h, w) uint8.
             filters: STRIP and feature squeezing if None. Their own rates and rules do not count.
 
         Raises:
@@ -102,6 +107,13 @@ class Guard:
             raise InputError(f"a guard takes one filter or more, each once; got {', '.join(names) or 'none'}")
         if not 0 < rate < 1:
             raise InputError(f"the rate of false rejections lies between 0 and 1, got {rate}")
+        if not isinstance(classifier, Classifier):
+            clean = clean if isinstance(clean, Tensor) else as_samples(clean, what="clean")
+            shape = tuple(clean.shape[1:]) if isinstance(clean, Tensor) else _shape(clean)
+            try:
+                classifier = as_classifier(classifier)
+            except SizeUnknown:
+                classifier = as_classifier(classifier, size=shape)
         images = _images(classifier, clean)
         if reform is not None:
             squeeze(images[:1], reform)  # refuses an unknown one before the work begins
@@ -117,11 +129,11 @@ class Guard:
             )
         return cls(classifier=classifier, fitted=fitted, rate=rate, rule=rule, reform=reform)
 
-    def __call__(self, batch: Samples | Tensor, *, deadline: Deadline | None = None) -> Answers:
+    def __call__(self, batch: Any, *, deadline: Deadline | None = None) -> Answers:
         """Answer inputs and judge each.
 
         Args:
-            batch: images; as a tensor, (n, c, h, w) uint8.
+            batch: images: samples, or whatever `doorward.examine` takes; as a tensor, (n, c, h, w) uint8.
 
         Raises:
             InputError: if they do not fit the model.
@@ -273,7 +285,15 @@ def _fits(one: InputFilter, kept: dict[str, Tensor], shape: tuple[int, int, int]
     return own == its
 
 
-def _images(classifier: Classifier, given: Samples | Tensor) -> Tensor:
+def _shape(samples: Samples) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the first of some images."""
+    if samples.modality != "image" or not len(samples):
+        raise InputError("a guard filters images; give some as clean")
+    height, width, channels = samples.raw([0])[0].shape
+    return int(channels), int(height), int(width)
+
+
+def _images(classifier: Classifier, given: Any) -> Tensor:
     """Return images (n, c, h, w) uint8 of the model's size.
 
     Raises:
@@ -283,6 +303,7 @@ def _images(classifier: Classifier, given: Samples | Tensor) -> Tensor:
     if spec.modality != "image":
         raise InputError(f"a guard filters images, and this model takes {spec.modality}")
     if not isinstance(given, Tensor):
+        given = as_samples(given, what="images")
         if given.modality != "image":
             raise InputError(f"the model takes images, {given.provenance.path} holds {given.modality}")
         return to_tensor(given, spec)

@@ -17,3 +17,7 @@ class NotExamined(InputError):  # noqa: N818 - it names what became of the model
 
     A scan reports on its files all the same, and could not tell of the rest.
     """
+
+
+class SizeUnknown(InputError):  # noqa: N818 - as the errors above
+    """Tells that nothing says how large a model's images are."""

@@ -46,8 +46,10 @@ def fitting_repairs(damage: Damage) -> tuple[tuple[Repair, ...], tuple[NotRun, .
     return tuple(fitting), tuple(unfit)
 
 
-def open_data(request: RepairRequest, source: str, *, train: bool) -> Samples:
+def open_data(request: RepairRequest, source: str | Samples, *, train: bool) -> Samples:
     """Open data as the request says where inputs and labels are."""
+    if isinstance(source, Samples):
+        return source
     prefer = ("train",) if train else ("test", "validation", "val", "train")
     return open_samples(source, column=request.data_column, label_column=request.label_column, prefer=prefer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from doorward.data import Samples
 from doorward.models import LoadOptions
 
 
@@ -13,7 +14,7 @@ class RepairRequest:
 
     Attributes:
         model: path or hub id, as `open_classifier` takes it.
-        train, clean: data paths, as `open_samples` takes them.
+        train, clean: data paths, as `open_samples` takes them, or samples.
         method: name of a repair, or "auto" for the first that fits.
         settings: of the method.
         seed, device, time_budget: as those of a scan.
@@ -22,8 +23,8 @@ class RepairRequest:
     """
 
     model: str
-    train: str | None = None
-    clean: str | None = None
+    train: str | Samples | None = None
+    clean: str | Samples | None = None
     method: str = "auto"
     settings: dict[str, object] | None = None
     seed: int = 0

@@ -1,6 +1,5 @@
 """Reporters: every one a pure function of a report."""
 
-from doorward.core.records import Report
 from doorward.core.report_json import from_json, schema_text, to_json
 from doorward.reports.exit_codes import exit_code, not_covered
 from doorward.reports.files import write_flagged, write_reports
@@ -21,5 +20,3 @@ __all__ = [
     "write_flagged",
     "write_reports",
 ]
-
-Report.page = staticmethod(to_html)

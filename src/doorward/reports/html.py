@@ -66,3 +66,6 @@ def exhibits(report: Report, findings: list[Finding]) -> list[Exhibit]:
 def _drawn(findings: list[Finding], charts: dict[str, Chart]) -> list[tuple[Finding, Chart]]:
     """Return the charts of the findings that raise an alarm."""
     return [(one, charts[one.detector]) for one in findings if one.flagged and one.detector in charts]
+
+
+Report.page = staticmethod(to_html)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from doorward.core.budget import Deadline
 from doorward.core.records import Finding, Report
 from doorward.data import Samples
+from doorward.data.given import as_samples
 from doorward.detectors.base import Detector
 from doorward.models import Classifier
+from doorward.models.errors import SizeUnknown
+from doorward.models.formats.given import as_classifier
 from doorward.scan.behaviour import choose, observe
 from doorward.scan.calibration import calibrations
 from doorward.scan.confirmation import illustrate
@@ -18,9 +21,11 @@ from doorward.scan.verdict import conclude
 
 
 def examine(
-    classifier: Classifier,
-    samples: Samples | None = None,
+    model: Any,
+    samples: Any = None,
     *,
+    size: tuple[int, int, int] | None = None,
+    classes: Sequence[str] | None = None,
     detectors: Sequence[Detector] | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -29,17 +34,22 @@ def examine(
     images: int = 300,
     progress: Progress | None = None,
 ) -> Report:
-    """Examine a classifier's behaviour and return the report; `doorward.scan` does it for files.
+    """Examine a model's behaviour and return the report; `doorward.scan` does it for files.
 
     Args:
-        samples: clean images, labelled or not; some detectors need none.
+        model: a classifier, a path, a torch module (also of timm, or inside an object's `.model`), or a
+            function of a batch of images (n, c, h, w) in [0, 1].
+        samples: clean images, labelled or not: a path, an array or tensor, (images, labels), a torch Dataset,
+            or a data set of the Hugging Face library; some detectors need none.
+        size: (channels, height, width) of the model's images, where neither it nor the samples say so.
+        classes: class names; those of the samples, or numbers, if None.
         detectors: those to run; all that examine behaviour if None.
         time_budget: seconds; no limit if None.
         memory: bytes that the scan may take beyond the model; see `doorward.core.memory` if None.
         images: most images used (see `ScanRequest`).
 
     Raises:
-        InputError: if the images or their labels do not fit the model.
+        InputError: if the images or their labels do not fit the model, or something is of a wrong type.
     """
     context = ScanContext(
         seed=seed,
@@ -49,10 +59,35 @@ def examine(
         memory=memory,
         report_progress=progress or say_nothing,
     )
+    classifier, clean = taken(model, samples, size=size, classes=classes, device=device)
     if detectors is None:
         chosen = choose((), clean=samples is not None)
         detectors = [d for d in chosen if not d.needs & {"artifact", "train"}]
-    return examine_in(context, classifier, samples, detectors)
+    return examine_in(context, classifier, clean, detectors)
+
+
+def taken(
+    model: Any,
+    samples: Any,
+    *,
+    what: str = "samples",
+    size: tuple[int, int, int] | None = None,
+    classes: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> tuple[Classifier, Samples | None]:
+    """Return a classifier and samples of what a Python user gave.
+
+    Raises:
+        InputError: if one is of a wrong type.
+    """
+    given = None if samples is None else as_samples(samples, what=what)
+    if size is None and given is not None and given.modality == "image" and len(given):
+        height, width, channels = given.raw([0])[0].shape
+        try:
+            return as_classifier(model, classes=classes, device=device), given
+        except SizeUnknown:
+            size = (channels, height, width)
+    return as_classifier(model, size=size, classes=classes, device=device), given
 
 
 def examine_in(

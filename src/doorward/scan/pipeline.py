@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +14,7 @@ from doorward.artifacts import Examination, examine
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged, UnsafeArtifact
+from doorward.core.formatting import did_you_mean
 from doorward.core.memory import GIB
 from doorward.core.records import (
     DataRecord,
@@ -34,6 +38,7 @@ from doorward.scan.behaviour import choose, subject_record
 from doorward.scan.calibration import CalibrationSet
 from doorward.scan.context import Progress, ScanContext, say_nothing
 from doorward.scan.environment import environment
+from doorward.scan.examine import examine as examine_model
 from doorward.scan.examine import examine_in
 from doorward.scan.images import match_labels
 from doorward.scan.power import measure_positive_control
@@ -69,13 +74,48 @@ class Scanned:
     inspection: Inspection | None = None
 
 
-def scan(request: ScanRequest, *, progress: Progress | None = None) -> Report:
+def scan(
+    request: Any = None,
+    clean: Any = None,
+    *,
+    train: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Report:
     """Scan a model from its file, its training data, or both, and return the report.
 
+        report = scan("model.onnx", "images/")
+
+    Args:
+        request: what to scan in full, or the model alone: a path, or whatever `examine` takes.
+        clean: clean images: a path, or whatever `examine` takes.
+        train: the path of a training set.
+        settings: further fields of a `ScanRequest`; of a model or images in memory, those of `examine`.
+
     Raises:
-        InputError: if something is missing, unreadable or does not fit.
+        InputError: if something is missing, unreadable, of a wrong type or does not fit.
     """
-    return scan_in_full(request, progress=progress).report
+    if isinstance(request, ScanRequest):
+        if clean is not None or train is not None or settings:
+            raise InputError("scan: a ScanRequest says all; give nothing next to it but progress")
+        return scan_in_full(request, progress=progress).report
+    paths = (str, Path, type(None))
+    in_files = isinstance(request, paths) and isinstance(clean, paths)
+    known = (
+        {one.name for one in fields(ScanRequest)} if in_files else set(signature(examine_model).parameters)
+    )
+    if strange := sorted(set(settings) - known):
+        near = did_you_mean(strange[0], known) or f"; it takes {', '.join(sorted(known))}"
+        raise InputError(f"scan: there is no argument {strange[0]!r}{near}")
+    if not in_files:
+        if train is not None:
+            raise InputError("scan: train goes with a model that lies in a file")
+        return examine_model(request, clean, progress=progress, **settings)
+    named = {
+        name: None if one is None else os.fspath(one)
+        for name, one in (("model", request), ("clean", clean), ("train", train))
+    }
+    return scan_in_full(ScanRequest(**named, **settings), progress=progress).report
 
 
 def scan_in_full(request: ScanRequest, *, progress: Progress | None = None) -> Scanned:
