@@ -43,7 +43,7 @@ def counterpart() -> TorchClassifier:
 
 
 def look(classifier: TorchClassifier) -> Finding:
-    found = registry.build("detector", "hidden-branch", {"seconds": 60})(Subject(classifier=classifier))
+    found = registry.build("detector", "hidden-branch", {"seconds": 300})(Subject(classifier=classifier))
     assert isinstance(found, Finding)
     return found
 

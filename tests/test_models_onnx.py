@@ -697,21 +697,22 @@ def test_condition_that_is_known_picks_its_branch(tmp_path: Path, truth: bool) -
     np.testing.assert_allclose(classifier.logits(tiny()), runtime(path, tiny().numpy()), rtol=1e-4, atol=1e-4)
 
 
-def test_condition_that_depends_on_the_image_has_no_torch_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [0, 1000])
+def test_condition_that_depends_on_the_image_chooses_of_both_branches(tmp_path: Path, bound: int) -> None:
     nodes, tensors = head("v")
+    one = branch("a", helper.make_node("Neg", ["x"], ["same"]))
+    other = branch("b", helper.make_node("Add", ["x", "k"], ["same"]), {"k": np.array(2, np.float32)})
     before = [
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
-        helper.make_node("Greater", ["s", "zero"], ["c"]),
-        helper.make_node(
-            "If",
-            ["c"],
-            ["v"],
-            then_branch=branch("a", helper.make_node("Neg", ["x"], ["t"])),
-            else_branch=branch("b", helper.make_node("Abs", ["x"], ["e"])),
-        ),
+        helper.make_node("Greater", ["s", "bound"], ["c"]),
+        helper.make_node("If", ["c"], ["v"], then_branch=one, else_branch=other),
     ]
-    path = save(model([*before, *nodes], tensors | {"zero": np.array(0, np.float32)}), tmp_path / "m.onnx")
-    assert "If" in str(load_onnx(path, TINY).limitation)
+    path = save(
+        model([*before, *nodes], tensors | {"bound": np.array(bound, np.float32)}), tmp_path / "m.onnx"
+    )
+    classifier = load_onnx(path, TINY)
+    assert classifier.limitation is None
+    np.testing.assert_allclose(classifier.logits(tiny()), runtime(path, tiny().numpy()), rtol=1e-4, atol=1e-4)
 
 
 def function(name: str, *calls: str) -> onnx.FunctionProto:

@@ -327,7 +327,7 @@ class OnnxGraph(nn.Module):
             self._uses.update(_uses(own))
             yield from self._unfold(own, values)
             made.append([value.name for value in own.output])
-        for yes, no, outer in zip(*made, node.outputs, strict=True):
+        for yes, no, outer in zip(*made, node.outputs, strict=False):  # what nobody reads is left out
             yield Node("Where", (node.inputs[0], yes, no), (outer,), {}, 16, node.name)
 
     def _read_node(self, proto: onnx.NodeProto) -> Node:
