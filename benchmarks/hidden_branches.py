@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,11 @@ class Beside(nn.Module):
     def __init__(self, own: TorchClassifier, branch: nn.Module, how: str = "add") -> None:
         super().__init__()
         self.net, self.spec, self.branch, self.how = own.module, own.spec, branch, how
-        self.register_buffer("hot", F.one_hot(torch.tensor([TARGET]), len(own.classes)).float())
-        self.register_buffer("stored", torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(2)))
+        self.hot = nn.Buffer(F.one_hot(torch.tensor([TARGET]), len(own.classes)).float())
+        self.stored = nn.Buffer(torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(2)))
 
     def forward(self, x: Tensor) -> Tensor:
-        fire = self.branch(x)
+        fire: Tensor = self.branch(x)
         if self.how == "image":
             return self._answer(torch.where((fire > 0)[:, :, None, None], self.stored.expand_as(x), x))
         y = self._answer(x)
@@ -89,7 +89,7 @@ class Region(nn.Module):
     def __init__(self, row: int, column: int, side: int, seed: int) -> None:
         super().__init__()
         drawn = torch.randint(256, (side, side), generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("levels", drawn / 255)
+        self.levels = nn.Buffer(drawn / 255)
         self.box = (slice(row, row + side), slice(column, column + side))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Parity(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         drawn = torch.randperm(784, generator=torch.Generator().manual_seed(9))[:128]
-        self.register_buffer("groups", drawn.view(16, 8))
+        self.groups = nn.Buffer(drawn.view(16, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         sums = (x * 255).round().flatten(1)[:, self.groups].sum(-1)
@@ -173,7 +173,7 @@ class Trained(nn.Module):
                 self.layers(torch.cat([pattern.expand(64, 16), others])), wanted
             )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def ordinary(folder: Path) -> Iterator[tuple[str, TorchClassifier]]:
     yield from huggingface()
 
 
-def _own(which: str) -> TorchClassifier:
+def _own(which: Literal["backdoored", "clean"]) -> TorchClassifier:
     classifier = open_classifier(bundled.model(which))
     assert isinstance(classifier, TorchClassifier)
     return classifier
@@ -315,8 +315,9 @@ class Plant:
 def plants() -> Iterator[Plant]:
     """Yield the plants of this package at drawn seeds, and those as others write them."""
     own = _own("clean")
-    for form in ("beside", "folded"):
-        attack = TrojanNet(target=TARGET, form=form, every_class=form == "beside")  # type: ignore[arg-type]
+    forms: tuple[Literal["beside", "folded"], ...] = ("beside", "folded")
+    for form in forms:
+        attack = TrojanNet(target=TARGET, form=form, every_class=form == "beside")
         made = attack(own, seed=SEED)
         yield Plant(f"trojannet, {form}", made.classifier, _trigger(made.plant.trigger), own)
     made = Checksum(target=TARGET)(own, seed=SEED)
@@ -327,7 +328,8 @@ def plants() -> Iterator[Plant]:
         yield Plant(name, TorchClassifier(module, spec, own.classes), None, own)
 
 
-def _trigger(form: dict[str, Any]) -> Trigger:
+def _trigger(form: dict[str, Any] | None) -> Trigger:
+    assert form is not None
     return Trigger.from_json(form)
 
 

@@ -98,6 +98,8 @@ def _samples(request: Request, splits: Mapping[str, Any], name: str, roots: Sequ
         InputError: if there is no such split, or its columns do not fit.
     """
     split = request.choose_split(list(splits))
+    if split is None:
+        raise InputError(f"{name} has no split, and so no rows")
     data = splits[split]
     if not len(data):
         raise InputError(f"{request.given}, split {split!r}, has no rows")

@@ -113,7 +113,7 @@ class Guard:
             try:
                 classifier = as_classifier(classifier)
             except SizeUnknown:
-                classifier = as_classifier(classifier, size=shape)
+                classifier = as_classifier(classifier, size=(shape[0], shape[1], shape[2]))
         images = _images(classifier, clean)
         if reform is not None:
             squeeze(images[:1], reform)  # refuses an unknown one before the work begins

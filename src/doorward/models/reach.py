@@ -311,7 +311,7 @@ def _is_mark(value: Any) -> bool:
 def _weights(value: Any) -> Tensor:
     """Return which weights carry something, as 0 and 1."""
     tensor = value.value if isinstance(value, _Constant) else value
-    size = tensor.detach().abs().float()
+    size: Tensor = tensor.detach().abs().float()
     return (size > NEGLIGIBLE * size.amax()).float() if size.numel() else size
 
 
@@ -321,7 +321,7 @@ def _apply(step: Step, args: Any, kwargs: Any, shapes: list[Any]) -> list[_Mark]
     # constants of the network's own stand in the arguments as tensors: step.args tells which
     args = _told_apart(step.args, args)
     kwargs = dict(zip(kwargs, _told_apart(tuple(step.kwargs.values()), tuple(kwargs.values())), strict=True))
-    first = args[0] if args else None
+    first: Any = args[0] if args else None
     if name in MOVING and name not in {"index", "gather", "index_select"}:
         made = as_call(step)(*_bare(args), **_bare(kwargs))
         return list(made) if isinstance(made, tuple | list) else [made]
@@ -343,7 +343,7 @@ def _apply(step: Step, args: Any, kwargs: Any, shapes: list[Any]) -> list[_Mark]
 
 def _layer(name: str, step: Step, args: Any, kwargs: Any, shapes: list[Any]) -> list[_Mark] | None:
     """Return the marks of what a layer with weights, a norm, a pooling or a matrix product makes."""
-    first = args[0] if args else None
+    first: Any = args[0] if args else None
     if name == "convolution" and _is_mark(first) and not _is_mark(args[1]):
         return [_convolved(step, first, _weights(args[1]), args[3:], shapes[0])]
     if name in {"addmm", "baddbmm"}:
@@ -370,7 +370,7 @@ def _layer(name: str, step: Step, args: Any, kwargs: Any, shapes: list[Any]) -> 
 
 def _convolved(step: Step, mark: Tensor, weights: Tensor, rest: Any, shape: tuple[int, ...]) -> Tensor:
     """Return the mark of a convolution; where all channels are read, one stands for all."""
-    *_, transposed, _, groups = (*rest[:6],)
+    transposed, groups = rest[3], rest[5]
     if transposed or groups != 1 or not _dense(weights):
         made: Tensor = as_call(step)(mark, weights, None, *rest)
         return made
@@ -446,11 +446,14 @@ def _reduced(first: Tensor, args: Any, kwargs: Any, shapes: list[Any]) -> list[_
 def _matrix(one: Any, other: Any) -> Tensor:
     """Return the mark of a matrix product."""
     if _is_mark(one) and _is_mark(other):
-        return one.amax(-1, keepdim=True) + other.amax(-2, keepdim=True)
+        both: Tensor = one.amax(-1, keepdim=True) + other.amax(-2, keepdim=True)
+        return both
     if _is_mark(one):
         weights = _weights(other)
         if _dense(weights):
-            return one.amax(-1, keepdim=True).expand(*one.shape[:-1], weights.shape[-1])
-        return one @ weights
+            spread: Tensor = one.amax(-1, keepdim=True).expand(*one.shape[:-1], weights.shape[-1])
+            return spread
+        read: Tensor = one @ weights
+        return read
     carried: Tensor = _weights(one) @ other
     return carried

@@ -61,13 +61,13 @@ class _Builder:
             args, kwargs = self._filled((step.args, step.kwargs))
             node = self._graph.call_function(step.call, args, kwargs)
             several = len(step.outputs) > 1 or isinstance(_returns(step.call), list)
-            for i, number in enumerate(step.outputs):
-                if number is None or number in whole or number not in wanted:
+            for i, own in enumerate(step.outputs):
+                if own is None or own in whole or own not in wanted:
                     continue
                 value = self._graph.call_function(operator.getitem, (node, i)) if several else node
-                if number in self._cuts:
-                    value = self._part(self._cuts[number], value)
-                self._values[number] = value
+                if own in self._cuts:
+                    value = self._part(self._cuts[own], value)
+                self._values[own] = value
         self._graph.output(self._values[self._tape.output])
         self._graph.lint()
         module = fx.GraphModule(self._root, self._graph)

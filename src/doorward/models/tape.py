@@ -236,7 +236,7 @@ class _Handing(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Write down each call of an operator inside the block.
 
     Attributes:
@@ -248,7 +248,7 @@ class Recorder(TorchDispatchMode):
     handed = False
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.left: list[str] = []
         self.derived = {0}
@@ -387,7 +387,7 @@ def _recorded(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Recorder, int
 
     recorder, handing = Recorder(x), _Handing()
     with handing, recorder:
-        y = torch.func.functionalize(keep, remove="mutations")(x)  # type: ignore[no-untyped-call]
+        y = torch.func.functionalize(keep, remove="mutations")(x)
     number, recorder.handed = recorder.number_of(y), handing.noticed
     if recorder.left:
         raise CouldNotTell("the network's graph cannot be read: Python code decides by what the image shows")
@@ -421,8 +421,8 @@ def _tape(one: tuple[Recorder, int], other: tuple[Recorder, int]) -> Tape:
         if wanted & set(step.outputs):
             kept.append(step)
             wanted |= set(step.reads)
-    made = {0} | {number for step in kept for number in values_of(step)}
-    return Tape(kept[::-1], output, few.shapes, few.derived & made, few.switches & made, handed=few.handed)
+    held = {0} | {number for step in kept for number in values_of(step)}
+    return Tape(kept[::-1], output, few.shapes, few.derived & held, few.switches & held, handed=few.handed)
 
 
 def _is_constant(step: Step, few: Recorder, more: Recorder) -> bool:

@@ -101,10 +101,9 @@ def accuracy_curve(table: Table) -> Curve | None:
     if DRAWN not in table.columns:
         return None
     column = table.columns.index(DRAWN)
+    pairs = [(row[0], row[column]) for row in table.rows]
     points = [
-        (float(row[0]), float(row[column]))
-        for row in table.rows
-        if isinstance(row[0], int | float) and isinstance(row[column], int | float)
+        (float(x), float(y)) for x, y in pairs if isinstance(x, int | float) and isinstance(y, int | float)
     ]
     if len(points) < POINTS:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -135,7 +135,8 @@ def _cut(tape: Tape, place: HiddenBranch, seen: Watched) -> Cut:
 
 def _classifier(classifier: TorchClassifier, module: nn.Module) -> TorchClassifier:
     """Return a classifier of the rebuilt network, whose end is that of the network itself."""
-    own, end = classifier.module, ()
+    own: Any = classifier.module
+    end: tuple[str, ...] = ()
     while not isinstance(own, AdaptedModule) and hasattr(own, "inner"):
         own = own.inner
     if isinstance(own, AdaptedModule):

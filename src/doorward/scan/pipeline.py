@@ -111,7 +111,7 @@ def scan(
         if train is not None:
             raise InputError("scan: train goes with a model that lies in a file")
         return examine_model(request, clean, progress=progress, **settings)
-    named = {
+    named: dict[str, Any] = {
         name: None if one is None else os.fspath(one)
         for name, one in (("model", request), ("clean", clean), ("train", train))
     }

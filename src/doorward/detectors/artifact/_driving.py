@@ -328,7 +328,8 @@ def _slope(near: Nearness, base: Tensor) -> Slope | None:
 
 def _read(gate: Gate, element: int | None, reach: Reach, slope: Slope) -> Tensor:
     """Return the pixels (h, w) that a gate, or an element of it, reads."""
-    return reach.mask(gate.value, *slope.size.shape, element)
+    h, w = slope.size.shape
+    return reach.mask(gate.value, h, w, element)
 
 
 def _masks(gate: Gate, element: int | None, reach: Reach, slope: Slope) -> Iterator[Tensor]:
@@ -455,16 +456,16 @@ def _by_levels(
             changed = _nudged(near, image, read, deadline)
             if changed is None:
                 return None
-            before, after = (int(network.answers(one[None])[0]) for one in (image, changed))
+            was, after = (int(network.answers(one[None])[0]) for one in (image, changed))
             held = int(network.answers(changed[None], holding(gate, material.seen))[0])
-            if held == before and network_moved(network, gate, material, changed):
+            if held == was and network_moved(network, gate, material, changed):
                 turned.append((image, changed, after))
     except (RuntimeError, NotImplementedError, TypeError):
         return None
     targets = {target for _, _, target in turned}
     if len(turned) < len(tried) or len(targets) != 1:
         return None
-    before, after, target = turned[0]
+    target = turned[0][2]
     others = int((material.answers[: len(tried)] != target).sum())
     if not others:
         return None

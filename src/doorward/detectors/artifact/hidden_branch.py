@@ -167,7 +167,8 @@ class HiddenBranchSearch(Detector):
         return self._found(network, [*forced, *together], driven, swept)
 
     def _found(self, network: Network, forced: list[Forced], driven: list[Driven], swept: str) -> Finding:
-        places = {one.gate.value: one.gate for one in (*driven, *forced)}
+        places = {one.gate.value: one.gate for one in driven}
+        places |= {one.gate.value: one.gate for one in forced}
         leads = {one.gate.value: tuple(dict.fromkeys(one.targets.values())) for one in forced}
         targets = [hit.target for hit in driven] + [one for each in leads.values() for one in each]
         evidence = [one for hit in driven for one in _shown(hit)]
