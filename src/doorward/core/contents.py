@@ -86,7 +86,7 @@ def _safetensors_size(path: Path) -> int | None:
         stream.seek(8)
         try:
             header = json.loads(stream.read(length))
-            return 8 + length + max(one["data_offsets"][1] for one in header.values() if "dtype" in one)
+            return 8 + length + max(int(one["data_offsets"][1]) for one in header.values() if "dtype" in one)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return None
 

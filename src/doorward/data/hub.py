@@ -98,6 +98,7 @@ def _samples(request: Request, splits: Mapping[str, Any], name: str, roots: Sequ
         InputError: if there is no such split, or its columns do not fit.
     """
     split = request.choose_split(list(splits))
+    assert split is not None, "a data set has a split"
     data = splits[split]
     if not len(data):
         raise InputError(f"{request.given}, split {split!r}, has no rows")

@@ -102,9 +102,9 @@ def accuracy_curve(table: Table) -> Curve | None:
         return None
     column = table.columns.index(DRAWN)
     points = [
-        (float(row[0]), float(row[column]))
-        for row in table.rows
-        if isinstance(row[0], int | float) and isinstance(row[column], int | float)
+        (float(x), float(y))
+        for x, y in ((row[0], row[column]) for row in table.rows)
+        if isinstance(x, int | float) and isinstance(y, int | float)
     ]
     if len(points) < POINTS:
         return None

@@ -84,7 +84,8 @@ def _unwrapped(given: Any) -> tuple[Any, dict[str, Any]]:
 
 def _of_timm(own: dict[str, Any]) -> dict[str, Any]:
     """Return what a module of timm states of its input."""
-    size, told = own.get("input_size"), {}
+    told: dict[str, Any] = {}
+    size = own.get("input_size")
     if isinstance(size, tuple | list) and len(size) == 3:
         told = dict(zip(("channels", "height", "width"), map(int, size), strict=True))
     for name in ("mean", "std"):
