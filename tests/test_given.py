@@ -224,3 +224,14 @@ def test_a_repair_takes_a_module_and_arrays(tmp_path: Path, monkeypatch: pytest.
     assert outcome.report.model == "<memory>"
     assert outcome.classifier is not None
     assert open_classifier(outcome.save(tmp_path / "mended")).spec.shape == (3, 8, 8)
+
+
+def test_class_names_of_the_data_serve_a_model_that_has_none() -> None:
+    detectors = [MaxMargin(starts=2, steps=5)]
+    report = examine(network(), Pairs(), detectors=detectors)
+    assert report.subject is not None
+    assert report.subject.classes == NAMED
+    assert any("states no class names" in one for one in report.warnings)
+    own = examine(network(), Pairs(), classes=("fox", "dog", "cat"), detectors=detectors)
+    assert own.subject is not None
+    assert own.subject.classes == ("fox", "dog", "cat")

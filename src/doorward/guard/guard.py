@@ -109,7 +109,7 @@ class Guard:
             raise InputError(f"the rate of false rejections lies between 0 and 1, got {rate}")
         if not isinstance(classifier, Classifier):
             clean = clean if isinstance(clean, Tensor) else as_samples(clean, what="clean")
-            shape = tuple(clean.shape[1:]) if isinstance(clean, Tensor) else _shape(clean)
+            shape = _shape(clean)
             try:
                 classifier = as_classifier(classifier)
             except SizeUnknown:
@@ -285,8 +285,16 @@ def _fits(one: InputFilter, kept: dict[str, Tensor], shape: tuple[int, int, int]
     return own == its
 
 
-def _shape(samples: Samples) -> tuple[int, int, int]:
-    """Return (channels, height, width) of the first of some images."""
+def _shape(samples: Samples | Tensor) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the first of some images.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if isinstance(samples, Tensor):
+        if samples.ndim != 4:
+            raise InputError(f"a guard takes images (n, c, h, w) uint8, got {tuple(samples.shape)}")
+        return int(samples.shape[1]), int(samples.shape[2]), int(samples.shape[3])
     if samples.modality != "image" or not len(samples):
         raise InputError("a guard filters images; give some as clean")
     height, width, channels = samples.raw([0])[0].shape

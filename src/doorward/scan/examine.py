@@ -17,6 +17,7 @@ from doorward.scan.behaviour import choose, observe
 from doorward.scan.calibration import calibrations
 from doorward.scan.confirmation import illustrate
 from doorward.scan.context import Progress, ScanContext, say_nothing
+from doorward.scan.images import adopt_names
 from doorward.scan.verdict import conclude
 
 
@@ -60,6 +61,8 @@ def examine(
         report_progress=progress or say_nothing,
     )
     classifier, clean = taken(model, samples, size=size, classes=classes, device=device)
+    if not isinstance(model, Classifier):  # one that was given stays as it is
+        adopt_names(classifier, clean)
     if detectors is None:
         chosen = choose((), clean=samples is not None)
         detectors = [d for d in chosen if not d.needs & {"artifact", "train"}]

@@ -70,6 +70,19 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
     return ImageSplit(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
 
 
+def adopt_names(classifier: Classifier, samples: Samples | None) -> None:
+    """Give a model without class names those of labelled samples, in the order of their numbers."""
+    numbers = tuple(map(str, range(len(classifier.classes))))
+    if samples is None or samples.labels is None or classifier.classes != numbers:
+        return
+    if len(samples.classes) == len(numbers) and samples.classes != numbers:
+        classifier.classes = samples.classes
+        classifier.notes = (
+            *classifier.notes,
+            f"the model states no class names: those of {samples.provenance.path} are used, in their order",
+        )
+
+
 def match_labels(samples: Samples, classifier: Classifier) -> Samples:
     """Return the samples with labels that are class numbers of the model.
 

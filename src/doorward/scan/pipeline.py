@@ -40,7 +40,7 @@ from doorward.scan.context import Progress, ScanContext, say_nothing
 from doorward.scan.environment import environment
 from doorward.scan.examine import examine as examine_model
 from doorward.scan.examine import examine_in
-from doorward.scan.images import match_labels
+from doorward.scan.images import adopt_names, match_labels
 from doorward.scan.power import measure_positive_control
 from doorward.scan.request import ScanRequest
 from doorward.scan.training_data import (
@@ -326,6 +326,7 @@ def _examine_behaviour(
     context.report_progress("opening the data")
     clean = None if request.clean is None else _open(request, request.clean, train=False)
     train = None if request.train is None else _open(request, request.train, train=True)
+    adopt_names(classifier, train if clean is None else clean)
     return _examine(request, classifier, clean, train, findings, detectors, context)
 
 
