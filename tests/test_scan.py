@@ -76,18 +76,23 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
 
 
 @pytest.mark.trains
-def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict(
-    backdoored: Report, clean: Report
-) -> None:
-    for report, high in ((backdoored, True), (clean, False)):
-        (own,) = [f for f in report.findings if f.detector == "aegis"]
-        assert own.uncalibrated is not None
-        assert (own.verdict, own.p_value, own.targets) == ("nothing_found", None, ())
-        assert own.score is not None
-        assert (own.score > 0.9) == high
-        assert "aegis" not in report.covered.behaviour
-        titles = [one.title for one in own.evidence if one.type == "picture"]
-        assert titles[-2:] == ["Images before", "The same images with the trigger"]
+def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict() -> None:
+    report, without = (
+        scan(request("backdoored", detectors=names)) for names in (("max-margin", "aegis"), ("max-margin",))
+    )
+    (own,) = [f for f in report.findings if f.detector == "aegis"]
+    assert own.uncalibrated is not None
+    assert (own.verdict, own.p_value, own.targets) == ("nothing_found", None, ())
+    assert own.score is not None
+    assert own.score > 0.9
+    titles = [one.title for one in own.evidence if one.type == "picture"]
+    assert any(title.endswith("→ T - shirt / top") for title in titles), "drawn on real images"
+    assert report.covered.behaviour == ("max-margin",)
+    assert (report.verdict, report.targets, report.p_value) == (
+        without.verdict,
+        without.targets,
+        without.p_value,
+    )
 
 
 @pytest.mark.trains
