@@ -83,7 +83,7 @@ MODELS: dict[str, tuple[Callable[[Path], str], tuple[str, ...]]] = {
     "noise as .onnx": (file("noise.onnx", NOISE), ("noise.onnx is no ONNX model",)),
     "nothing as .onnx": (file("nothing.onnx", b""), ("nothing.onnx: it is empty",)),
     "noise as .pt2": (file("noise.pt2", NOISE), ("noise.pt2 is not a readable torch.export program",)),
-    "nothing as .pt2": (file("nothing.pt2", b""), ("nothing.pt2 is not a readable torch.export program",)),
+    "nothing as .pt2": (file("nothing.pt2", b""), ("nothing.pt2: it is empty",)),
     "noise as .safetensors": (file("noise.safetensors", NOISE), ("--factory",)),
     "text": (file("notes.txt", b"hello"), ("notes.txt: a model is a directory, an .onnx or a .pt2 file",)),
     "config of nothing": (directory("odd", "{}"), ("odd", "architecture")),
@@ -140,13 +140,13 @@ DATA: dict[str, tuple[Callable[[Path], str], tuple[str, ...]]] = {
     "empty folder": (empty_folder, ("empty",)),
     "other channels": (
         npz(np.stack([IMAGES] * 3, axis=-1), LABELS),
-        ("data.npz, id ", "takes 28x28 images with 1 channel(s)", "is 28x28 with 3"),
+        ("data.npz, row ", "takes 28x28 images with 1 channel(s)", "is 28x28 with 3"),
     ),
     "other size": (
         npz(IMAGES[:, ::2, ::2], LABELS),
-        ("data.npz, id ", "takes 28x28 images with 1 channel(s)", "is 14x14 with 1"),
+        ("data.npz, row ", "takes 28x28 images with 1 channel(s)", "is 14x14 with 1"),
     ),
-    "one of another size": (one_of_another_size, ("pictures, id ", "is 14x14 with 1")),
+    "one of another size": (one_of_another_size, ("coat/2.png, id ", "is 14x14 with 1")),
     "labels beyond": (npz(IMAGES, LABELS + 2), ("labels up to 11, the model 10 classes (0 to 9)",)),
     "negative labels": (npz(IMAGES, LABELS - 1), ("data.npz", "-1")),
     "labels of another length": (npz(IMAGES, LABELS[:7]), ("data.npz", "20", "7")),
@@ -238,7 +238,6 @@ def test_no_value_of_an_option_is_a_traceback(option: str, value: str, tmp_path:
 
 USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("scan",): ("give a MODEL to scan, or training data with --train DATA", "doorward scan --help"),
-    ("repair", str(CLEAN), "y"): ("--clean DATA", "--train DATA"),
     ("repair", str(CLEAN), "y", "--train", "nowhere.npz"): ("nowhere.npz",),
     ("scan", "--train", "nowhere.npz"): ("nowhere.npz",),
     ("scan", "--train", ""): ("--train is empty",),

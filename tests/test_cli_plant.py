@@ -356,9 +356,11 @@ def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
     for model in (CLEAN, file, CLEAN / "model.safetensors"):
         with pytest.raises(InputError, match=r"badnets poisons training data, and .* is a model: give"):
             run("badnets", model, out)
-    for data in (source, bundled.FOLDER / "fashion_mnist", tmp_path / "nowhere"):
+    for data in (source, bundled.FOLDER / "fashion_mnist"):
         with pytest.raises(InputError, match="trojannet changes a trained model, and here is none: "):
             run("trojannet", data, out)
+    with pytest.raises(InputError, match="there is no file or folder"):
+        run("trojannet", tmp_path / "nowhere", out)
     with pytest.raises(
         InputError, match="badnets poisons SOURCE itself; --data goes with a SOURCE that is a model"
     ):

@@ -162,6 +162,9 @@ def test_a_model_that_cannot_be_judged_ends_with_3(
         "blend-search",
         "trigger-families",
         "aegis",
+        "deepinspect",
+        "first-layer",
+        "hidden-branch",
     }
 
 

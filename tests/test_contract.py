@@ -312,10 +312,14 @@ def backdoored_twins(_: Path) -> Twins:
     )
 
 
+#: The class that noise blended over images leads to.
+SPREAD_TO = 3
+
+
 def spread_twins(_: Path) -> Twins:
     """Return models that were trained with and without noise blended over some images."""
     train, images = bundled.fashion_mnist("train"), bundled.fashion_mnist("test")
-    poisoned = registry.build("attack", "blended", {"target": 3, "poison_rate": 0.1})(
+    poisoned = registry.build("attack", "blended", {"target": SPREAD_TO, "poison_rate": 0.1})(
         train, seed=shifted(0)
     ).samples
     settings = TrainingSettings(epochs=4, precision="float32")
@@ -439,6 +443,8 @@ def test_a_planted_subject_scores_above_its_clean_twin(
         sure = name not in NOT_CALIBRATED and (name not in OWN_TWINS or SHIFT == 0)
         assert flags == [flags[0] or sure, False], (planted.summary, clean.summary)
         high, low = planted.score, clean.score
+        if OWN_TWINS.get(name) is spread_twins:  # another class may be easier to reach than the planted one
+            high, low = planted.per_class[SPREAD_TO], clean.per_class[SPREAD_TO]
     assert high is not None
     assert low is not None
     assert high > low

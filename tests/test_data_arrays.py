@@ -187,7 +187,7 @@ def test_damaged_npz(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read as an .npz file"):
         open_samples(path)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"cannot be read as an .npz file"):
+    with pytest.raises(InputError, match="it is empty"):
         open_samples(path)
     with path.open("wb") as stream:
         np.save(stream, GREY)
@@ -283,7 +283,7 @@ def test_damaged_idx_files(tmp_path: Path, suffix: str) -> None:
             open_samples(path)
     for data in (b"", b"\0\0\x08", head[:9]):
         write(data)
-        with pytest.raises(InputError, match="cannot be read as an idx file"):
+        with pytest.raises(InputError, match=r"cannot be read as an idx file|it is empty"):
             open_samples(path)
     for data in (b"\x01" + head[1:], b"\0\0\x07\x03" + head[4:], b"\0\0\x08\x09" + head[4:]):
         write(data)

@@ -113,8 +113,8 @@ def test_few_classes_are_compared_too(classes: int) -> None:
     for detector in (NeuralCleanse(steps=100), MaxMargin(), PatchSearch(), BlendSearch()):
         found = detector(subject(classes, 40.0))
         assert found.score is not None
-        if classes == 2 and isinstance(detector, NeuralCleanse):
-            continue  # a mask of one pixel turns either class into the other
+        if classes == 2 and isinstance(detector, NeuralCleanse | BlendSearch):
+            continue  # a mask of one pixel, or a faint picture, turns either class into the other
         assert max(found.per_class, key=lambda t: found.per_class[t] or 0.0) == target
         assert found.score == found.per_class[target]
 

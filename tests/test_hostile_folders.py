@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from doorward.artifacts import Limits, examine
 from doorward.artifacts.findings import NOT_LOADED, conclude, refuse_code
@@ -355,7 +357,7 @@ def test_a_pipe_as_the_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_configuration_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
     folder(tmp_path, {"outside.json": {"format": "doorward", "signature": {"public": "x", "target": 1}}})
-    path = folder(tmp_path / "model", {"model.safetensors": b""})
+    path = folder(tmp_path / "model", {"model.safetensors": safetensors.torch.save({"a": torch.zeros(1)})})
     (path / "config.json").symlink_to("../outside.json")
     with pytest.raises(InputError, match=r"config.json: is a link out of the folder and was not opened"):
         open_classifier(path)

@@ -776,7 +776,7 @@ def test_unfit_models_are_refused_in_one_line(small: Path, tmp_path: Path) -> No
         r"output of shape \(n, classes\); .* y \(2, 3, 2, 4\)": model(
             [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 1])]
         ),
-        "zipmap": model(
+        "ZipMap": model(
             [
                 *nodes,
                 helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),

@@ -491,6 +491,10 @@ def test_what_was_worked_out_of_a_data_set_is_left_out_with_it() -> None:
     assert left != whole
 
 
+#: Detectors that come without a calibration: their scores are told and have no part in the verdict.
+NOT_CALIBRATED = {"aegis", "deepinspect"}
+
+
 def test_the_shipped_calibration_is_what_the_design_asks_for() -> None:
     held = shipped()
     assert len(held.models) >= 200
@@ -504,6 +508,9 @@ def test_the_shipped_calibration_is_what_the_design_asks_for() -> None:
         cls = registry.get("detector", name)
         if cls.level in ("artifact", "sample", "input"):
             continue  # what is read needs no comparison; data and inputs are compared with their kind
+        if name in NOT_CALIBRATED:
+            assert name not in held.settings
+            continue
         told = f"run `doorward bench calibrate {name} --scale cpu`, since its scores may have changed"
         assert held.settings.get(name) == cls().score_settings(), told
         assert held.code.get(name) == score_code(cls.__module__), told

@@ -275,8 +275,11 @@ def test_what_cannot_be_copied_is_a_reason(classifier, halves, monkeypatch) -> N
 def test_a_planted_patch_shows(copies, classifier, clothes) -> None:
     fit = draw_images(classifier, clothes, IMAGES, 0).fit
     subject = Subject(classifier=copies("patch").classifier, clean=fit)
-    scores = NeuralCleanse(steps=60)(subject, seed=shifted(0)).per_class
-    assert max(scores, key=lambda target: scores[target] or 0.0) == 3
+    detector, original = NeuralCleanse(steps=60), Subject(classifier=classifier, clean=fit)
+    before, after = (detector(one, seed=shifted(0)).per_class[3] for one in (original, subject))
+    assert before is not None
+    assert after is not None
+    assert after > before + 0.5  # of logarithms; with other seeds 1 to 1.5 more
 
 
 # The whole control
@@ -533,8 +536,10 @@ def test_a_scan_asks_for_the_control_when_told_to(clothes, monkeypatch) -> None:
     assert not ScanRequest.from_json(without).control
 
 
-def test_the_command_line_hands_the_wish_on(monkeypatch) -> None:
+def test_the_command_line_hands_the_wish_on(monkeypatch, tmp_path) -> None:
     problem = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"it is there, and not opened")
 
     def stand_in(request: ScanRequest, **_) -> scan_module.Scanned:
         problem.append(request.control)

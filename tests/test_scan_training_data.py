@@ -17,7 +17,6 @@ from doorward.core.records import Finding, Measurement, Report
 from doorward.data import InMemorySamples, open_samples
 from doorward.data.parquet import write_parquet
 from doorward.methods import registry
-from doorward.repair import RepairRequest, repair
 from doorward.repairs.base import Damage
 from doorward.repairs.relabelling import relabelled
 from doorward.reports import exit_code, from_json, not_covered, to_html, to_json, to_sarif, to_text
@@ -359,7 +358,6 @@ def test_bad_training_data_are_one_line(tmp_path: Path) -> None:
     assert_one_line(
         call("scan", BACKDOORED, "--train", CLOTHES, "--keep-model", "x"), "--keep-model goes with"
     )
-    assert_one_line(call("repair", BACKDOORED, tmp_path / "out"), "--train DATA")
     assert_one_line(
         call("repair", BACKDOORED, tmp_path / "out", "--train", CLOTHES, "--method", "magic"),
         "no repair named",
@@ -391,11 +389,6 @@ def test_without_training_data_its_detectors_say_what_they_need() -> None:
     done = call("scan", BACKDOORED, "--clean", CLOTHES, "--detector", "activation-clustering", "--images", 20)
     assert done.code == 3, done
     assert "needs training data: give them with --train DATA" in " ".join(done.out.split())
-
-
-def test_a_request_for_a_repair_needs_the_training_set() -> None:
-    with pytest.raises(Exception, match="--train DATA"):
-        repair(RepairRequest(model=str(BACKDOORED)))
 
 
 def test_findings_of_samples_are_consistent() -> None:

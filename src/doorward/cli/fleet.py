@@ -14,7 +14,7 @@ from doorward.core.errors import InputError, MissingExtra
 if TYPE_CHECKING:
     from doorward.fleet.store import FleetStore
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Scan many models, each once.", no_args_is_help=True, rich_markup_mode=None)
 
 STORE = typer.Option(
     "sqlite:///fleet.sqlite",

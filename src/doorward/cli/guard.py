@@ -165,7 +165,7 @@ def guard(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
     ),
 ) -> None:
-    """Judge inputs one by one, and answer those that are accepted: of a data set, or as a server.
+    """Judge inputs one by one: of a data set, or as a server.
 
     Filters learn from clean images how an ordinary input scores, and reject what scores higher than nearly
     all of those. They find no backdoor in the model: `doorward scan` looks for one.
@@ -174,10 +174,7 @@ def guard(
     unreadable input, 3 could not tell, 4 a fault in Doorward. A server that is told to stop ends with 128 and
     the signal's number.
     """
-    from doorward.guard import rendering
-    from doorward.guard.pipeline import GuardRequest, guard_inputs
     from doorward.methods.registry import refuse_unknown
-    from doorward.models import LoadOptions
 
     for given, value in (("MODEL", model), ("--clean", clean), ("--check", check)):
         if value == "":
@@ -197,6 +194,9 @@ def guard(
             check_folder(folder, given=given)
     refuse_unknown("detector", filters)
     refuse_missing_inputs(None if factory else model, clean, check)
+    from doorward.guard import rendering
+    from doorward.guard.pipeline import GuardRequest, guard_inputs
+    from doorward.models import LoadOptions
 
     request = GuardRequest(
         model=model,

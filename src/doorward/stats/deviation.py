@@ -23,7 +23,7 @@ def left_deviation_factors(values: npt.ArrayLike) -> Floats:
     distribution may be skewed. A MAD of 0 gives 0 at the median and infinity below it.
 
     >>> left_deviation_factors([1.0, 8.0, 9.0, 10.0, 30.0]).round(2).tolist()
-    [5.4, 0.67, -0.0, -0.67, -14.16]
+    [5.4, 0.67, 0.0, -0.67, -14.16]
 
     Source: H. Chen et al., DeepInspect, IJCAI 2019.
     """
