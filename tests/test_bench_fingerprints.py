@@ -234,8 +234,11 @@ EVERY = {f"detector {name}" for name in registry.own_modules("detector")}
         ("scan/behaviour.py", EVERY),
         ("scan/confirmation.py", EVERY),
         ("detectors/base.py", EVERY),
-        ("stats/outliers.py", BEHAVIOUR - {"detector aegis", "detector trigger-families"}),
-        ("inversion/sources.py", SEARCHES),
+        (
+            "stats/outliers.py",
+            (BEHAVIOUR | {"detector deepinspect"}) - {"detector aegis", "detector trigger-families"},
+        ),
+        ("inversion/sources.py", SEARCHES | {"detector deepinspect"}),
         ("inversion/masks.py", {"detector blend-search", "detector neural-cleanse"}),
         ("detectors/model/neural_cleanse.py", {"detector neural-cleanse"}),
         ("training/augment.py", {"detector patch-search", "detector trigger-families", "training.loop"}),

@@ -18,6 +18,7 @@ from doorward.data import InMemorySamples
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
 from doorward.scan.behaviour import choose
+from doorward.scan.confirmation import PICTURES
 from doorward.scan.context import ScanContext
 from doorward.scan.examine import examine, examine_in
 from doorward.scan.images import affordable, draw_images, match_labels, unmatched_note
@@ -137,8 +138,11 @@ def test_what_it_cost_is_counted(clean: Report) -> None:
 
 def test_pictures_show_the_trigger_on_unseen_images(backdoored: Report) -> None:
     (found,) = [f for f in backdoored.findings if f.detector == "neural-cleanse"]
-    titles = [e.title for e in found.evidence if e.type == "picture"]
-    assert [t.split()[0] for t in titles] == ["Recovered", "Images", "The"]
+    trigger, *examples = [e for e in found.evidence if e.type == "picture"]
+    assert trigger.title == f"Recovered trigger for {backdoored.class_name(backdoored.targets[0])}"
+    assert len(examples) == PICTURES
+    answers = [one.title.split(" → ")[1] for one in examples]
+    assert answers.count(backdoored.class_name(backdoored.targets[0])) >= PICTURES - 1
 
 
 def test_the_report_round_trips_and_says_how_to_rerun(backdoored: Report) -> None:
@@ -223,6 +227,8 @@ def test_accuracy_no_better_than_chance_is_noticed() -> None:
         "blend-search",
         "trigger-families",
         "aegis",
+        "first-layer",
+        "hidden-branch",
     }
     assert report.subject is not None
     assert report.subject.clean_accuracy is not None
