@@ -125,13 +125,13 @@ def test_what_hangs_crashes_or_eats_memory_is_told_and_stops_nobody(
     for name in ("hang", "crash", "eat", "once"):
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(name))
     monkeypatch.setattr("doorward.fleet.engine.GRACE", 0.0)
-    common = ScanRequest(detectors=(f"{detector}:Odd",), time_budget=15.0)
+    common = ScanRequest(detectors=(f"{detector}:Odd",), time_budget=10.0)
     noted = note(find_models([str(folder)], common), store)
     assert noted.new == 6
     assert work(store, FleetSettings(workers=3)) == 6
     found = {Path(one.path).stem: one for one in store.rows()}
     assert {name for name, one in found.items() if one.state == "failed"} == {"hang", "crash", "eat"}
-    assert "did not end within 15 s" in (found["hang"].error or "")
+    assert "did not end within 10 s" in (found["hang"].error or "")
     assert "ended with code 9" in (found["crash"].error or "")
     assert "GiB of memory" in (found["eat"].error or "")
     assert found["once"].verdict is not None
