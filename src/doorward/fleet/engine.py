@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import socket
 import threading
@@ -190,6 +191,8 @@ def work(
         except BaseException:
             for future in running:
                 future.cancel()
+            for process in multiprocessing.active_children():  # else leaving the pool waits for them
+                process.kill()
             store.release(owner)
             raise
 

@@ -7,10 +7,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from doorward._version import __version__
 from doorward.core.formatting import duration, number, plain
@@ -18,6 +15,7 @@ from doorward.core.records import SEVERITY
 from doorward.core.report_json import from_json
 from doorward.fleet.store import Done, FleetStore
 from doorward.reports import to_html
+from doorward.reports.page import template
 
 #: Verdicts as they are shown, the worst first; then what has none.
 ORDER = (*sorted(SEVERITY, key=lambda verdict: -SEVERITY[verdict]), "failed", "running", "waiting")
@@ -69,13 +67,12 @@ def to_page(rows: Sequence[Done], linked: frozenset[str] = frozenset()) -> str:
     """
     ordered = sorted(rows, key=lambda one: (ORDER.index(standing(one)), one.path))
     counts = Counter(map(standing, ordered))
-    return _template().render(
+    return template("overview.html.j2", ("doorward.fleet",)).render(
         rows=ordered,
         standing=standing,
         counts=[(name, counts[name]) for name in ORDER if counts[name]],
         days=_days(ordered),
         linked=linked,
-        plain=plain,
         number=number,
         duration=duration,
         date=lambda at: time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)) if at else "",
@@ -114,15 +111,3 @@ def write_overview(store: FleetStore, out: Path) -> None:
         (folder / f"{key}.html").write_text(to_html(from_json(text)), encoding="utf-8")
     (out / "models.csv").write_text(to_csv(rows), encoding="utf-8")
     (out / "index.html").write_text(to_page(rows, frozenset(linked)), encoding="utf-8")
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("doorward.fleet"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("overview.html.j2")

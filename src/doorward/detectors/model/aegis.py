@@ -59,9 +59,8 @@ class Aegis(ImageDetector):
     The model's robustness is measured on the way: the share of images whose class it keeps under an attack
     (10 steps of PGD, L2) within several radii. It is reported and decides nothing.
 
-    Ten classes of small images take seconds. With more than 20 classes half as many images are translated,
-    so that 43 take about three times as long as ten. In ordinarily trained models of colour images some
-    clean classes are reached almost as well as the planted one, and the score says less.
+    With more than 20 classes half as many images are translated. In ordinarily trained models of colour
+    images some clean classes are reached almost as well as the planted one, and the score says less.
 
     From AEGIS we take its models and the translation of images. It then counts clusters in the plane, which
     did not tell poisoned classes from clean ones in our trials; we try the pixels themselves.

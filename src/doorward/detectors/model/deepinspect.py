@@ -37,7 +37,7 @@ class DeepInspect(Detector):
     Images of every class are made from the model alone, by model inversion. One conditional generator then
     learns, for all classes at once, perturbations that send images of other classes to each. It has the
     losses of the paper: of the trigger, of the adversary and of the perturbation. The weight of the last
-    follows the success of each class, so that it stays near 95 %.
+    follows the success of each class and aims at 95 %, which it often misses.
 
     The score of a class is how much smaller its perturbation is than the smallest of all other classes, as a
     logarithm. It is compared with the scores of clean models. The rule of the paper, a double-MAD deviation

@@ -10,13 +10,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -29,6 +27,7 @@ from doorward.guard.serving.batches import Batcher, QueueFullError
 from doorward.guard.serving.protocol import BadRequestError, Failure, InferenceAnswer, InferenceRequest, Reply
 from doorward.guard.serving.upstream import Upstream, UpstreamGoneError
 from doorward.guard.serving.watch import Watch
+from doorward.reports.page import template
 
 LOG = logging.getLogger("doorward.guard")
 #: Bodies beyond which reading one is left to a thread, so that others do not wait.
@@ -212,7 +211,7 @@ class _Server:
     async def status(self) -> HTMLResponse:
         """Return the status page."""
         watch, guard = self.watch, self.guard
-        page = _template().render(
+        page = template("status.html.j2", ("doorward.guard",)).render(
             name=self.name,
             inputs=watch.inputs,
             rejected=watch.rejected_inputs,
@@ -326,15 +325,3 @@ async def _broken(request: Request, error: Exception) -> Response:
     """Tell of a fault without what is inside."""
     LOG.error(json.dumps({"at": round(time.time(), 3), "fault": repr(error)[:500]}))
     return _failure(500, "a fault in the server; its log has more")
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("doorward.guard"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("status.html.j2")

@@ -121,7 +121,7 @@ def _refuse_tokens(module: nn.Module, path: Path, name: str) -> None:
     """Raise if a model takes token numbers, alone or next to its images, as ImageGPT does."""
     if "input_ids" in inspect.signature(module.forward).parameters:
         raise NotExamined(
-            f"{path}: only its files were examined: a {name} takes token numbers, and models are examined "
+            f"{path}: only its files were examined: {name} takes token numbers, and models are examined "
             "that take the colours of an image alone"
         )
 
