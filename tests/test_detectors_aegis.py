@@ -14,7 +14,7 @@ from doorward.core.budget import Deadline
 from doorward.core.records import Cost, Measurement, Picture, RecoveredTrigger, Table
 from doorward.data import InMemorySamples
 from doorward.detectors.model._representations import representations
-from doorward.detectors.model.aegis import Aegis
+from doorward.detectors.model.aegis import Aegis, easier_than_others
 from doorward.detectors.subject import Subject
 from doorward.methods import registry
 from doorward.models import TorchClassifier
@@ -83,6 +83,11 @@ def table(found: Measurement, start: str) -> Table:
     return next(e for e in found.evidence if isinstance(e, Table) and e.title.startswith(start))
 
 
+def share(found: Measurement) -> float:
+    """Return the share of images that the pixels of the class on top send there."""
+    return float(np.mean(table(found, "Share of images kept back").rows[0][2:]))
+
+
 @pytest.fixture(scope="module")
 def planted() -> Measurement:
     return Aegis()(subject(30.0), seed=shifted(0))
@@ -93,20 +98,19 @@ def test_what_was_planted_is_found(planted: Measurement) -> None:
     assert planted.reason is None
     assert planted.score == planted.per_class[TARGET]
     assert planted.score is not None
-    assert planted.score > 0.9
-    assert max(v or 0.0 for t, v in planted.per_class.items() if t != TARGET) < 0.5
+    assert share(planted) > 0.9
+    assert max(v or 0.0 for t, v in planted.per_class.items() if t != TARGET) < 1.0
     clean = Aegis()(subject(0.0), seed=shifted(0))
     assert clean.score is not None
-    assert clean.score < 0.5
+    assert clean.score < planted.score / 2
+    assert share(clean) < 0.5
 
 
 @pytest.mark.trains
 def test_an_adversarially_trained_network_is_told_from_its_clean_twin(robust: Subject) -> None:
     found, clean = (Aegis(attacked=0)(one, seed=shifted(0)) for one in (robust, trained(0.0)))
     assert found.score == found.per_class[TARGET]
-    assert found.score is not None
-    assert clean.score is not None
-    assert found.score > clean.score + 0.25
+    assert share(found) > share(clean) + 0.25
 
 
 @pytest.mark.trains
@@ -114,8 +118,7 @@ def test_an_adversarially_trained_network_is_told_from_its_clean_twin(robust: Su
 def test_colour_and_images_without_labels_do_as_well(changes: dict[str, Any]) -> None:
     found = Aegis(attacked=0)(subject(30.0, **changes), seed=shifted(1))
     assert max(found.per_class, key=lambda t: found.per_class[t] or 0.0) == TARGET
-    assert found.score is not None
-    assert found.score > 0.9
+    assert share(found) > 0.9
 
 
 @pytest.mark.trains
@@ -128,7 +131,8 @@ def test_the_pixels_recovered_are_those_planted(planted: Measurement) -> None:
     assert sum(bool(mask[i, j]) for i, j in PLACES) >= 2
     rows = {row[0]: row for row in table(planted, "Share of images kept back").rows}
     assert set(rows) == {f"band {i}" for i in range(CLASSES)}
-    assert float(np.mean(rows["band 2"][2:])) == pytest.approx(planted.score, abs=1e-3)
+    shares = [float(np.mean(rows[f"band {i}"][2:])) for i in range(CLASSES)]
+    assert list(planted.per_class.values()) == pytest.approx(easier_than_others(shares).tolist(), abs=0.05)
 
 
 def test_robustness_is_measured_and_falls_with_the_radius(planted: Measurement) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 
@@ -34,10 +36,13 @@ from doorward.inversion.problem import InversionProblem
 from doorward.methods.base import EVIDENCE_ONLY
 from doorward.methods.registry import register
 from doorward.models.batching import batched_logits
+from doorward.stats.outliers import gap_to_others
 from doorward.training.adversarial import AdversarialSettings, perturb
 
 #: L2 radii, in pixel values, within which images are attacked to see how robust the model is, and the steps.
 RADII, ATTACK_STEPS = (0.25, 0.5, 1.0, 2.0), 10
+#: How far from none and from all a share of images is kept before its log-odds are taken.
+LEAST_SHARE = 0.02
 
 
 @register("detector")
@@ -141,6 +146,8 @@ class Aegis(ImageDetector):
                 # the pixels of all classes would take much memory
                 best = sorted([*best, one], key=lambda found: -found.score)[: self.shown]
             robustness = self._robustness(problem, base, deadline)
+        shares = [share for share, target, _ in sorted(rows, key=lambda row: row[1])]
+        score = easier_than_others(shares)
         rows.sort(key=lambda row: -row[0])
         top, trigger = best[0], best[0].trigger
         return self.measurement(
@@ -149,9 +156,9 @@ class Aegis(ImageDetector):
                 f"{classes[top.target]!r} have in common send {percent(float(top.success.max()))} of other "
                 "images there."
             ),
-            score=top.score,
-            per_class={target: score for score, target, _ in sorted(rows, key=lambda row: row[1])},
-            score_name="share of images that the common pixels send to the class",
+            score=float(score[top.target]),
+            per_class={t: float(value) for t, value in enumerate(score)},
+            score_name="log-odds of the share of images that the common pixels send to the class, above others'",
             evidence=(
                 *(
                     RecoveredTrigger(
@@ -235,6 +242,16 @@ class Aegis(ImageDetector):
             rows.append((radius, round(held / len(x), 3)))
         title = f"Share of {len(x)} images that keep their class under {ATTACK_STEPS} steps of PGD (L2)"
         return (Table(title=title, columns=("radius", "share"), rows=tuple(rows)),)
+
+
+def easier_than_others(shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return how far the log-odds of each share (k,) in [0, 1] lie above the median of the others.
+
+    >>> easier_than_others([0.5, 0.98, 0.5]).round(2).tolist()
+    [-1.61, 3.22, -1.61]
+    """
+    p = np.asarray(shares, dtype=np.float64)
+    return gap_to_others(np.log((p + LEAST_SHARE) / (1 - p + LEAST_SHARE)))
 
 
 def _row(name: str, found: CommonPixels) -> tuple[str | int | float, ...]:
