@@ -215,6 +215,15 @@ def test_what_is_not_run_is_named_with_what_it_would_take(clock) -> None:
     assert done.reason is None, "a verdict is drawn from what ran"
 
 
+def test_where_most_of_the_weight_did_not_run_that_is_the_reason(clock) -> None:
+    done = ran(clock, 150, Endless(), Endless1(), Stepping())
+    assert [m.detector for m in done.measurements] == ["stepping"]
+    assert done.reason == (
+        "there was no time for detectors, or for their full settings, that have 66.7 % of the weight in the "
+        "verdict; give more with --time-budget"
+    )
+
+
 def test_where_nothing_fits_that_is_the_reason(clock) -> None:
     done = ran(clock, 20, Endless())
     assert done.measurements == []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from doorward.core.budget import Deadline, about
 from doorward.core.errors import CouldNotTell
-from doorward.core.formatting import joined
+from doorward.core.formatting import joined, percent
 from doorward.core.records import Measurement, NotRun
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
@@ -25,6 +25,8 @@ SLACK = 1.3
 LEAST_KEPT, MOST_KEPT = 0.03, 0.2
 #: Seconds below which what a detector took says nothing of how good the estimates are.
 TELLING = 1.0
+#: Share of the worth of all detectors that may be lost for lack of time, and still something is concluded.
+MOST_LOST = 0.5
 #: Seconds from one message on the progress to the next.
 MESSAGES = 1.0
 
@@ -35,17 +37,26 @@ class Ran:
 
     Attributes:
         quickest: the detector that would have taken the least time of those that were not tried.
+        lost: share of the worth of all detectors that the verdict does without, for lack of time.
     """
 
     measurements: list[Measurement] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     quickest: str | None = None
+    lost: float = 0.0
 
     @property
     def reason(self) -> str | None:
-        """Return why nothing was measured for lack of time; None if something was, or time was not why."""
-        if not self.not_run or any(seen.reason is None for seen in self.measurements):
+        """Return why too little was measured for lack of time; None if enough was, or time was not why."""
+        if any(seen.reason is None for seen in self.measurements):
+            return (
+                f"there was no time for detectors, or for their full settings, that have {percent(self.lost)} "
+                "of the weight in the verdict; give more with --time-budget"
+                if self.lost > MOST_LOST
+                else None
+            )
+        if not self.not_run:
             return None
         if len(self.not_run) == 1 or self.quickest is None:
             return "; ".join(f"{one.detector}: {one.reason}" for one in self.not_run)
@@ -116,6 +127,7 @@ class _Schedule:
             "images": 0 if subject.clean is None else len(subject.clean),
         }
         self._choices = {one.method(): options_of(one, pace, **sizes) for one in detectors}
+        self._whole = {name: options[0].worth for name, options in self._choices.items()}
         self._estimated, self._took = 0.0, 0.0
 
     def run(self) -> Ran:
@@ -131,6 +143,7 @@ class _Schedule:
         self.ran.not_run.sort(key=lambda one: self._order[one.detector])
         if self.ran.not_run:
             names = joined([one.detector for one in self.ran.not_run])
+            self._lose(sum(self._whole[one.detector] for one in self.ran.not_run))
             self.ran.notes.insert(0, f"not run for lack of time: {names}; give more with --time-budget")
         return self.ran
 
@@ -172,7 +185,11 @@ class _Schedule:
             self._estimated += option.seconds / self._factor
             self._took += seen.seconds
         if option.reduced:
+            self._lose(self._whole[option.name] - option.worth)
             self.ran.notes.append(reduced_note(option))
+
+    def _lose(self, worth: float) -> None:
+        self.ran.lost += worth / max(sum(self._whole.values()), 1e-9)
 
     def _too_slow(self, option: Option, deadline: Deadline, reason: str) -> None:
         """Leave a detector the options that are cheaper than one which did not fit."""
