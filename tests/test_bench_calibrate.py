@@ -78,7 +78,8 @@ FIRST = row(ONE, measured({0: 0.12345, 1: -2.0, 2: None}))
 def test_a_calibration_holds_what_was_measured_and_by_what() -> None:
     other = measured({0: 9.0}).model_copy(update={"detector": "neural-cleanse"})
     mute = row(TWO, other, measured({}, reason="no class was reached"))
-    found = calibration_of("max-margin", [FIRST, mute], weight=0.5)
+    found = calibration_of("max-margin", [FIRST, mute], weight=0.5, witness="another")
+    assert found.witness == "another"
     assert (found.detector, found.weight, found.images) == ("max-margin", 0.5, 40)
     assert found.settings == registry.build("detector", "max-margin", {}).score_settings()
     assert found.code == score_code(MODULE)

@@ -193,18 +193,18 @@ def test_a_detector_is_calibrated(tmp_path: Path) -> None:
     method = registry.get("detector", detector).method()
     file = tmp_path / "calibration" / f"{method}.json"
     words = ("calibrate", detector, "--scale", "smoke", "--cache", tmp_path / "cache", "--data", tmp_path)
-    some = doorward(*words, "--weight", "0.5")
+    some = doorward(*words, "--weight", "0.5", "--witness", "own")
     assert some.exit_code == 4, some.output
     assert some.stdout == f"written: {file} (2 of 3 clean models)\n"
     assert "clean-00: done in " in some.stderr
     assert some.stderr.endswith(f"\nnot done: data set nowhere is not in {tmp_path}\n")
     held = Calibration.read(file)
-    assert (held.detector, held.weight, held.images) == (method, 0.5, 40)
+    assert (held.detector, held.weight, held.witness, held.images) == (method, 0.5, "own", 40)
     assert [(m.name, m.classes) for m in held.models] == [("clean-00", 10), ("clean-01", 10)]
     assert held.models[0].scores == tuple(float(t) for t in range(10))
     assert held.models[0].accuracy > 0.2
 
-    # the scans are stored, and the weight stays until it is named
+    # the scans are stored; weight and witness stay until they are named
     again = doorward(*words, "--only", "clean*")
     assert (again.exit_code, again.stdout) == (0, f"written: {file} (2 of 2 clean models)\n")
     assert again.stderr == ""

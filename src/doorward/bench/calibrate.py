@@ -56,7 +56,12 @@ def calibration_trials(
 
 
 def calibration_of(
-    detector: str, rows: Sequence[Row], *, weight: float = 1.0, quick: bool = False
+    detector: str,
+    rows: Sequence[Row],
+    *,
+    weight: float = 1.0,
+    witness: str | None = None,
+    quick: bool = False,
 ) -> Calibration:
     """Return a detector's calibration from the stored scans of clean models.
 
@@ -65,6 +70,7 @@ def calibration_of(
     Args:
         detector: a name, or `file.py:Class`.
         weight: of the detector in the sum that is fused.
+        witness: name of the group of detectors in which it is judged; None for the usual ones.
         quick: whether they were made at the detector's quick settings.
 
     Raises:
@@ -88,6 +94,7 @@ def calibration_of(
     return Calibration(
         detector=name,
         weight=weight,
+        witness=witness,
         images=images.pop(),
         settings=settings,
         code=str(codes.pop()),

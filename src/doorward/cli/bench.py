@@ -181,6 +181,12 @@ def calibrate(
         metavar="W",
         help="What the detector counts in the sum over detectors; as in the calibration that is there, or 1.",
     ),
+    witness: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Judge the detector apart from the sum, together with others of the same witness, so that the sum "
+        "does not outvote it; as in the calibration that is there, or in the sum.",
+    ),
     quick: bool = typer.Option(
         False,
         "--quick",
@@ -212,9 +218,12 @@ def calibrate(
         raise InputError(
             f"{name} comes with a calibration on many more models than these; name another file with --out"
         )
+    there = calibration_file(name)
+    earlier = Calibration.read(there) if there.is_file() else None
     if weight is None:
-        earlier = calibration_file(name)
-        weight = Calibration.read(earlier).weight if earlier.is_file() else 1.0
+        weight = earlier.weight if earlier else 1.0
+    if witness is None and earlier:
+        witness = earlier.witness
     folder = cache or default_cache()
     planned = [plan(trial, Sources(data)) for trial in trials]
     opened = open_store(store, folder)
@@ -228,7 +237,7 @@ def calibrate(
         raise typer.Exit(4) from error
     rows = [row for one in planned if (row := opened.get(one.key)) is not None]
     _tell_errors(rows)
-    made = calibration_of(detector, rows, weight=weight, quick=quick)
+    made = calibration_of(detector, rows, weight=weight, witness=witness, quick=quick)
     file = out or (quick_file if quick else calibration_file)(name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
