@@ -27,6 +27,7 @@ from command_line import (
     BACKDOORED,
     CLEAN,
     CLOTHES,
+    PATCHES,
     PROGRAM,
     QUICK,
     Outcome,
@@ -59,7 +60,7 @@ def found(shared_folder: Path) -> tuple[Path, Outcome]:
 @pytest.fixture(scope="session")
 def doubted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Scan the planted model with fewer images than calibration had; return the lines printed."""
-    words = ("scan", BACKDOORED, "--clean", CLOTHES, "--images", 60)
+    words = ("scan", BACKDOORED, "--clean", CLOTHES, *PATCHES, "--images", 60)
     return program(*words, folder=tmp_path_factory.mktemp("doubted")).out.splitlines()
 
 
@@ -249,8 +250,8 @@ def test_the_advice_can_be_followed(doubted: list[str]) -> None:
     """The advised commands name the model and data as they were given, and options that exist."""
     more, again, check = (line.split() for line in doubted if line.startswith("      doorward "))
     scanned = ["doorward", "scan", str(BACKDOORED), "--clean", CLOTHES]
-    assert more == [*scanned, "--images", "240"]
-    assert again == [*scanned, "--images", "60", "--seed", "1"]
+    assert more == [*scanned, *PATCHES, "--images", "240"]
+    assert again == [*scanned, *PATCHES, "--images", "60", "--seed", "1"]
     assert check == ["doorward", "verify", "report.json"]
 
 

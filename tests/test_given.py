@@ -180,11 +180,12 @@ def test_a_module_and_arrays_are_examined_and_scanned() -> None:
     detectors = [MaxMargin(starts=2, steps=5)]
     for report in (
         examine(network(), (PIXELS, LABELS), detectors=detectors),
-        scan(network(), (PIXELS, LABELS), detectors=detectors),
+        scan(network(), (PIXELS, LABELS), detectors=["max-margin"]),
     ):
         assert report.subject is not None
         assert report.subject.spec["height"] == 8
         assert report.data[0].rows == 30
+        assert [one.detector for one in (*report.findings, *report.not_run)] == ["max-margin"]
 
 
 @pytest.mark.parametrize(

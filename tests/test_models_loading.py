@@ -959,7 +959,6 @@ def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
     return document
 
 
-@settings(max_examples=100)
 @given(st.data())
 def test_wrong_types_in_a_configuration_raise_nothing_but_our_errors(
     tmp_path: Path, data: st.DataObject

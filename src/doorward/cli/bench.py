@@ -184,8 +184,8 @@ def calibrate(
     witness: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Judge the detector apart from the sum, together with others of the same witness, so that the sum "
-        "does not outvote it; as in the calibration that is there, or in the sum.",
+        help="Judge the detector apart from the sum, together with others of the same witness, so that the "
+        "sum does not outvote it; as in the calibration that is there, or in the sum.",
     ),
     quick: bool = typer.Option(
         False,

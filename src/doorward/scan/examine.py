@@ -10,6 +10,7 @@ from doorward.core.records import Finding, Report
 from doorward.data import Samples
 from doorward.data.given import as_samples
 from doorward.detectors.base import Detector
+from doorward.methods import registry
 from doorward.models import Classifier
 from doorward.models.errors import SizeUnknown
 from doorward.models.formats.given import as_classifier
@@ -27,7 +28,7 @@ def examine(
     *,
     size: tuple[int, int, int] | None = None,
     classes: Sequence[str] | None = None,
-    detectors: Sequence[Detector] | None = None,
+    detectors: Sequence[Detector | str] | None = None,
     seed: int = 0,
     device: str = "cpu",
     time_budget: float | None = None,
@@ -44,7 +45,7 @@ def examine(
             or a data set of the Hugging Face library; some detectors need none.
         size: (channels, height, width) of the model's images, where neither it nor the samples say so.
         classes: class names; those of the samples, or numbers, if None.
-        detectors: those to run; all that examine behaviour if None.
+        detectors: those to run, or their names; all that examine behaviour if None.
         time_budget: seconds; no limit if None.
         memory: bytes that the scan may take beyond the model; see `doorward.core.memory` if None.
         images: most images used (see `ScanRequest`).
@@ -64,9 +65,11 @@ def examine(
     if not isinstance(model, Classifier):  # one that was given stays as it is
         adopt_names(classifier, clean)
     if detectors is None:
-        chosen = choose((), clean=samples is not None)
-        detectors = [d for d in chosen if not d.needs & {"artifact", "train"}]
-    return examine_in(context, classifier, clean, detectors)
+        every = choose((), clean=samples is not None)
+        chosen = [d for d in every if not d.needs & {"artifact", "train"}]
+    else:
+        chosen = [registry.build("detector", d, {}) if isinstance(d, str) else d for d in detectors]
+    return examine_in(context, classifier, clean, chosen)
 
 
 def taken(

@@ -51,8 +51,8 @@ class Ran:
         """Return why too little was measured for lack of time; None if enough was, or time was not why."""
         if any(seen.reason is None for seen in self.measurements):
             return (
-                f"there was no time for detectors, or for their full settings, that have {percent(self.lost)} "
-                "of the weight in the verdict; give more with --time-budget"
+                "there was no time for detectors, or for their full settings, that have "
+                f"{percent(self.lost)} of the weight in the verdict; give more with --time-budget"
                 if self.lost > MOST_LOST
                 else None
             )

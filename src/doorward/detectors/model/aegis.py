@@ -158,7 +158,7 @@ class Aegis(ImageDetector):
             ),
             score=float(score[top.target]),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="log-odds of the share of images that the common pixels send to the class, above others'",
+            score_name="how much easier the class is reached than others, in log-odds",
             evidence=(
                 *(
                     RecoveredTrigger(
