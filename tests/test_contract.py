@@ -101,7 +101,6 @@ WITHOUT_DATA = {
     "remove-branch": "what a scan found in the graph is all that it goes by",
 }
 NOT_CALIBRATED = {
-    "aegis": "its score is told, and has no part in the verdict",
     "deepinspect": "no clean models have been scored by it yet",
 }
 RANKS_ONLY = {

@@ -70,6 +70,7 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
         assert confirmed[detector].low >= 0.75
         assert confirmed[detector].n <= 50
     assert {f.detector for f in backdoored.findings if f.flagged} == {
+        "aegis",
         "neural-cleanse",
         "patch-search",
         "trigger-families",
@@ -79,15 +80,15 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
 @pytest.mark.trains
 def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict() -> None:
     report, without = (
-        scan(request("backdoored", detectors=names)) for names in (("max-margin", "aegis"), ("max-margin",))
+        scan(request("backdoored", detectors=names))
+        for names in (("max-margin", "deepinspect"), ("max-margin",))
     )
-    (own,) = [f for f in report.findings if f.detector == "aegis"]
+    (own,) = [f for f in report.findings if f.detector == "deepinspect"]
     assert own.uncalibrated is not None
     assert (own.verdict, own.p_value, own.targets) == ("nothing_found", None, ())
     assert own.score is not None
-    assert own.score > 0.9
     titles = [one.title for one in own.evidence if one.type == "picture"]
-    assert any(title.endswith("→ T - shirt / top") for title in titles), "drawn on real images"
+    assert any("→" in title for title in titles), "drawn on real images"
     assert report.covered.behaviour == ("max-margin",)
     assert (report.verdict, report.targets, report.p_value) == (
         without.verdict,
@@ -399,6 +400,6 @@ def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None
     few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
     assert few.verdict == "could_not_tell"
     assert few.reason == (
-        "trigger-families, patch-search, blend-search and neural-cleanse: 10 clean images are too few; "
+        "trigger-families, patch-search, blend-search, aegis and neural-cleanse: 10 clean images are too few; "
         "give at least 20"
     )

@@ -492,7 +492,7 @@ def test_what_was_worked_out_of_a_data_set_is_left_out_with_it() -> None:
 
 
 #: Detectors that come without a calibration: their scores are told and have no part in the verdict.
-NOT_CALIBRATED = {"aegis", "deepinspect"}
+NOT_CALIBRATED = {"deepinspect"}
 
 
 def test_the_shipped_calibration_is_what_the_design_asks_for() -> None:
