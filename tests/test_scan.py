@@ -400,6 +400,6 @@ def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None
     few = scan(request("clean", images=20))  # ten to fit on, which neural-cleanse finds too few
     assert few.verdict == "could_not_tell"
     assert few.reason == (
-        "trigger-families, patch-search, blend-search, aegis and neural-cleanse: 10 clean images are too few; "
-        "give at least 20"
+        "trigger-families, patch-search, blend-search, aegis and neural-cleanse: 10 clean images are too "
+        "few; give at least 20"
     )
