@@ -36,7 +36,6 @@ RATE, GIVEN, COUNTS = 0.1, 300, 0.8
 SIZES = {"mnist": (12_000, 4), "fashion_mnist": (12_000, 5), "cifar10": (16_000, 8), "gtsrb": (7_836, 14)}
 #: Networks trained with Adam; the others with SGD.
 ADAM = ("lenet",)
-SHORT = {"nothing_found": "nothing found", "could_not_tell": "could not tell"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,14 @@ KINDS = {
     "wanet": "image bent (Nguyen and Tran 2021)",
     "lf": "smooth picture added (Zeng et al. 2021)",
     "ctrl": "peaks in the spectrum (Li et al. 2023)",
+}
+
+
+#: Sorts of triggers that are counted together.
+SORTS = {
+    "planted patch or logo": ("pattern", "logo", "square", "grid"),
+    "planted all over the image": ("blend", "blendpic", "sig", "lf", "ctrl"),
+    "planted bend of the image": ("wanet",),
 }
 
 
@@ -361,31 +368,41 @@ def folder_of(data: str, work: Path) -> Path:
 
 
 def scan(case: Case, work: Path, threads: int) -> dict[str, Any]:
-    """Scan a model as a program, and return what a row of the results holds."""
-    file = work / f"{case.name}.scan.json"
-    images = folder_of(case.data, work)
-    words = [str(work / f"{case.name}.pt2"), "--clean", str(images), "--format", "json"]
+    """Scan a model as a program, keep the report, and return what the scan cost."""
+    words = [str(work / f"{case.name}.pt2"), "--clean", str(folder_of(case.data, work)), "--format", "json"]
     done = measuring.run([measuring.DOORWARD, "scan", *words], threads=threads)
-    row: dict[str, Any] = {"exit_code": done.code, "cpu_seconds": done.cpu_seconds}
-    if done.code in (0, 1, 3):
-        report = json.loads(done.output)
-        row |= {key: report[key] for key in ("verdict", "targets", "p_value", "reason")}
-        row["findings"] = {
-            f["detector"]: {
-                "p_value": f["p_value"],
-                "top": max(
-                    f["per_class"], key=lambda t, of=f["per_class"]: -math.inf if of[t] is None else of[t]
-                ),
-                "flagged": f["verdict"] in ("suspicious", "backdoored"),
-            }
-            for f in report["findings"]
-            if f["per_class"]
-        }
-    else:
-        row["error"] = done.errors.strip()[-300:]
-    row["revision"] = measuring.revision()
-    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    return row
+    (work / f"{case.name}.report.json").write_text(done.output, encoding="utf-8")
+    cost = {"exit_code": done.code, "cpu_seconds": done.cpu_seconds, "revision": measuring.revision()}
+    return cost if done.code in (0, 1, 3) else cost | {"error": done.errors.strip()[-300:]}
+
+
+def judged(file: Path) -> dict[str, Any]:
+    """Return what a row holds of a report: the verdict by the calibration of today, not of then."""
+    from doorward.core.records import Measurement, Observations, Report
+    from doorward.scan.calibration import shipped
+    from doorward.scan.verdict import conclude
+
+    then = Report.model_validate_json(file.read_bytes())
+    behaviour = [one for one in then.findings if one.level == "model"]
+    fields = Measurement.model_fields
+    now = conclude(
+        Observations(
+            **{name: getattr(then, name) for name in ("subject", "data", "confirmations", "not_run")},
+            findings=tuple(one for one in then.findings if one.level != "model"),
+            measurements=tuple(Measurement(**{n: getattr(one, n) for n in fields}) for one in behaviour),
+            reason=then.reason,
+            environment=then.environment,
+        ),
+        shipped(),
+    )
+    row: dict[str, Any] = {"verdict": now.verdict, "targets": list(now.targets), "p_value": now.p_value}
+    findings = {}
+    for one in now.findings:
+        known = {t: score for t, score in one.per_class.items() if score is not None}
+        if known:
+            top = max(known, key=lambda t: known[t])
+            findings[one.detector] = {"p_value": one.p_value, "top": top, "flagged": one.flagged}
+    return row | {"reason": now.reason, "findings": findings}
 
 
 def measure(case: Case, work: Path, threads: int) -> dict[str, Any]:
@@ -394,10 +411,13 @@ def measure(case: Case, work: Path, threads: int) -> dict[str, Any]:
     if not made.exists():  # in a process of its own, so that nothing is left of it
         words = [sys.executable, __file__, "--work", str(work), "--make", case.name]
         measuring.must(measuring.run(words, threads=threads), f"making {case.name}")
-    truth = json.loads(made.read_text(encoding="utf-8"))
-    row = json.loads(scanned.read_text(encoding="utf-8")) if scanned.exists() else scan(case, work, threads)
+    if not scanned.exists():
+        scanned.write_text(json.dumps(scan(case, work, threads)) + "\n", encoding="utf-8")
+    row = json.loads(made.read_text(encoding="utf-8")) | json.loads(scanned.read_text(encoding="utf-8"))
+    if "error" not in row:
+        row |= judged(work / f"{case.name}.report.json")
     print(case.name, row.get("verdict", row.get("error")), row.get("targets"), file=sys.stderr, flush=True)
-    return truth | row
+    return row
 
 
 def right(row: Mapping[str, Any]) -> bool:
@@ -405,28 +425,40 @@ def right(row: Mapping[str, Any]) -> bool:
     return row.get("targets") == [row["target"]]
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return how many of each kind were found, and of clean models how many were flagged."""
-    from doorward.stats.metrics import rate
-
-    lines = []
-    planted = [row for row in rows.values() if row["target"] is not None]
-    counted = [row for row in planted if row["attack_success"] >= COUNTS]
-    for kind, told in KINDS.items():
-        own = [row for row in counted if row["kind"] == kind]
-        if own:
-            lines.append([told, f"{sum(map(right, own))} of {len(own)} found"])
+def outcomes(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, int, int]]:
+    """Return what is counted of each sort of model, how many they are, and of how many."""
+    planted = [r for r in rows.values() if r["target"] is not None and r["attack_success"] >= COUNTS]
     clean = [row for row in rows.values() if row["target"] is None]
-    flagged = [row for row in clean if row.get("targets")]
-    for told, some, of, word in (
-        ("all planted", list(filter(right, counted)), counted, "found"),
-        ("clean", flagged, clean, "flagged"),
-    ):
-        if of:
-            counted_rate = rate(len(some), len(of))
-            interval = f"{measuring.percent(counted_rate.low)} to {measuring.percent(counted_rate.high)}"
-            lines.append([told, f"{len(some)} of {len(of)} {word} ({interval})"])
-    return measuring.markdown(["models", "outcome"], lines)
+    found = {}
+    for told, kinds in SORTS.items():
+        own = [row for row in planted if row["kind"] in kinds]
+        found[told] = ("found", sum(map(right, own)), len(own))
+    flagged = sum(bool(row.get("targets")) for row in clean)
+    return {told: one for told, one in found.items() if one[2]} | {"clean": ("flagged", flagged, len(clean))}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what became of every model as a Markdown table."""
+    lines = []
+    for row in rows.values():
+        clean, named = row["target"] is None, row.get("targets") or []
+        p_value = row.get("p_value")
+        lines.append(
+            [
+                row["data"],
+                row["network"],
+                "clean" if clean else KINDS[row["kind"]],
+                measuring.percent(row["accuracy"]),
+                "" if clean else measuring.percent(row["attack_success"]),
+                "" if clean else str(row["target"]),
+                str(row.get("verdict", "did not end")).replace("_", " "),
+                ", ".join(map(str, named)),
+                "" if p_value is None else f"{p_value:.2g}",
+                ", ".join(d for d, f in row.get("findings", {}).items() if f["flagged"]),
+            ]
+        )
+    heads = ("data", "network", "planted", "accuracy", "success", "class", "verdict", "named", "p", "told by")
+    return measuring.markdown(heads, sorted(lines))
 
 
 def main() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import file_scanners
+import foreign_models
 import readme_tables
 from bench_examples import result
 from doorward.bench import results
@@ -45,44 +48,41 @@ def test_the_table_of_file_scanners_goes_where_it_is_marked(tmp_path: Path) -> N
     assert readme_tables.in_page(shown, tmp_path) == shown
 
 
+def model(kind: str, target: int | None, *named: int, success: float = 1.0) -> dict[str, Any]:
+    row = {"data": "mnist", "network": "plain", "kind": kind, "accuracy": 0.9, "target": target}
+    verdict = "suspicious" if named else "nothing_found"
+    return row | {"attack_success": success, "targets": list(named), "verdict": verdict, "p_value": 0.02}
+
+
 def test_the_short_table_counts_what_its_lines_say(tmp_path: Path) -> None:
-    planted = {"plant": (3,), "attack_success": 1.0, "targets": (3,)}
-    write(
-        tmp_path,
-        "scan-population",
-        result("m-0", "mnist-badnets", 0.001, data="mnist", **planted),
-        result("m-1", "mnist-badnets", 0.3, data="mnist", **planted),
-        result("m-2", "mnist-badnets", 0.001, data="mnist", **planted | {"attack_success": 0.5}),
-        result("a-0", "mnist-all-to-all", 0.4, data="mnist", **planted),
-        result("c-0", "mnist-clean", 0.5, data="mnist"),
-        result("c-1", "gtsrb-clean", 0.02, data="gtsrb"),
-    )
-    write(
-        tmp_path,
-        "null",
-        result("n-0", "mnist-clean", 0.05, data="mnist"),
-        result("n-1", "gtsrb-clean-further", 0.06, data="gtsrb"),
-        result("n-2", "mnist-repeated", 0.01, data="mnist"),
-    )
-    counts = {
-        line.about: line.count(readme_tables.read(line.suite, tmp_path)) for line in readme_tables.LINES
+    models = {
+        "a": model("logo", 3, 3),
+        "b": model("square", 3),
+        "c": model("grid", 3, 3, 4),
+        "d": model("grid", 3, 3, success=0.5),
+        "e": model("lf", 0, 0),
+        "f": model("clean", None),
+        "g": model("clean", None, 2),
     }
-    assert {about: (one.successes, one.n) for about, one in counts.items()} == {
-        "planted patch, clothes": (0, 0),
-        "planted patch, digits": (1, 2),
-        "planted patch, traffic signs": (0, 0),
-        "source-specific or all-to-all patch": (0, 1),
-        "clean, same data": (1, 2),
-        "clean, 2 to 43 classes": (1, 2),
-    }
-    assert "| planted patch, digits | 1 of 2 found | 1.3 % to 98.7 % |\n" in readme_tables.table(
-        "results", tmp_path
+    (tmp_path / "foreign-models.json").write_text(json.dumps({"models": models}))
+    assert readme_tables.table("results", tmp_path) == (
+        "| models | outcome | 95 % interval |\n"
+        "|---|---|---|\n"
+        "| planted patch or logo | 1 of 3 found | 0.8 % to 90.6 % |\n"
+        "| planted all over the image | 1 of 1 found | 2.5 % to 100 % |\n"
+        "| clean | 1 of 2 flagged | 1.3 % to 98.7 % |\n"
     )
+    shown = readme_tables.table("foreign models", tmp_path).splitlines()
+    assert len(shown) == 2 + len(models)
+    assert "| mnist | plain | clean | 90.0 % |  |  | suspicious | 2 | 0.02 |  |" in shown
 
 
-def test_the_short_table_names_groups_that_there_are() -> None:
-    for line in readme_tables.LINES:
-        assert set(line.groups) <= {group.name for group in get_suite(line.suite).groups("cpu")}
+def test_every_kind_that_is_made_is_counted() -> None:
+    made = {case.kind for case in foreign_models.cases()} - {"clean"}
+    counted = [kind for kinds in foreign_models.SORTS.values() for kind in kinds]
+    assert sorted(counted) == sorted(made) == sorted(foreign_models.KINDS)
+    names = [case.name for case in foreign_models.cases()]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", readme_tables.PAGES)
@@ -102,11 +102,7 @@ def test_results_by_an_earlier_calibration_set_are_said_to_be(tmp_path: Path) ->
     def page(*label: str) -> str:
         row = result("x", "mnist-clean", 0.04, data="mnist")
         write(tmp_path, "null", row, **({"calibration": label} if label else {}))
-        write(tmp_path, "scan-population", row)
-        short = readme_tables.table("results", tmp_path)
-        long = readme_tables.in_page(PAGE, tmp_path)
-        assert (readme_tables.EARLIER in short) == (readme_tables.EARLIER in long)
-        return long
+        return readme_tables.in_page(PAGE, tmp_path)
 
     assert readme_tables.EARLIER in page("0123 (7 clean models)")
     assert readme_tables.EARLIER in page("0123 (7 clean models)", results.calibration_label(shipped()))
@@ -119,8 +115,7 @@ def test_committed_results_are_whole_and_claims_are_judged_by_the_shipped_calibr
     held = readme_tables.read(suite)
     assert bool(held.made_with.get("calibration")) == get_suite(suite).scans
     if suite in readme_tables.SHORT:
-        readme = (readme_tables.ROOT / "README.md").read_text(encoding="utf-8")
-        told = readme_tables.EARLIER in readme
+        told = readme_tables.EARLIER in readme_tables.MEASURED.read_text(encoding="utf-8")
         assert readme_tables.is_current(held) or told, f"export {suite} again, or say that it is of before"
     assert [one.trial for one in held.results] == sorted(t.name for t in expand(get_suite(suite), "cpu"))
     assert {one.status for one in held.results} == {"done"}

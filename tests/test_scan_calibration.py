@@ -255,10 +255,29 @@ def test_the_only_witness_is_not_outvoted() -> None:
     assert without == calibration(models).compare({"neural-cleanse": scores["neural-cleanse"]})
 
 
+def as_one_witness(held: CalibrationSet) -> CalibrationSet:
+    """Return the calibration with both detectors as one witness."""
+    return held.model_copy(update={"witnesses": dict.fromkeys(NAMES[:2], "both")})
+
+
+def test_of_detectors_of_one_witness_none_is_outvoted() -> None:
+    held = calibration([model(12, float(i % 20), i // 20 % 10 / 10) for i in range(200)])
+    scores = {"neural-cleanse": table(-5.0, 12, at=1), "max-margin": table(1.2, 12, at=2)}
+    summed, found = held.compare(scores), as_one_witness(held).compare(scores)
+    assert summed is not None
+    assert found is not None
+    assert found.p_value < summed.p_value
+    assert found.standings["max-margin"].targets == (2,)
+    both = as_one_witness(held).compare(scores | {"neural-cleanse": table(19.0, 12, at=2)})
+    assert both is not None
+    assert both.p_value == 1 / 201, "two that agree are stronger than either"
+
+
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
+@pytest.mark.parametrize("together", [lambda held: held, as_one_witness], ids=["sum", "norm"])
 @pytest.mark.parametrize("classes", [2, 12])
-def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, weights) -> None:
-    held, rng = calibration(drawn(400), **weights), np.random.default_rng(5)
+def test_the_thresholds_part_what_is_flagged_from_what_is_not(classes, together, weights) -> None:
+    held, rng = together(calibration(drawn(400), **weights)), np.random.default_rng(5)
     sides = set()
     for _ in range(200):
         scores = {name: tuple((rng.normal(size=classes) * 3 + 2).tolist()) for name in NAMES[:2]}

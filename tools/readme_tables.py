@@ -1,7 +1,8 @@
 """Write the tables of README and docs from the results that are committed (`make docs`).
 
 A table stands between <!-- NAME --> and <!-- end -->. NAME is a suite, whose table is what `doorward bench
-show` says of benchmarks/results/NAME-cpu.json; or `file scanners`, or the README's short table of `results`.
+show` says of benchmarks/results/NAME-cpu.json; or `file scanners`, `foreign models`, or the README's short
+table of the latter, `results`.
 """
 
 from __future__ import annotations
@@ -9,24 +10,25 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 import file_scanners  # noqa: E402
+import foreign_models  # noqa: E402
 from doorward.bench import results, summary, tables  # noqa: E402
-from doorward.bench.suite import Measure, Scale, get_suite  # noqa: E402
+from doorward.bench.suite import Scale, get_suite  # noqa: E402
 from doorward.core.errors import InputError  # noqa: E402
 from doorward.core.formatting import percent  # noqa: E402
-from doorward.core.records import Rate  # noqa: E402
+from doorward.stats.metrics import rate  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCALE: Scale = "cpu"
 README, MEASURED, ATTACKS = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "attacks.md"
 TRAINING_DATA = ROOT / "docs" / "training-data.md"
 
-#: The suites whose results the README's short table is made of.
+#: The suites of the page of results.
 SHORT = ("scan-population", "null")
 #: Where the table of each suite stands; those of the attacks appear with their results.
 SUITES = dict.fromkeys(SHORT, MEASURED) | {
@@ -37,60 +39,12 @@ SUITES = dict.fromkeys(SHORT, MEASURED) | {
 if results.results_file(RESULTS, "training-data", SCALE).is_file():
     SUITES["training-data"] = TRAINING_DATA
 #: Where every table stands.
-PAGES = {"results": README, "file scanners": MEASURED} | SUITES
+PAGES = {"results": README, "file scanners": MEASURED, "foreign models": MEASURED} | SUITES
 
 #: What is said above results that are not of the scan as it is shipped.
 EARLIER = (
     "*These are results of an earlier version of the scan, with an earlier calibration set. They have not "
     "been measured again.*"
-)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the README's short table.
-
-    Attributes:
-        about: which models.
-        counted: what is counted of them, as `measure` does.
-        groups: of the suite; all that its claims are about if empty.
-    """
-
-    about: str
-    counted: str
-    suite: str
-    measure: Measure
-    groups: tuple[str, ...] = ()
-
-    def count(self, held: results.Results) -> Rate:
-        """Count what the line is about in the suite's results."""
-        groups = self.groups or tuple(
-            group.name for group in get_suite(self.suite).groups(SCALE) if not group.excluded_from_claims
-        )
-        return summary.measure(self.measure, [one for one in held.results if one.group in groups])
-
-
-DATA = {"fashion_mnist": "clothes", "mnist": "digits", "gtsrb": "traffic signs"}
-LINES = (
-    *(
-        Line(f"planted patch, {what}", "found", SHORT[0], "exact_target", (f"{name}-badnets",))
-        for name, what in DATA.items()
-    ),
-    Line(
-        "source-specific or all-to-all patch",
-        "found",
-        SHORT[0],
-        "exact_target",
-        ("fashion_mnist-source-specific", "mnist-all-to-all"),
-    ),
-    Line(
-        "clean, same data",
-        "flagged",
-        SHORT[0],
-        "clean_wrong",
-        tuple(f"{name}-clean" for name in DATA),
-    ),
-    Line("clean, 2 to 43 classes", "flagged", SHORT[1], "alarm_at_5"),
 )
 
 
@@ -106,32 +60,45 @@ def table(name: str, folder: Path = RESULTS) -> str:
         InputError: if its results are missing, or are something else.
     """
     if name == "file scanners":
-        file = folder / file_scanners.RESULTS.name
-        try:
-            return file_scanners.table(json.loads(file.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise InputError(f"{file} cannot be read ({error.strerror})") from error
+        return file_scanners.table(_json(folder / file_scanners.RESULTS.name))
+    if name == "foreign models":
+        return foreign_models.table(_json(folder / "foreign-models.json")["models"])
     if name == "results":
-        return short_table(folder)
+        return foreign_table(folder)
     held = read(name, folder)
     shown = tables.to_markdown(summary.summarise(get_suite(name), held))
     return shown if is_current(held) else f"{EARLIER}\n\n{shown}"
 
 
-def short_table(folder: Path = RESULTS) -> str:
-    """Return the README's table: a few lines with counts and 95 % intervals.
+def foreign_table(folder: Path = RESULTS) -> str:
+    """Return the README's table: what a scan says of models that others' code made, with 95 % intervals.
 
     Raises:
-        InputError: if results are missing, or are something else.
+        InputError: if the results are missing.
     """
-    held = {suite: read(suite, folder) for suite in SHORT}
-    rows = [(line, line.count(held[line.suite])) for line in LINES]
-    made = "| models | outcome | 95 % interval |\n|---|---|---|\n" + "".join(
-        f"| {line.about} | {one.successes} of {one.n} {line.counted} | "
-        f"{percent(one.low)} to {percent(one.high)} |\n"
-        for line, one in rows
-    )
-    return made if all(map(is_current, held.values())) else f"{EARLIER}\n\n{made}"
+    rows = _json(folder / "foreign-models.json")["models"]
+    lines = []
+    for told, (word, count, of) in foreign_models.outcomes(rows).items():
+        low, high = (percent(bound) for bound in _interval(count, of))
+        lines.append(f"| {told} | {count} of {of} {word} | {low} to {high} |\n")
+    return "| models | outcome | 95 % interval |\n|---|---|---|\n" + "".join(lines)
+
+
+def _interval(count: int, of: int) -> tuple[float, float]:
+    found = rate(count, of)
+    return found.low, found.high
+
+
+def _json(file: Path) -> Any:
+    """Read a results file.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror})") from error
 
 
 def read(suite: str, folder: Path = RESULTS) -> results.Results:

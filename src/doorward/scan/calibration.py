@@ -45,6 +45,8 @@ FARTHEST = 20.0
 
 #: Every model of the calibration set has at least so many.
 FEWEST_CONVOLUTIONS = 2
+#: Order of the norm by which detectors of one witness are taken together.
+ORDER = 3
 #: Share of the models that another detector was calibrated on from which on both are fused.
 SHARED = 0.9
 #: Clean models in a bucket below which nothing is said of it.
@@ -83,6 +85,51 @@ class ScoreScale:
     def at(self, normalised: Floats) -> Floats:
         """Return the scores at places, of the same shape, which ends in (detectors,): the inverse of `of`."""
         return self.middle + self.spread * np.sign(normalised) * np.expm1(np.abs(normalised))
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Take detectors together by their weighted sum: those that look for the same confirm each other.
+
+    Attributes:
+        weights: (detectors,).
+    """
+
+    weights: Floats
+
+    def total(self, places: Floats) -> Floats:
+        """Return what places (..., detectors) come to: (...)."""
+        return places @ self.weights
+
+    def needed(self, places: Floats, i: int, least: float) -> float:
+        """Return the place of the detector number i from which on places (detectors,) come to `least`."""
+        return float(places[i] + (least - self.total(places)) / self.weights[i])
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Take detectors together by the norm of what each has above the usual: none is outvoted by the others.
+
+    They miss different kinds, so that one which sees nothing speaks for nothing.
+
+    Attributes:
+        weights: (detectors,).
+    """
+
+    weights: Floats
+
+    def total(self, places: Floats) -> Floats:
+        """Return what places (..., detectors) come to: (...), 0 at least."""
+        return self._powers(places).sum(-1) ** (1 / ORDER)
+
+    def needed(self, places: Floats, i: int, least: float) -> float:
+        """Return the place of the detector number i from which on places (detectors,) come to `least`."""
+        powers = self._powers(places)
+        lacking = max(least, 0.0) ** ORDER - (powers.sum() - powers[i])
+        return float(max(lacking, 0.0) / self.weights[i]) ** (1 / ORDER)
+
+    def _powers(self, places: Floats) -> Floats:
+        return self.weights * np.maximum(places, 0) ** ORDER
 
 
 class DetectorResult(Record):
@@ -301,7 +348,8 @@ class CalibrationSet(Record):
         others is judged alone, and raises an alarm at the stricter level only: what it adds to the share of
         clean models that are flagged is at most that level.
 
-        Detectors of a witness are judged by themselves. Then the p-value is the least of all witnesses, times
+        Detectors of a witness are judged by themselves, and look for different kinds: there the norm of what
+        each has above the usual stands for the sum. The p-value is then the least of all witnesses, times
         their number, and each raises an alarm at the level divided by it: the error is shared (Bonferroni).
 
         Returns None if there are too few models that can be compared.
@@ -344,6 +392,8 @@ class CalibrationSet(Record):
         share = witnesses or 1
         level, strict = (BACKDOORED if witnesses is None else SUSPICIOUS) / share, BACKDOORED / share
         names = list(scores)
+        weights = np.array([self.weights.get(name, 1.0) for name in names])
+        together = Norm(weights) if self.witnesses.get(names[0]) else Sum(weights)
         classes = max(map(len, scores.values()))
         stacked, starts, of = self._stacked(tuple(names))
         own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
@@ -358,15 +408,14 @@ class CalibrationSet(Record):
             alone[of == b], normalised[rows == b] = scale.of(highest[of == b]), scale.of(stack[rows == b])
         # what a detector cannot tell of a class speaks neither for nor against it
         normalised = np.nan_to_num(normalised)
-        weights = np.array([self.weights.get(name, 1.0) for name in names])
-        sums = normalised @ weights  # of each class of each model
+        sums = together.total(normalised)  # of each class of each model
         tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
         others = np.sort(tops[:-1])[::-1]
         model = RankedModel(
             own,
             normalised[starts[-1] :],
             sums[starts[-1] :],
-            weights,
+            together,
             usual[int(of[-1])],
             others,
             level,
@@ -424,7 +473,8 @@ class RankedModel:
     Attributes:
         table: (k, detectors) its scores, NaN where one cannot tell.
         places: (k, detectors) where they lie.
-        sums: (k,) of a class over the detectors, weighted.
+        sums: (k,) of a class over the detectors.
+        together: how detectors are taken together.
         scale: what is usual.
         others: (n,) the highest sums of the calibration models, in falling order.
         level, strict: the p-values up to which there is an alarm, and one of a backdoor.
@@ -433,7 +483,7 @@ class RankedModel:
     table: Floats
     normalised: Floats
     sums: Floats
-    weights: Floats
+    together: Sum | Norm
     scale: ScoreScale
     others: Floats
     level: float
@@ -462,9 +512,9 @@ class RankedModel:
         strict = self.enough(self.strict)
         least = self.enough(self.level) if own == self.top else strict
         flagged = place > 0 and bool(self.sums[own] > least)
-        needed = max(place + (least - float(self.sums[own])) / float(self.weights[i]), 0.0)
+        needed = max(self.together.needed(self.normalised[own], i, least), 0.0)
         # the other detectors' places do not matter here
-        threshold = float(self.scale.at(np.full(len(self.weights), min(needed, np.log1p(FARTHEST))))[i])
+        threshold = float(self.scale.at(np.full(self.table.shape[1], min(needed, np.log1p(FARTHEST))))[i])
         if needed > np.log1p(FARTHEST) and not flagged:
             threshold = float("inf")
         # rounding must not part the threshold from what is flagged

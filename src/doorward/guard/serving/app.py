@@ -7,7 +7,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,8 @@ from doorward.reports.page import template
 LOG = logging.getLogger("doorward.guard")
 #: Bodies beyond which reading one is left to a thread, so that others do not wait.
 LARGE = 1 << 16
+#: The only version of a model that is served.
+VERSION = "1"
 #: What needs no token: probes of a cluster have none.
 OPEN = ("/v2/health/live", "/v2/health/ready")
 
@@ -95,12 +97,9 @@ def build(
     failures: dict[int | str, dict[str, Any]] = {
         status: {"model": Failure} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503)
     }
-    asks = {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": InferenceRequest.model_json_schema()}},
-        }
-    }
+    body = InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = body.pop("$defs")
+    asks = {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
     app.add_api_route("/v2", server.about, methods=["GET"])
     app.add_api_route("/v2/health/live", server.live, methods=["GET"])
     app.add_api_route("/v2/health/ready", server.ready, methods=["GET"], responses={503: {"model": Failure}})
@@ -119,6 +118,7 @@ def build(
         )
     app.add_api_route("/metrics", server.metrics, methods=["GET"], response_class=Response)
     app.add_api_route("/", server.status, methods=["GET"], response_class=HTMLResponse)
+    _complete(app.openapi(), parts, {"model": name, "version": VERSION})
     app.add_exception_handler(HTTPException, _told)
     app.add_exception_handler(Exception, _broken)
 
@@ -193,12 +193,12 @@ class _Server:
             return _failure(503, "the upstream is not ready")
         return JSONResponse({"ready": True})
 
-    async def model(self, model: str, version: str = "1") -> dict[str, Any]:
+    async def model(self, model: str, version: str = VERSION) -> dict[str, Any]:
         """Return the model's metadata."""
         self._known(model, version)
         return protocol.metadata(self.name, self.guard.classifier.spec, self.guard.classifier.classes)
 
-    async def model_ready(self, model: str, version: str = "1") -> dict[str, Any]:
+    async def model_ready(self, model: str, version: str = VERSION) -> dict[str, Any]:
         """Say that the model can answer."""
         self._known(model, version)
         return {"name": self.name, "ready": True}
@@ -228,7 +228,7 @@ class _Server:
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    async def infer(self, request: Request, model: str, version: str = "1") -> Response:
+    async def infer(self, request: Request, model: str, version: str = VERSION) -> Response:
         """Judge images and answer them."""
         try:
             self._known(model, version)
@@ -278,8 +278,8 @@ class _Server:
             raise _RefusedError(502, str(why)) from None
 
     def _known(self, model: str, version: str) -> None:
-        if model != self.name or version != "1":
-            raise HTTPException(404, f"there is no such model; there is {self.name!r}, version 1")
+        if model != self.name or version != VERSION:
+            raise HTTPException(404, f"there is no such model; there is {self.name!r}, version {VERSION}")
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, unless it is too large, too slow or packed."""
@@ -304,6 +304,15 @@ class _Server:
             why = f"the request did not arrive within {duration(self.limits.receiving)}"
             raise _RefusedError(408, why, {"Connection": "close"}) from None
         return b"".join(parts)
+
+
+def _complete(document: dict[str, Any], parts: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Add to the OpenAPI document the parts of a request, and what can stand in an address."""
+    document["components"]["schemas"].update(parts)
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"]["enum"] = [names[parameter["name"]]]
 
 
 def _bears(request: Request, token: str) -> bool:
