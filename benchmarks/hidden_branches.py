@@ -206,7 +206,7 @@ def huggingface() -> Iterator[tuple[str, TorchClassifier]]:
         "ViT-B/16": ("ViT", {}, 224),
         "ConvNeXt-T": ("ConvNext", {}, 224),
         "MobileNetV2": ("MobileNetV2", {}, 96),
-        "Swin": ("Swin", {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]}, 64),
+        "Swin": ("Swin", {"image_size": 128, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]}, 128),
         "DeiT": ("DeiT", small | {"image_size": 64}, 64),
         "BEiT": ("Beit", small | {"image_size": 64}, 64),
         "DINOv2": ("Dinov2", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -216,7 +216,7 @@ def huggingface() -> Iterator[tuple[str, TorchClassifier]]:
         "RegNet": ("RegNet", {"hidden_sizes": [32, 64, 64, 64], "depths": [1, 1, 1, 1],
                               "groups_width": 16}, 64),
         "EfficientNet": ("EfficientNet", {"image_size": 64, "width_coefficient": 0.5,
-                                          "depth_coefficient": 0.4}, 64),
+                                          "depth_coefficient": 0.4, "hidden_dim": 640}, 64),
     }  # fmt: skip
 
     class Logits(nn.Module):
