@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -220,7 +221,13 @@ def test_metadata_health_and_addresses(guard: Guard) -> None:
     assert [one.status_code for one in (other, version, missing, method)] == [404, 404, 404, 405]
     assert all(one.json()["error"] for one in (other, version, missing, method))
     (described,) = ask(app, get("/openapi.json"))
-    assert "post" in described.json()["paths"]["/v2/models/{model}/infer"]
+    document = described.json()
+    asked = document["paths"]["/v2/models/{model}/infer"]["post"]
+    assert asked["parameters"][0]["schema"]["enum"] == ["quadrants"]
+    names = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', described.text.replace('":"', '": "')))
+    assert {"TensorIn", "OutputWanted", "TensorOut", "Failure"} <= names
+    assert names <= set(document["components"]["schemas"])
+    assert "$defs" not in described.text
 
 
 def test_clients_bear_the_token_and_probes_need_none(guard: Guard) -> None:
