@@ -12,6 +12,7 @@ from torch import Tensor
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.errors import CouldNotTell
 from doorward.core.seeds import make_generator
+from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools
 from doorward.inversion.translation import target_gradient, translate
@@ -44,12 +45,14 @@ class CommonPixels:
         masks: (m, s, h, w) bool, in the order of `TRIED` and `SNAPSHOTS`.
         values: (s, c, h, w) in [0, 1].
         success: (m, s) share of the images kept back that the pixels send to the class.
+        alone: (m,) share of them that go there in the model and not in all surrogates, of the best snapshot.
     """
 
     target: int
     masks: Tensor
     values: Tensor
     success: Tensor
+    alone: Tensor
 
     @property
     def snapshot(self) -> int:
@@ -58,8 +61,8 @@ class CommonPixels:
 
     @property
     def score(self) -> float:
-        """Return the mean success over the shares, of the best snapshot."""
-        return float(self.success.mean(0).max())
+        """Return the mean over the shares of what the pixels do in the model alone."""
+        return float(self.alone.mean())
 
     @property
     def trigger(self) -> MaskedPattern:
@@ -87,11 +90,19 @@ def work(translated: int, tried: int) -> tuple[int, int]:
 
 
 def find_common_pixels(
-    problem: InversionProblem, *, images: int, tried: int, length: float, base: int, deadline: Deadline
+    problem: InversionProblem,
+    surrogates: DistilledSurrogates,
+    *,
+    images: int,
+    tried: int,
+    length: float,
+    base: int,
+    deadline: Deadline,
 ) -> Iterator[CommonPixels]:
     """Yield what images translated to each class have in common, class by class.
 
     Args:
+        surrogates: what the pixels do in them as well is natural in a class.
         images: how many are translated to a class.
         tried: on how many others the pixels are tried, at most.
         length: L2 length of a step, as a share of that of an image that is white all over.
@@ -107,7 +118,7 @@ def find_common_pixels(
     )
     for group in torch.split(torch.arange(k), max(1, problem.chunk // images)):
         sources = [_sources(problem, t, base, images, tried) for t in group.tolist()]
-        yield from _search(problem, sources, length, guard)
+        yield from _search(problem, surrogates, sources, length, guard)
         guard.advance(FORWARD * sum(forwards - work(0, len(one.kept_back))[0] for one in sources))
 
 
@@ -132,7 +143,11 @@ def _sources(problem: InversionProblem, target: int, base: int, images: int, tri
 
 
 def _search(
-    problem: InversionProblem, sources: list[Sources], length: float, guard: TimeGuard
+    problem: InversionProblem,
+    surrogates: DistilledSurrogates,
+    sources: list[Sources],
+    length: float,
+    guard: TimeGuard,
 ) -> Iterator[CommonPixels]:
     """Yield the pixels for some classes, which go through the model together."""
     device, shape, s = problem.images.device, problem.images.shape[1:], len(SNAPSHOTS)
@@ -152,7 +167,7 @@ def _search(
     masks = _pruned(problem, x.repeat(s, 1, 1, 1), targets.repeat(s), change, values, guard)
     masks, values = masks.view(len(TRIED), s, g, *shape[1:]), values.view(s, g, *shape)
     for i, one in enumerate(sources):
-        yield _tried(problem, one, masks[:, :, i], values[:, i], guard)
+        yield _tried(problem, surrogates, one, masks[:, :, i], values[:, i], guard)
 
 
 def _pruned(
@@ -186,7 +201,12 @@ def _strongest(strength: Tensor, share: float) -> Tensor:
 
 
 def _tried(
-    problem: InversionProblem, sources: Sources, masks: Tensor, values: Tensor, guard: TimeGuard
+    problem: InversionProblem,
+    surrogates: DistilledSurrogates,
+    sources: Sources,
+    masks: Tensor,
+    values: Tensor,
+    guard: TimeGuard,
 ) -> CommonPixels:
     """Try pixels on the images that were kept back.
 
@@ -194,13 +214,26 @@ def _tried(
         masks, values: (m, s, h, w) bool and (s, c, h, w).
     """
     held = problem.images[sources.kept_back.to(problem.images.device)]
-    (m, s), shown = masks.shape[:2], values.expand(len(masks), *values.shape).flatten(0, 1)
-    places, hits = masks.flatten(0, 1)[:, None, None], torch.zeros(m * s)
-    for part in torch.split(held, problem.chunk):
-        for some in torch.split(torch.arange(m * s), max(1, problem.chunk // len(part))):
-            pasted = torch.where(places[some], shown[some, None], part)  # (v, n, c, h, w)
+
+    def shown(place: Tensor, value: Tensor) -> Iterator[Tensor]:
+        return (torch.where(place, value, part) for part in torch.split(held, problem.chunk))
+
+    def reached(place: Tensor, value: Tensor) -> Tensor:
+        found = []
+        for pasted in shown(place, value):
             with torch.no_grad():
-                answers = problem.classifier.logits(pasted.flatten(0, 1)).argmax(1)
-            hits[some] += (answers == sources.target).view(pasted.shape[:2]).sum(1).cpu()
-            guard.advance(FORWARD * len(answers))
-    return CommonPixels(sources.target, masks, values, (hits / len(held)).view(m, s))
+                found.append(problem.classifier.logits(pasted).argmax(1) == sources.target)
+            guard.advance(FORWARD * len(pasted))
+        return torch.cat(found)
+
+    hits = torch.stack(
+        [torch.stack([reached(*one) for one in zip(row, values, strict=True)]) for row in masks]
+    )  # (m, s, n)
+    success = hits.float().mean(2)
+    best = int(success.mean(0).argmax())
+    natural = [
+        torch.cat([surrogates.all_predict(some, sources.target) for some in shown(row[best], values[best])])
+        for row in masks
+    ]
+    alone = (hits[:, best] & ~torch.stack(natural)).float().mean(1)
+    return CommonPixels(sources.target, masks, values, success.cpu(), alone.cpu())

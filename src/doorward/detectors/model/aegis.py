@@ -32,6 +32,7 @@ from doorward.inversion.common_pixels import (
     rightly_classified,
     work,
 )
+from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.problem import InversionProblem
 from doorward.methods.base import EVIDENCE_ONLY
 from doorward.methods.registry import register
@@ -81,13 +82,16 @@ class Aegis(ImageDetector):
         "source-specific triggers, and it needs gradients."
     )
     order: ClassVar[int] = 18
-    quick: ClassVar[dict[str, Any]] = {"images": 6, "tried": 16, "attacked": 8}
+    quick: ClassVar[dict[str, Any]] = {"images": 6, "tried": 16, "attacked": 8, "mixtures": 1_600}
 
     images: int = Field(16, ge=2, le=1024, description="Images that are translated to each class")
     many_classes: int = Field(20, ge=2, description="Classes above which those are halved")
     tried: int = Field(100, ge=2, description="Images per class on which the pixels are tried, at most")
     length: float = Field(
         0.286, gt=0, description="L2 length of a step, as a share of that of an image that is white all over"
+    )
+    mixtures: int = Field(
+        6_400, ge=64, description="Mixtures of clean images from which the surrogates learn"
     )
     published: bool = Field(
         False, description="Count clusters of real and of translated images instead, as published; no verdict"
@@ -116,7 +120,7 @@ class Aegis(ImageDetector):
         tried = max(0, min(self.tried, images - images // classes - translated))
         forwards, gradients = work(translated, tried)
         return Cost(
-            forwards=classes * forwards,
+            forwards=self.mixtures + classes * forwards,
             gradients=classes * gradients + attacked,
         )
 
@@ -134,8 +138,10 @@ class Aegis(ImageDetector):
         classes, rows = problem.classes, []
         best: list[CommonPixels] = []
         with problem.fast_inference():
+            surrogates = DistilledSurrogates(problem, seed=base, images=self.mixtures, deadline=deadline)
             for one in find_common_pixels(
                 problem,
+                surrogates,
                 images=self._translated(len(classes)),
                 tried=self.tried,
                 length=self.length,
