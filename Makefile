@@ -19,7 +19,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --build-constrain
            $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CODE := src tests tools benchmarks
 
-.PHONY: help demo test lint types docs file-scanners measure constraints clean
+.PHONY: help demo test lint types pages docs site file-scanners measure constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -37,9 +37,15 @@ lint: $(VENV)/.test  ## Check style and format.
 types: $(VENV)/.test  ## Check types.
 	$(BIN)/mypy
 
-docs: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code, tables from results.
+pages: $(VENV)/.test  ## Write docs/cli.md and docs/methods/ from the code, tables from results.
 	$(BIN)/python tools/docs_pages.py
 	$(BIN)/python tools/readme_tables.py
+
+docs: pages site  ## The same, and build the documentation site in build/site.
+
+site: build/site-tools/.made  ## Build the documentation site from docs/ and check its links.
+	build/site-tools/bin/mkdocs build --quiet --strict
+	@echo "written: build/site/index.html"
 
 file-scanners: $(VENV)/.test  ## Measure the table of file scanners again.
 	$(INSTALL) --group peers
@@ -73,6 +79,13 @@ $(VENV)/.core: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt pip
 	$(INSTALL) --editable .
+	touch $@
+
+# MkDocs reads the code and imports none of it, so that the site needs no torch.
+build/site-tools/.made: pyproject.toml
+	$(PYTHON) -m venv --clear build/site-tools
+	build/site-tools/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	build/site-tools/bin/python -m pip install --quiet --disable-pip-version-check --group site
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core

@@ -86,6 +86,7 @@ def prepare(folder: Path) -> None:
     torch.save({f"_orig_mod.{name}": value for name, value in weights.items()}, folder / "compiled.pt")
     torch.save({f"module.{name}": value for name, value in weights.items()}, folder / "parallel.pt")
     torch.save({"my_weights": weights, "epoch": 3}, folder / "strange.pt")
+    torch.save({"losses": [0.7, 0.5], "epoch": 3}, folder / "numbers.pt")
     torch.save(nn.Linear(2, 2), folder / "whole.pt")
     safetensors.torch.save_file(weights, folder / "weights.safetensors")
     whole = (folder / "weights.safetensors").read_bytes()
@@ -109,6 +110,7 @@ def prepare(folder: Path) -> None:
     (folder / "large").mkdir()
     Image.new("RGB", (99, 99)).save(folder / "large" / "0.png")
     (folder / "names.csv").write_text("image,label\nCoat/0.png,0\nDress/1.png,1\n")
+    (folder / "truth-of-two.csv").write_text("path,planted\na.onnx,perhaps\n")
     (folder / "nothing").mkdir()
     np.save(folder / "one.npy", np.zeros((3, 8, 8, 3), np.uint8))
     np.savez(folder / "keys.npz", pictures=np.zeros((3, 8, 8, 3), np.uint8))
@@ -166,6 +168,16 @@ USES = (
     Use("list detector", "'attacks', 'detectors', 'repairs'"),
     Use("scan weights.pt --set steps=3", "say whose setting it is"),
     Use("verify notes.json", "this is no Doorward report"),
+    Use("verify notes.json --no-scan", "--no-scan goes with --key"),
+    Use("scan weights.pt --sign-key key.pem", "--sign-key goes with --out DIR"),
+    Use("scan weights.pt --format xml", "'text', 'json', 'sarif', 'cyclonedx'"),
+    Use("scan --files-only weights.pt whole.pt --out reports", "--out takes the reports on one file"),
+    Use("bench run nul", "did you mean 'null'?"),
+    Use("bench run my_suite.py", "a suite of your own is a file of Python with one SUITE"),
+    Use("bench run net.py", "net.py makes no SUITE = Suite(...)"),
+    Use("bench models images --labels truth.csv", "it is a table of what is known of the models"),
+    Use("bench models images --labels names.csv", "has no column 'path'"),
+    Use("bench models nothing --labels truth-of-two.csv", "takes yes or no, got 'perhaps'"),
     # files that are not what they are called, or not whole
     Use("scan pointer.onnx", "git lfs pull"),
     Use(scanned("pointer.pt"), "git lfs pull"),
@@ -175,7 +187,8 @@ USES = (
     Use("scan renamed.onnx", "a file of torch's"),
     Use(scanned("cut.safetensors"), "it is cut off"),
     Use(scanned("cut.pt"), "it is cut off"),
-    Use(scanned("strange.pt"), "a dictionary with 'my_weights', 'epoch'"),
+    Use(scanned("numbers.pt"), "expected tensors by name (a state_dict), it holds"),
+    Use(scanned("strange.pt"), "unsafe-code: nothing found", wrong=False),
     Use(scanned("checkpoint.pt"), "unsafe-code: nothing found", wrong=False),
     Use(scanned("compiled.pt"), "unsafe-code: nothing found", wrong=False),
     Use(scanned("parallel.pt"), "unsafe-code: nothing found", wrong=False),

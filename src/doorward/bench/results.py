@@ -18,7 +18,7 @@ from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
 from doorward.bench.suite import LEAST_SUCCESS, Scale, Suite, content_key, expand
 from doorward.core.errors import InputError
-from doorward.core.records import SEVERITY, Observations, Record, Verdict
+from doorward.core.records import SEVERITY, Observations, Record, Report, Verdict
 from doorward.scan.calibration import CalibrationSet, calibrations, shipped
 from doorward.scan.poison import conclude_training_data, of_training_data
 from doorward.scan.verdict import conclude
@@ -192,15 +192,24 @@ def _result(row: Row, calibration: CalibrationSet, least_success: float) -> Resu
     return Result(
         **base,
         inspection=row.result.get("inspection"),
-        verdict=report.verdict,
-        reason=report.reason,
-        targets=report.targets,
-        p_value=report.p_value,
-        detectors={f.detector: DetectorOutcome(**f.model_dump(include=_JUDGEMENT)) for f in report.findings},
+        **judged(report),
     )
 
 
 _JUDGEMENT = set(DetectorOutcome.model_fields)
+
+
+def judged(report: Report) -> dict[str, Any]:
+    """Return what a result holds of a report."""
+    return {
+        "verdict": report.verdict,
+        "reason": report.reason,
+        "targets": report.targets,
+        "p_value": report.p_value,
+        "detectors": {
+            one.detector: DetectorOutcome(**one.model_dump(include=_JUDGEMENT)) for one in report.findings
+        },
+    }
 
 
 def observations_of(row: Row) -> Observations | None:

@@ -14,11 +14,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from doorward.core.errors import InputError
+from doorward.core.formatting import did_you_mean
 from doorward.core.records import Record
 from doorward.core.seeds import derive_seed
 
-Scale = Literal["smoke", "cpu", "full"]
+Scale = Literal["smoke", "cpu", "full", "own"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
+#: That of models which are there already, and of which there are as many as there are.
+OWN: Scale = "own"
 
 #: What a claim can be about; each is a rate, and `bench.summary` says how it is counted.
 Measure = Literal[
@@ -334,13 +337,45 @@ def suite_names() -> tuple[str, ...]:
 def get_suite(name: str) -> Suite:
     """Return a suite.
 
+    Args:
+        name: one that `suite_names` lists, or a file of Python that makes a `SUITE`. The file is run.
+
     Raises:
         InputError: if there is none of that name; the message lists those that exist.
     """
+    if name.endswith(".py"):
+        return _from_file(Path(name))
     if name not in suite_names():
-        raise InputError(f"there is no suite named {name!r}; there are: {', '.join(suite_names())}")
+        listed = f"; there are: {', '.join(suite_names())}, and files of your own, as in my_suite.py"
+        raise InputError(f"there is no suite named {name!r}{did_you_mean(name, suite_names()) or listed}")
     found = import_module(f"doorward.bench.suites.{name.replace('-', '_')}").SUITE
     assert isinstance(found, Suite)
+    return found
+
+
+def _from_file(file: Path) -> Suite:
+    """Run a file and return its suite.
+
+    Raises:
+        InputError: if there is no such file, it fails, or makes no suite of a name of its own.
+    """
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    if not file.is_file():
+        raise InputError(f"{file} is no file; a suite of your own is a file of Python with one SUITE")
+    spec = spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything
+        raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
+    found = getattr(module, "SUITE", None)
+    if not isinstance(found, Suite):
+        raise InputError(f"{file} makes no SUITE = Suite(...), as files in bench/suites/ do")
+    if found.name in suite_names():
+        raise InputError(f"{file}: the name {found.name!r} is that of a suite of Doorward's; give it another")
     return found
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 
+from doorward.bench.suite import OWN
 from doorward.bench.summary import (
     BINS,
     JUDGE,
@@ -55,13 +56,16 @@ def trials_line(summary: Summary) -> str:
     """Return how many trials there are, and what became of them."""
     total = sum(summary.trials.values())
     parts = [f"{count} {status}" for status, count in summary.trials.items() if count]
-    return f"{total} trials at scale {summary.scale}: {', '.join(parts)}."
+    what = "models" if summary.scale == OWN else f"trials at scale {summary.scale}"
+    return f"{total} {what}: {', '.join(parts)}."
 
 
 def unmeasured(summary: Summary) -> str:
     """Say that there are no results, and what makes some; empty if there are any."""
     if summary.trials.get("done"):
         return ""
+    if summary.scale == OWN:
+        return "No model could be scanned."
     return (
         f"Nothing has been measured yet: `doorward bench run {summary.suite} --scale {summary.scale}` does "
         "so, and with `--dry-run` says how long it takes."
@@ -272,29 +276,29 @@ def to_markdown(summary: Summary) -> str:
         return "\n\n".join([*blocks, nothing]) + "\n"
     if summary.claims:
         lines = [[row.text, row.source, counts(row.ours), mark(row)] for row in summary.claims]
-        blocks.append(_table(("claim", "source", "ours", ""), lines, rule="---"))
+        blocks.append(table(("claim", "source", "ours", ""), lines, rule="---"))
     if summary.plants:
-        blocks.append(_table(PLANT_HEADS, map(plant_cells, summary.plants)))
+        blocks.append(table(PLANT_HEADS, map(plant_cells, summary.plants)))
     elif summary.inspections:
-        blocks.append(_table(INSPECTION_HEADS, map(inspection_cells, summary.inspections)))
+        blocks.append(table(INSPECTION_HEADS, map(inspection_cells, summary.inspections)))
     else:
         header, cells = group_cells(planted, published=has_published_rule(summary))
-        blocks.append(_table(header, [cells(row) for row in summary.groups]))
+        blocks.append(table(header, [cells(row) for row in summary.groups]))
     if not planted and not summary.plants and not summary.inspections:
         for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
             if rows:
-                blocks.append(_table((name, *CLEAN_HEADS), map(clean_cells, rows)))
+                blocks.append(table((name, *CLEAN_HEADS), map(clean_cells, rows)))
         if summary.histogram:
             ends = [f"to {(part + 1) / BINS:.1f}" for part in range(BINS)]
             line = ["models", *map(str, summary.histogram)]
-            blocks += [spread_line(summary), _table(["p-value", *ends], [line])]
+            blocks += [spread_line(summary), table(["p-value", *ends], [line])]
     if summary.stability:
-        blocks.append(_table(STABLE_HEADS, map(stable_cells, summary.stability), rule="---"))
+        blocks.append(table(STABLE_HEADS, map(stable_cells, summary.stability), rule="---"))
     blocks += [*notes(summary), made_line(summary)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, rule: str = "---:") -> str:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, rule: str = "---:") -> str:
     """Return a Markdown table; `rule` is that of all columns but the first."""
     lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from doorward.bench.plan import Planned
     from doorward.bench.runner import Event
     from doorward.bench.store import Row, Store
+    from doorward.bench.summary import Summary
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -40,7 +41,10 @@ class TableFormat(StrEnum):
     html = "html"
 
 
-SUITE = typer.Argument(..., help="Name of the suite; `doorward bench list` shows them.")
+SUITE = typer.Argument(
+    ...,
+    help="Name of the suite; `doorward bench list` shows them. Or a file, as my_suite.py, which is run.",
+)
 SCALE = typer.Option(Scale.smoke, help="smoke takes two minutes, cpu some hours; full wants a GPU.")
 STORE = typer.Option(
     None,
@@ -266,27 +270,21 @@ def show_suite(
 
     Where there are none yet, it says what measures them. Exit code: 0, or 2 for bad input.
     """
-    from doorward.bench import page, summary, tables
     from doorward.bench import results as records
+    from doorward.bench import summary, tables
     from doorward.bench.suite import get_suite
 
     found = get_suite(suite)
     if results is not None:
         held = records.read_results(results)
-        if (held.suite, held.scale) != (suite, scale.value):
+        if (held.suite, held.scale) != (found.name, scale.value):
             raise InputError(
-                f"{results} holds {held.suite} at scale {held.scale}, not {suite} at {scale.value}"
+                f"{results} holds {held.suite} at scale {held.scale}, not {found.name} at {scale.value}"
             )
     else:
         held = records.collect(found, scale.value, open_store(store, cache or default_cache()))
-    write = {
-        TableFormat.markdown: tables.to_markdown,
-        TableFormat.csv: tables.to_csv,
-        TableFormat.json: tables.to_json,
-        TableFormat.html: page.render,
-    }[format]
     summed_up = summary.summarise(found, held)
-    text = write(summed_up)
+    text = _written(summed_up, format)
     if format in (TableFormat.csv, TableFormat.json) and (nothing := tables.unmeasured(summed_up)):
         typer.echo(nothing, err=True)  # there is no place for a sentence in these
     if out is None:
@@ -297,6 +295,79 @@ def show_suite(
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror})") from error
     typer.echo(f"written: {out}")
+
+
+@app.command("models")
+def own_models(
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="The folder of the models."),
+    labels: Path = typer.Option(
+        ...,
+        metavar="TABLE",
+        help="The truth, as .csv or .parquet: columns path (from FOLDER), planted (yes or no) and target "
+        "(class numbers, 3 or 3;5); group, to count some apart; further ones are named like the options of "
+        "`doorward scan`, as mean or clean.",
+    ),
+    clean: str | None = typer.Option(
+        None, metavar="DATA", help="Clean images for all models for which the table names no others."
+    ),
+    detector: list[str] = typer.Option(
+        [], metavar="NAME", help="Run this detector, or file.py:Class; may be repeated. All if none is named."
+    ),
+    images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
+    time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds for each scan."),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
+    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    format: TableFormat = typer.Option(TableFormat.markdown, help="How to write the tables."),
+    out: Path | None = typer.Option(
+        None,
+        metavar="DIR",
+        help="Keep every report there: what is there of the same model and scan is not scanned again.",
+    ),
+) -> None:
+    """Scan models of which the truth is known, and count as the suites do what was found of it.
+
+    Exit code: 0, 2 for bad input, 4 if a model could not be scanned.
+    """
+    from doorward.bench import own_models as own
+    from doorward.bench import summary
+    from doorward.cli.options import check_folder
+    from doorward.methods.registry import refuse_unknown
+    from doorward.scan.request import ScanRequest
+
+    refuse_unknown("detector", detector)
+    common = ScanRequest(
+        clean=clean,
+        detectors=tuple(detector),
+        images=images,
+        time_budget=time_budget,
+        seed=seed,
+        device=check_device(device),
+    )
+    models = own.read_labels(labels, folder, common)
+    for path in own.unlabelled(folder, models):
+        typer.echo(f"not in {labels}: {formatting.plain(path)}", err=True)
+    if out is not None:
+        check_folder(out)
+    held = own.measure(models, folder, keep=out, progress=lambda line: typer.echo(line, err=True))
+    summed_up = summary.summarise(own.suite_of(models, folder), held)
+    text = _written(summed_up, format)
+    typer.echo(text, nl=False)
+    if format is TableFormat.markdown and (table := own.detectors_table(held)):
+        typer.echo("\n" + table, nl=False)
+    failed = sum(one.status != "done" for one in held.results)
+    raise typer.Exit(4 if failed else 0)
+
+
+def _written(summed_up: Summary, format: TableFormat) -> str:
+    from doorward.bench import page, tables
+
+    write = {
+        TableFormat.markdown: tables.to_markdown,
+        TableFormat.csv: tables.to_csv,
+        TableFormat.json: tables.to_json,
+        TableFormat.html: page.render,
+    }[format]
+    return write(summed_up)
 
 
 def default_cache() -> Path:

@@ -28,6 +28,7 @@ class Format(StrEnum):
     text = "text"
     json = "json"
     sarif = "sarif"
+    cyclonedx = "cyclonedx"
 
 
 class FailOn(StrEnum):
@@ -142,6 +143,29 @@ def own_code(factory: str | None) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
+
+
+def written(report: Report, format: Format, fail_on: FailOn) -> str | None:
+    """Return a report in a format for programs, None for readers' text."""
+    from doorward import reports
+
+    if format is Format.json:
+        return reports.to_json(report)
+    if format is Format.sarif:
+        return reports.to_sarif(report, fail_on=fail_on.value)
+    return reports.to_cyclonedx(report) if format is Format.cyclonedx else None
+
+
+def check_format(format: Format) -> None:
+    """Refuse a format whose package is missing, before any work.
+
+    Raises:
+        MissingExtra: if it is.
+    """
+    if format is Format.cyclonedx:
+        from doorward.reports.bom import check_installed
+
+        check_installed()
 
 
 def show(report: Report) -> None:

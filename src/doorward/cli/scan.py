@@ -15,6 +15,7 @@ from doorward.cli.options import (
     Format,
     check_device,
     check_folder,
+    check_format,
     current_folder,
     labels,
     numbers,
@@ -22,6 +23,7 @@ from doorward.cli.options import (
     refuse_missing_inputs,
     show,
     status,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -74,8 +76,16 @@ def scan(
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Write report.html, report.json, report.sarif and report.txt there."
     ),
+    sign_key: Path | None = typer.Option(
+        None,
+        metavar="KEY",
+        help="With --out: sign report.json with this private key, to report.json.sig; `doorward verify "
+        "--key` checks it.",
+    ),
     format: Format = typer.Option(
-        Format.text, metavar="text|json|sarif", help="What to print on standard output."
+        Format.text,
+        metavar="text|json|sarif|cyclonedx",
+        help="What to print on standard output; cyclonedx is an ML-BOM.",
     ),
     files_only: bool = typer.Option(
         False,
@@ -172,17 +182,22 @@ def scan(
     Exit code: 0 nothing found, 1 found or unsafe to load, 2 usage or unreadable input, 3 could not tell,
     4 a fault in Doorward.
     """
+    from doorward import reports
     from doorward.core.errors import InputError
     from doorward.methods.registry import refuse_unknown
+    from doorward.reports import signing
 
     model = model or []
     for name, value in (*(("MODEL", one) for one in model), ("--clean", clean), ("--train", train)):
         if value == "":  # as of a variable that a script forgot to set
             raise InputError(f"{name} is empty; it takes a path or a hub id")
+    check_format(format)
+    if sign_key is not None and (out is None or files_only):
+        raise InputError("--sign-key goes with --out DIR and a whole scan: it signs the report there")
     if files_only and not model:
         raise InputError("--files-only checks the files of a model: name one")
     if files_only:
-        raise typer.Exit(check_files(model, format, strict=strict_files))
+        raise typer.Exit(check_files(model, format, strict=strict_files, fail_on=fail_on, out=out))
     if len(model) > 1:
         raise InputError(f"one MODEL at a time, got {len(model)}; with --files-only there may be several")
     check_required(require)
@@ -222,13 +237,13 @@ def scan(
         raise InputError(
             "--factory builds the network of a MODEL: name its weights, or anything with --weights"
         )
+    by = None if sign_key is None else signing.signer(sign_key)
     for folder, given in ((out, "--out"), (write_clean, "--write-clean"), (keep_model, "--keep-model")):
         if folder is not None:
             check_folder(folder, given=given)
     if write_clean is not None and write_clean.is_dir() and any(write_clean.iterdir()):
         raise InputError(f"--write-clean {write_clean}: the folder is not empty; name another")
     refuse_missing_inputs(None if factory or not model else model[0], clean, train)
-    from doorward import reports
     from doorward.models import LoadOptions
     from doorward.scan.pipeline import scan_in_full as run
     from doorward.scan.request import ScanRequest
@@ -275,6 +290,10 @@ def scan(
         if out is not None:
             files = reports.write_reports(report, out, fail_on=fail_on.value)
             files |= reports.write_flagged(report, out)
+            if by is not None:
+                files["signature"] = signing.sign(files["json"], by)
+            else:  # that of an earlier report is none of this one's
+                signing.signature_of(files["json"]).unlink(missing_ok=True)
             names = ", ".join(sorted(file.name for file in files.values()))
             typer.echo(f"written: {out} ({names})", err=True)
     if write_clean is not None and train is not None and scanned.inspection is not None:
@@ -351,12 +370,8 @@ def check_required(names: list[str]) -> None:
 
 
 def _print(report: Report, format: Format, fail_on: FailOn) -> None:
-    from doorward import reports
-
     with contextlib.suppress(BrokenPipeError):  # a reader that has left does not change the verdict
-        if format is Format.json:
-            typer.echo(reports.to_json(report).encode(), nl=False)
-        elif format is Format.sarif:
-            typer.echo(reports.to_sarif(report, fail_on=fail_on.value).encode(), nl=False)
+        if (text := written(report, format, fail_on)) is not None:
+            typer.echo(text.encode(), nl=False)
         else:
             show(report)

