@@ -24,7 +24,7 @@ CODE := src tests tools benchmarks
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean model, show both verdicts.
+demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean model, mend the first.
 	$(BIN)/doorward demo $(ARGS)
 
 test: $(VENV)/.test  ## Run all tests (make test ARGS="tests/test_contract.py -x" runs some).

@@ -1,7 +1,8 @@
-"""`doorward demo --fast` shows both verdicts, and leaves what it scanned."""
+"""`doorward demo --fast` shows both verdicts, mends the backdoored model, and leaves what it scanned."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def test_both_verdicts_are_right(shown: tuple[Path, Outcome]) -> None:
     assert outcome.code == 0, outcome
     assert outcome.err == ""
     assert "=== Both verdicts are right ===" in outcome.out.splitlines()
+    assert "=== The backdoor is gone ===" in outcome.out.splitlines()
     backdoored, clean = (
         from_json((folder / f"doorward-demo/report-{name}/report.json").read_text(encoding="utf-8"))
         for name in ("backdoored", "clean")
@@ -43,6 +45,19 @@ def test_it_says_what_is_true_what_was_found_and_where_it_is(shown: tuple[Path, 
     place = folder.resolve() / "doorward-demo"
     assert pages == [str(place / f"report-{name}/report.html") for name in ("backdoored", "clean")]
     assert all(Path(page).is_file() for page in pages)
+
+
+def test_it_ends_with_the_model_mended(shown: tuple[Path, Outcome]) -> None:
+    folder, outcome = shown
+    told = json.loads((folder / "doorward-demo/mended/repair.json").read_text(encoding="utf-8"))
+    assert (told["before"], told["after"]) == ("backdoored", "nothing_found")
+    assert told["accuracy_after"]["value"] >= told["accuracy_before"]["value"] - 0.02
+    lines = outcome.out.splitlines()
+    mended = lines[lines.index("=== The backdoored model, mended ===") :]
+    assert any(line.startswith("success of the trigger for class 0 ") for line in mended)
+    assert any(line.startswith("The truth: the planted trigger works on ") for line in mended)
+    place = folder.resolve() / "doorward-demo/mended"
+    assert f"mended model: {place}" in mended
 
 
 def test_its_models_can_be_scanned_like_anybodys(shown: tuple[Path, Outcome]) -> None:

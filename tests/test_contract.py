@@ -84,7 +84,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "pruning": {"drop": 1.0},
     "fine-tuning": {"share": 0.05, "drop": 1.0},
     "fine-pruning": {"share": 0.05, "drop": 1.0},
-    "unlearning": {"share": 0.05, "drop": 1.0},
+    "unlearning": {"steps": 5, "drop": 1.0},
+    "adversarial-unlearning": {"steps": 5, "drop": 1.0},
     "strip": {"false_rejection_rate": 0.1, "replicas": 4},
     "feature-squeezing": {"false_rejection_rate": 0.1},
 }

@@ -35,7 +35,7 @@ QUICK = ("--method", "fine-tuning", "--set", "share=0.02", "--set", "drop=1")
 
 
 #: What a scan says that finds nothing.
-NOTHING = by_clean_data._Scanned("nothing_found")
+NOTHING = by_clean_data.Scanned("nothing_found")
 
 
 def classifier() -> TorchClassifier:
@@ -54,15 +54,15 @@ def told(model: object) -> RepairReport:
 
 
 @pytest.fixture
-def scanned(monkeypatch: pytest.MonkeyPatch) -> list[by_clean_data._Scanned]:
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[by_clean_data.Scanned]:
     """Have scans say what is in the list, and find nothing once it is empty."""
-    said: list[by_clean_data._Scanned] = []
-    nothing = by_clean_data._Scanned("nothing_found")
-    monkeypatch.setattr(by_clean_data, "_scan", lambda *_: said.pop(0) if said else nothing)
+    said: list[by_clean_data.Scanned] = []
+    nothing = by_clean_data.Scanned("nothing_found")
+    monkeypatch.setattr(by_clean_data, "scan_model", lambda *_, **__: said.pop(0) if said else nothing)
     return said
 
 
-def alarm(trigger: Trigger, target: int, detector: str = "patch-search") -> by_clean_data._Scanned:
+def alarm(trigger: Trigger, target: int, detector: str = "patch-search") -> by_clean_data.Scanned:
     finding = Finding(
         detector=detector,
         level="model",
@@ -72,7 +72,7 @@ def alarm(trigger: Trigger, target: int, detector: str = "patch-search") -> by_c
         targets=(target,),
         evidence=(RecoveredTrigger(title="Patch", target=target, trigger=trigger.to_json()),),
     )
-    return by_clean_data._Scanned("backdoored", (finding,))
+    return by_clean_data.Scanned("backdoored", (finding,))
 
 
 # written
@@ -167,7 +167,7 @@ def test_an_immunised_model_is_written_and_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.trains
 def test_a_backdoor_is_unlearnt_by_its_recovered_trigger(
-    scanned: list[by_clean_data._Scanned], tmp_path: Path
+    scanned: list[by_clean_data.Scanned], tmp_path: Path
 ) -> None:
     """The scans are given: that they find this trigger is tested where scans are."""
     plant = read_plant(BACKDOORED / "plant.json")
@@ -187,13 +187,13 @@ def test_a_backdoor_is_unlearnt_by_its_recovered_trigger(
     assert tried.after.value <= 0.1
     assert report.accuracy_before is not None
     assert report.accuracy_after is not None
-    assert report.accuracy_after.value >= report.accuracy_before.value - 0.06
+    assert report.accuracy_after.value >= report.accuracy_before.value - 0.03
     fresh = bundled.fashion_mnist("train").draw(400, np.random.default_rng(1))
     assert attack_success(mended, fresh, plant).value <= 0.1
     assert RepairReport.model_validate_json(report.model_dump_json()) == report
 
 
-def without_data(scanned: by_clean_data._Scanned) -> Report:
+def without_data(scanned: by_clean_data.Scanned) -> Report:
     return Report(
         subject=None, verdict=scanned.verdict, findings=scanned.findings, environment=environment("cpu")
     )
@@ -241,7 +241,7 @@ def test_without_data_and_without_a_finding_nothing_is_written(
 
 
 def test_where_nothing_is_found_the_model_is_mended_all_the_same(
-    scanned: list[by_clean_data._Scanned], tmp_path: Path
+    scanned: list[by_clean_data.Scanned], tmp_path: Path
 ) -> None:
     out = tmp_path / "mended"
     done = call("repair", BACKDOORED, out, "--clean", CLOTHES, *QUICK)
@@ -260,7 +260,7 @@ def test_where_nothing_is_found_the_model_is_mended_all_the_same(
 
 
 def test_bad_input_is_one_line_and_writes_nothing(
-    scanned: list[by_clean_data._Scanned], tmp_path: Path
+    scanned: list[by_clean_data.Scanned], tmp_path: Path
 ) -> None:
     few = write_data(make_images(9), tmp_path / "few.npz")
     foreign = write_data(make_images(40), tmp_path / "foreign.npz")

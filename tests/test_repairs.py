@@ -20,12 +20,13 @@ from doorward.data import Samples
 from doorward.methods import registry
 from doorward.models import TorchClassifier, networks
 from doorward.repairs._clean import split_clean
+from doorward.repairs._relearning import FEW, RADIUS, search
 from doorward.repairs._replay import Replay
 from doorward.repairs._units import Sweep, find_units, mean_activations, remove, silenced, sweep, zero
 from doorward.repairs.base import Damage
 from doorward.repairs.pruning import prunable
 from doorward.testing import NAMES, SPEC, make_images
-from doorward.training import TrainingSettings, evaluate, train_classifier
+from doorward.training import TrainingSettings, evaluate, predict, train_classifier
 from doorward.triggers.base import Trigger
 from doorward.triggers.masked import MaskedPattern
 from seeds import shifted
@@ -305,9 +306,49 @@ def test_a_recovered_trigger_is_unlearnt() -> None:
     )
     assert success(repaired.classifier) <= 0.05
     assert evaluate(repaired.classifier, make_images(100, seed=9)).value >= 0.95
-    assert "bore the recovered trigger" in repaired.record.done
+    assert "with and without the recovered trigger" in repaired.record.done
     for name, tensor in classifier.module.state_dict().items():
         assert torch.equal(tensor, before[name]), "the model that was given stays"
+
+
+@pytest.mark.trains
+def test_a_trigger_that_nobody_knows_is_unlearnt_without_loss() -> None:
+    classifier = backdoored()
+    repaired = registry.build("repair", "adversarial-unlearning", {})(
+        damage(classifier, make_images(80, seed=5))
+    )
+    assert success(classifier) > 0.9
+    assert success(repaired.classifier) <= 0.3
+    assert evaluate(repaired.classifier, make_images(100, seed=9)).value >= 0.95
+
+
+def test_perturbations_are_bounded_and_lead_most_images_to_their_class() -> None:
+    linear = nn.Linear(256, 5)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(5, 256, generator=make_generator(1)))
+        linear.bias.zero_()
+    classifier = TorchClassifier(nn.Sequential(nn.Flatten(), linear), SPEC, NAMES)
+    images = torch.full((20, *SPEC.shape), 0.5)
+    found, share = search(classifier, images, [0, 4], make_generator(2))
+    assert share.tolist() == [1.0, 1.0]
+    lengths = found.flatten(1).norm(dim=1)
+    assert bool((lengths <= RADIUS * 16 * (1 + 1e-4)).all())
+    few, _ = search(classifier, images, [0, 4], make_generator(2), sparse=True)
+    assert (few != 0).flatten(1).sum(1).tolist() == [round(FEW * 256)] * 2
+    assert float(few.abs().max()) <= 1
+    for delta, target in zip((*found, *few), (0, 4, 0, 4), strict=True):
+        assert bool((classifier.logits((images + delta).clamp(0, 1)).argmax(1) == target).all())
+
+
+@pytest.mark.parametrize("name", ["unlearning", "adversarial-unlearning"])
+def test_answers_of_the_original_are_kept_and_not_its_labels(name: str) -> None:
+    """Where labels are wrong, the model that is mended does not learn them."""
+    classifier, clean = network("small-cnn"), make_images(40)
+    answers = predict(classifier, clean)
+    repaired = registry.build("repair", name, {"steps": 40, "drop": 1.0})(damage(classifier, clean, found()))
+    assert clean.labels is not None
+    assert float((answers == clean.labels).mean()) < 0.5
+    assert float((predict(repaired.classifier, clean) == answers).mean()) >= 0.75
 
 
 @pytest.mark.trains
@@ -360,6 +401,7 @@ def test_a_repair_says_what_it_lacks() -> None:
     refused("fine-tuning", damage(classifier, some), r"1 of 5 have no clean sample \(class 3\)")
     fixed = TorchClassifier(classifier.module, SPEC, NAMES, batch=4)
     refused("fine-tuning", damage(fixed, clean), "exactly 4 inputs at a time")
+    refused("adversarial-unlearning", damage(fixed, clean), "exactly 4 inputs at a time")
     refused("fine-tuning", Damage(classifier=classifier, findings=()), "needs clean, clean_labels")
 
 

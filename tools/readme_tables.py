@@ -26,18 +26,21 @@ from doorward.stats.metrics import rate  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 SCALE: Scale = "cpu"
 README, MEASURED, ATTACKS = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "attacks.md"
-TRAINING_DATA = ROOT / "docs" / "training-data.md"
+TRAINING_DATA, REPAIRS = ROOT / "docs" / "training-data.md", ROOT / "docs" / "repairs.md"
 
 #: The suites of the page of results.
 SHORT = ("scan-population", "null")
-#: Where the table of each suite stands; those of the attacks appear with their results.
+#: Where the table of each suite stands that appears with its results.
+WITH_RESULTS = dict.fromkeys(("attacks", "scan-attacks"), ATTACKS) | {
+    "training-data": TRAINING_DATA,
+    "repairs": REPAIRS,
+}
+#: Where the table of each suite stands.
 SUITES = dict.fromkeys(SHORT, MEASURED) | {
-    suite: ATTACKS
-    for suite in ("attacks", "scan-attacks")
+    suite: file
+    for suite, file in WITH_RESULTS.items()
     if results.results_file(RESULTS, suite, SCALE).is_file()
 }
-if results.results_file(RESULTS, "training-data", SCALE).is_file():
-    SUITES["training-data"] = TRAINING_DATA
 #: Where every table stands.
 PAGES = {"results": README, "file scanners": MEASURED, "foreign models": MEASURED} | SUITES
 

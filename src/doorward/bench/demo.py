@@ -1,4 +1,4 @@
-"""The demonstration: a backdoored classifier of clothes and its clean counterpart, each scanned as a file."""
+"""The demonstration: a backdoored classifier of clothes and a clean one, scanned as files, and a repair."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from doorward import bundled
 from doorward.attacks.ground_truth import PlantedBackdoor, attack_success, read_plant
-from doorward.core.records import SEVERITY, Rate, Report
+from doorward.core.records import SEVERITY, Rate, RecoveredTrigger, Report
+from doorward.detectors.base import Detector
 from doorward.methods import registry
+from doorward.models import TorchClassifier, open_classifier
 from doorward.models.formats.native import save_native
-from doorward.scan.context import Progress
+from doorward.repair import RepairReport, RepairRequest
+from doorward.repair.by_clean_data import Scanned, repair_by_clean_data
+from doorward.scan.context import Progress, ScanContext
 from doorward.scan.pipeline import scan
 from doorward.scan.request import ScanRequest
 from doorward.training import default_settings, train_classifier
 
 ARCHITECTURE = "small-cnn"
+#: Images that the planted trigger is tried on after the repair, and how often it may still work then.
+TRIED, LEFT = 500, 0.1
 ATTACK = {"poison_rate": 0.02, "target": 0, "size": 3, "place": "bottom-right"}
 
 
@@ -83,3 +91,52 @@ def scan_twin(twin: Twin, images: Path, *, seed: int, progress: Progress) -> Rep
     """Scan a model from its files; of its plant the scan knows nothing."""
     request = ScanRequest(model=str(twin.path), clean=str(images), seed=seed)
     return scan(request, progress=progress)
+
+
+@dataclass(frozen=True)
+class MendedTwin:
+    """The backdoored model after its repair: where it lies, what was done, and the truth of what is left.
+
+    Attributes:
+        success: of the planted trigger, on images that the repair has not seen.
+    """
+
+    path: Path
+    report: RepairReport
+    success: Rate
+
+    @property
+    def as_expected(self) -> bool:
+        """Return whether a scan finds nothing in it, and the planted trigger does not work."""
+        return self.report.after == "nothing_found" and self.success.value <= LEFT
+
+
+def mend_twin(
+    twin: Twin, scanned: Report, images: Path, out: Path, *, seed: int, progress: Progress
+) -> MendedTwin:
+    """Mend the backdoored model by what its scan found, and scan it again by the detectors that found it."""
+    assert twin.plant is not None, "the clean model needs no repair"
+    classifier = open_classifier(twin.path)
+    assert isinstance(classifier, TorchClassifier)
+    request = RepairRequest(model=str(twin.path), clean=str(images), seed=seed, detectors=_alarming(scanned))
+    outcome = repair_by_clean_data(
+        request,
+        classifier,
+        ScanContext(seed=seed, report_progress=progress),
+        Scanned(scanned.verdict, scanned.findings, scanned.not_run),
+    )
+    mended = outcome.classifier
+    assert mended is not None
+    others = bundled.fashion_mnist("train").draw(TRIED, np.random.default_rng(seed))
+    return MendedTwin(outcome.save(out), outcome.report, attack_success(mended, others, twin.plant))
+
+
+def _alarming(scanned: Report) -> tuple[Detector, ...]:
+    """Return the detectors that recovered a trigger of a class that the verdict names."""
+    built = [
+        registry.build("detector", finding.detector, {})
+        for finding in scanned.findings
+        if finding.flagged
+        and any(isinstance(e, RecoveredTrigger) and e.target in finding.targets for e in finding.evidence)
+    ]
+    return tuple(one for one in built if isinstance(one, Detector))

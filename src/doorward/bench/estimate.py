@@ -11,6 +11,7 @@ import torch
 
 from doorward.bench.cache import ModelCache
 from doorward.bench.plan import Planned
+from doorward.bench.suite import Trial
 from doorward.core.records import Record
 from doorward.data import InMemorySamples, Samples
 from doorward.data.samples import Waveform
@@ -52,7 +53,8 @@ def estimate(
 ) -> Estimate:
     """Estimate what is left to do; a second or so is measured for each architecture and image shape.
 
-    An attack that changes a trained model is taken to be as long as training it, and measuring is left out.
+    An attack that changes a trained model is taken to be as long as training it; measuring and repairs are
+    left out, but for the scans of these.
     Threads of this process are set for the time of the calibration, and set back.
     """
     surrogates = [one.twin for one in plan if one.twin is not None]
@@ -74,16 +76,23 @@ def estimate(
             images *= 1 + model["adversarial"]["settings"]["steps"]
         training += images / speeds[one.trial.architecture, one.contents.shape].training
     for one in plan:
-        if one.contents is not None and one.trial.scan_settings.detectors is not None:
+        if one.contents is not None and (scans := _scans(one.trial)):
             gradients = one.contents.classes * GRADIENTS_PER_CLASS + GRADIENTS_BESIDE
             speed = speeds[one.trial.architecture, one.contents.shape].gradients
-            scanning += gradients / speed if speed else 0.0
+            scanning += scans * gradients / speed if speed else 0.0
     return Estimate(
         models=len(models),
         cached=len(models) - len(missing),
         training=training / workers,
         scanning=scanning / workers,
     )
+
+
+def _scans(trial: Trial) -> int:
+    """Return how often a trial scans a model: a repair does it before and after."""
+    if trial.repair_settings is not None:
+        return 2
+    return int(trial.scan_settings.detectors is not None)
 
 
 def _speed(architecture: str, shape: tuple[int, int, int], device: str) -> Speed:

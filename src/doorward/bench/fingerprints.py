@@ -144,6 +144,15 @@ def _detector_source(module: str) -> str:
 
 
 @cache
+def repair_code() -> str:
+    """Return the hash of the code of all repairs, and of the scans that they go by."""
+    start = ["doorward.repair.by_clean_data", *registry.own_modules("repair").values()]
+    start += [one for one in registry.own_modules("detector").values() if ".model." in one]
+    seeing = (*_SEEING, "doorward.repair", "doorward.training", "doorward.scan.")
+    return source_hash(reached(start, keep=lambda one: one.startswith(seeing)))
+
+
+@cache
 def same_results(file: Path = SAME_RESULTS) -> dict[str, dict[str, str]]:
     """Return, by unit and hash, the older hash whose results are the same."""
     found: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))

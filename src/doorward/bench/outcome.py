@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from doorward.bench.inspection import Inspection
+from doorward.bench.mending import Mending
 from doorward.bench.planting import Planting
 from doorward.core.errors import InputError
 from doorward.core.records import Observations, Rate, Record
@@ -34,6 +35,7 @@ class Outcome(Record):
         seen: by the scan, if there is one.
         planting: what planting did, where that is measured instead.
         inspection: what detectors of poison found in the training set, where that is inspected.
+        mending: what repairs made of the model, where that is measured.
         trained: seconds that the training took, now or when the model was cached.
         seconds: of the scan, or of measuring.
         peak_memory: bytes of the process at most during the scan; None where the system does not tell.
@@ -43,6 +45,7 @@ class Outcome(Record):
     seen: Observations | None = None
     planting: Planting | None = None
     inspection: Inspection | None = None
+    mending: Mending | None = None
     cached: bool
     trained: float
     seconds: float

@@ -125,6 +125,8 @@ def render(summary: Summary) -> str:
     if summary.inspections:
         header = list(tables.INSPECTION_HEADS)
         rows = [tables.inspection_cells(row) for row in summary.inspections]
+    if summary.mendings:
+        header, rows = list(tables.MENDING_HEADS), [tables.mending_cells(row) for row in summary.mendings]
     done = {one.trial: one for one in summary.results if one.status == "done"}
     drawn = [(row, scores(row, [done[name] for name in row.counted])) for row in summary.groups]
     return template("suite.html.j2", ("doorward.bench",)).render(

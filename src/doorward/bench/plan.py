@@ -13,14 +13,23 @@ import numpy as np
 from doorward import bundled
 from doorward.attacks.model.base import ModelAttack
 from doorward.bench import synthetic
-from doorward.bench.fingerprints import detector_fingerprint, fingerprint, units_of
+from doorward.bench.fingerprints import detector_fingerprint, fingerprint, repair_code, units_of
 from doorward.bench.outcome import Outcome
-from doorward.bench.suite import Data, MethodChoice, ScanSettings, Trial, content_key, work_of
+from doorward.bench.suite import (
+    Data,
+    MethodChoice,
+    RepairSettings,
+    ScanSettings,
+    Trial,
+    content_key,
+    work_of,
+)
 from doorward.core.errors import InputError
 from doorward.core.records import Record
 from doorward.data import Samples, open_samples
 from doorward.detectors.base import Detector
 from doorward.methods import registry
+from doorward.scan.calibration import calibrations, shipped
 from doorward.training import (
     AdversarialSettings,
     TrainingSettings,
@@ -221,11 +230,18 @@ def plan(trial: Trial, sources: Sources) -> Planned:
             **trial.scan_settings.model_dump(mode="json", exclude={"detectors"}),
             "detectors": detectors,
         }
+    if trial.repair_settings is not None:
+        scan_settings = {
+            "repairs": trial.repair_settings.model_dump(mode="json"),
+            "code": repair_code(),
+            "calibration": _calibration_of(trial.repair_settings),
+        }
     attack = twin = None
     if trial.attack is not None:
         method = registry.build("attack", trial.attack.name, trial.attack.settings)
         attack = {"name": trial.attack.name, "settings": method.settings()}
-        if isinstance(method, ModelAttack) or trial.scan_settings.detectors is None:
+        compared = trial.scan_settings.detectors is None and trial.repair_settings is None
+        if isinstance(method, ModelAttack) or compared:
             twin = plan(trial.model_copy(update={"attack": None}), sources)
     try:
         contents = sources.contents(trial.data)
@@ -255,6 +271,12 @@ def plan(trial: Trial, sources: Sources) -> Planned:
     resolved = {"model": model, "judging": scan_settings}
     key = content_key([trial.suite, trial.scale, trial.name, model_key, scan_settings])
     return Planned(trial, key, model_key, work_of(resolved, key), resolved, contents, twin=twin)
+
+
+def _calibration_of(repair_settings: RepairSettings) -> str:
+    """Return the sha256 of the calibration that scans before and after repairs are judged by."""
+    named = [one.name for one in repair_settings.detectors]
+    return content_key((calibrations(named) if named else shipped()).model_dump(mode="json"))
 
 
 def _data_of(method: MethodChoice) -> dict[str, str]:

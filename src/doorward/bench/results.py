@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from doorward.bench.fingerprints import with_current_code
 from doorward.bench.holdout import family, left_out
 from doorward.bench.inspection import Inspection
+from doorward.bench.mending import Mending
 from doorward.bench.outcome import stored_outcome
 from doorward.bench.planting import Planting
 from doorward.bench.store import Row, Store
@@ -50,6 +51,7 @@ class Result(Record):
         plant: targets of what is planted; None for clean models.
         planting: what that did, in suites that measure it and scan nothing.
         inspection: what was found in the training set, in suites that inspect it.
+        mending: what repairs made of the model, in suites that measure that.
         reason: why the scan could not tell.
     """
 
@@ -75,6 +77,7 @@ class Result(Record):
     peak_memory: int | None = None
     planting: Planting | None = None
     inspection: Inspection | None = None
+    mending: Mending | None = None
     error: str | None = None
 
     @property
@@ -186,7 +189,7 @@ def _result(row: Row, calibration: CalibrationSet, least_success: float) -> Resu
     }
     seen = observations_of(row)
     if seen is None:
-        return Result(**base, planting=row.result["planting"])
+        return Result(**base, planting=row.result["planting"], mending=row.result.get("mending"))
     judge = conclude_training_data if of_training_data(seen) else conclude
     report = judge(seen, calibration)
     return Result(

@@ -27,7 +27,7 @@ from doorward.bench.fingerprints import with_current_code
 from doorward.bench.outcome import Outcome, stored_outcome
 from doorward.bench.plan import Planned, Sources
 from doorward.bench.store import Row, Status, Store, now
-from doorward.bench.suite import parts_of
+from doorward.bench.suite import Trial, parts_of
 from doorward.bench.worker import TrialRunner
 from doorward.core.devices import keep_freed_memory
 from doorward.core.errors import DoorwardError
@@ -352,7 +352,7 @@ def _try(
         cached = bench.make(planned)
         outcome = None
         if judge:
-            report_progress("scanning" if planned.trial.scan_settings.detectors is not None else "measuring")
+            report_progress(_doing(planned.trial))
             outcome = bench.judge(planned, cached=cached)
     except Exception as error:
         if _disk_is_full(error):
@@ -363,6 +363,13 @@ def _try(
         kind = "" if isinstance(error, DoorwardError) else f"{type(error).__name__}: "
         return Ended(None, " ".join(f"{kind}{error}".split()), time.monotonic() - started)
     return Ended(outcome, None, time.monotonic() - started)
+
+
+def _doing(trial: Trial) -> str:
+    """Return what is done with a trial's model."""
+    if trial.repair_settings is not None:
+        return "repairing"
+    return "scanning" if trial.scan_settings.detectors is not None else "measuring"
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

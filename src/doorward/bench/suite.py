@@ -38,6 +38,11 @@ Measure = Literal[
     "samples_found",
     "samples_ranked",
     "classes_right",
+    "success_repaired",
+    "groups_repaired",
+    "accuracy_repaired",
+    "success_returned",
+    "nothing_found_repaired",
 ]
 
 
@@ -119,6 +124,22 @@ class ScanSettings(Record):
     draw: int = 0
 
 
+class RepairSettings(Record):
+    """How models are repaired.
+
+    Attributes:
+        methods: names of repairs; `auto` is the choice of `doorward repair`.
+        share: clean samples that are given, per training sample.
+        epochs: of fine-tuning on other clean samples afterwards, after which a backdoor may be back.
+        detectors: those that the scan asks which repairs go by; all that look at behaviour if empty.
+    """
+
+    methods: tuple[str, ...]
+    share: float = Field(0.05, gt=0, le=1)
+    epochs: int = Field(2, ge=1)
+    detectors: tuple[MethodChoice, ...] = ()
+
+
 class Group(Record):
     """Declare models that are counted together.
 
@@ -138,6 +159,7 @@ class Group(Record):
         first_of: these are the first models of the group of that name, which has the same declaration.
         first_seed: of the first model; each further one has the next. Others give other models, and other
             settings are dealt.
+        repair_settings: how the models are repaired, in suites that measure that; None in others.
     """
 
     name: str
@@ -155,6 +177,7 @@ class Group(Record):
     excluded_from_claims: bool = False
     first_of: str | None = None
     first_seed: int = Field(0, ge=0)
+    repair_settings: RepairSettings | None = None
 
     @property
     def repeated(self) -> bool:
@@ -229,6 +252,7 @@ class Trial(Record):
     robust: dict[str, Any] | None = None
     seed: int
     scan_settings: ScanSettings
+    repair_settings: RepairSettings | None = None
 
     @cached_property
     def key(self) -> str:
@@ -323,6 +347,7 @@ def _expand(suite: Suite, scale: Scale, group: Group) -> list[Trial]:
                     robust=group.robust,
                     seed=group.first_seed + i,
                     scan_settings=suite.scan_settings.model_copy(update={"seed": seed, "draw": draw}),
+                    repair_settings=group.repair_settings,
                 )
             )
     return trials

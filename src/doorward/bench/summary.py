@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from statistics import fmean, median
+from typing import TypeAlias
 
 from doorward.bench.inspection import FlaggedCounts, Inspection, flagged_counts
-from doorward.bench.planting import Planting, kept, pooled
+from doorward.bench.mending import AUTO, Behaviour, MendedModel, Mending
+from doorward.bench.planting import KEPT, Planting, kept, pooled
 from doorward.bench.results import Result, Results
 from doorward.bench.suite import Claim, Group, Measure, Scale, Suite
 from doorward.core.records import Rate, Record
@@ -24,6 +27,8 @@ from doorward.stats.metrics import Ranking, ranking, rate
 JUDGE = "activation-clustering"
 #: Accuracy and F1 from which on a class's samples are told apart.
 RIGHT = 0.99
+#: Attack success that a repair may leave in any group.
+MOST_SUCCESS = 0.2
 #: Parts of [0, 1] that p-values are counted in.
 BINS = 10
 #: What the share of clean models with p <= .05 shall surely be below, with every number of classes.
@@ -131,6 +136,41 @@ class InspectionRow(Record):
     claims: tuple[ClaimRow, ...]
 
 
+class MendingRow(Record):
+    """One line of the table of a suite that repairs models: one repair of models with the same attack.
+
+    Attributes:
+        models: how many, and how many of them the repair acted on.
+        repair: its name.
+        accuracy_before, accuracy, change: means over the models that were mended.
+        success_before, success, right, returned: over the triggered images of these models together: attack
+            success before and after; how many got their right label again; attack success after fine-tuning
+            on other clean samples.
+        nothing_found: mended models in which a scan finds nothing; of none where the repair scans none.
+        seconds: median processor time.
+        reasons: why the repair did not act on others.
+    """
+
+    group: str
+    attack: str
+    about: str
+    data: str
+    architecture: str
+    repair: str
+    models: int
+    mended: int
+    accuracy_before: float | None
+    accuracy: float | None
+    change: float | None
+    success_before: Rate | None
+    success: Rate | None
+    right: Rate | None
+    returned: Rate | None
+    nothing_found: Rate
+    seconds: float | None
+    reasons: tuple[str, ...]
+
+
 class SampleRanking(Record):
     """How a detector's scores rank samples, over several training sets."""
 
@@ -178,7 +218,7 @@ class Summary(Record):
 
     Attributes:
         left_out: as in `Results`.
-        groups, plants, inspections: one of them, by what the suite does.
+        groups, plants, inspections, mendings: one of them, by what the suite does.
         clean: names of the trials of clean models that buckets, data sets and histogram are made of.
         histogram: how many of their p-values lie in each tenth of [0, 1]; empty if there are none.
     """
@@ -194,6 +234,7 @@ class Summary(Record):
     groups: tuple[GroupRow, ...]
     plants: tuple[PlantRow, ...] = ()
     inspections: tuple[InspectionRow, ...] = ()
+    mendings: tuple[MendingRow, ...] = ()
     stability: tuple[StableRow, ...]
     buckets: tuple[CleanRow, ...]
     data_sets: tuple[CleanRow, ...]
@@ -245,6 +286,7 @@ def summarise(suite: Suite, held: Results) -> Summary:
             for group in groups
             if _inspected(by_group[group.name])
         ),
+        mendings=tuple(row for group in groups for row in _mending_rows(group, by_group[group.name])),
         stability=tuple(_stable_row(group, by_group[group.name]) for group in groups if group.repeated),
         buckets=tuple(
             _clean_row(str(low) if low == high else f"{low} to {high}", inside)
@@ -307,6 +349,11 @@ def measure(name: Measure, results: Sequence[Result]) -> Rate:
     counterparts. Of training data, `samples_found` counts poisoned samples that are flagged,
     `samples_ranked` those that rank above 95 % of the clean ones, and `classes_right` classes with poison
     whose samples are told apart with accuracy and F1 of at least 99 %.
+
+    Of models that `auto` has mended, `success_repaired` counts triggered images, `success_returned` the same
+    after further fine-tuning, `groups_repaired` groups in which the trigger works at most on a fifth of them,
+    `accuracy_repaired` groups that lose at most a point on average, and `nothing_found_repaired` those in
+    which a scan finds nothing.
     """
     if name == "stable":
         repeated = _repeated(results)
@@ -316,6 +363,8 @@ def measure(name: Measure, results: Sequence[Result]) -> Rate:
     if name == "accuracy_kept":
         groups = _plantings(results)
         return rate(sum(map(kept, groups.values())), len(groups))
+    if name in OF_REPAIRS:
+        return OF_REPAIRS[name](_mended(results, AUTO))
     if name == "samples_found":
         return _samples_found(results)
     if name == "samples_ranked":
@@ -337,6 +386,58 @@ def _classes_right(results: Sequence[Result]) -> Rate:
                 total += 1
                 right += c in one.targets and (counts.f1 or 0.0) >= RIGHT and counts.accuracy >= RIGHT
     return rate(right, total)
+
+
+#: Mended models by group, each with what the model did before.
+_Mended: TypeAlias = dict[str, list[tuple[Behaviour, MendedModel]]]
+
+
+def _mended(results: Iterable[Result], repair: str) -> _Mended:
+    """Return the models that a repair mended, by group; plants that did not take are left out."""
+    by_group: _Mended = defaultdict(list)
+    for one in results:
+        if one.mending is None or one.excluded:
+            continue
+        found = one.mending.repairs.get(repair)
+        if found is not None and found.after is not None:
+            by_group[one.group].append((one.mending.before, found))
+    return by_group
+
+
+def _successes(pairs: Iterable[tuple[Behaviour, MendedModel]], *, later: bool = False) -> Rate:
+    """Count triggered images that still reach the target."""
+    found = [one.later if later else one.after for _, one in pairs]
+    return pooled(one.success for one in found if one is not None) or rate(0, 0)
+
+
+def _lost(pairs: Sequence[tuple[Behaviour, MendedModel]]) -> float:
+    """Return how much accuracy repairs cost on average."""
+    return fmean(before.accuracy.value - one.after.accuracy.value for before, one in pairs if one.after)
+
+
+def _groups_repaired(groups: _Mended) -> Rate:
+    low = [_successes(pairs).value <= MOST_SUCCESS for pairs in groups.values()]
+    return rate(sum(low), len(low))
+
+
+def _accuracy_repaired(groups: _Mended) -> Rate:
+    kept_by = [_lost(pairs) <= KEPT + 1e-9 for pairs in groups.values()]
+    return rate(sum(kept_by), len(kept_by))
+
+
+def _nothing_found(pairs: Iterable[tuple[Behaviour, MendedModel]]) -> Rate:
+    told = [one.verdict for _, one in pairs if one.verdict is not None]
+    return rate(sum(verdict == "nothing_found" for verdict in told), len(told))
+
+
+#: What claims count of the models that `auto` has mended.
+OF_REPAIRS: dict[Measure, Callable[[_Mended], Rate]] = {
+    "success_repaired": lambda groups: _successes(chain.from_iterable(groups.values())),
+    "success_returned": lambda groups: _successes(chain.from_iterable(groups.values()), later=True),
+    "groups_repaired": _groups_repaired,
+    "accuracy_repaired": _accuracy_repaired,
+    "nothing_found_repaired": lambda groups: _nothing_found(chain.from_iterable(groups.values())),
+}
 
 
 def _plantings(results: Iterable[Result]) -> dict[str, list[Planting]]:
@@ -483,6 +584,40 @@ def _plant_row(group: Group, results: Sequence[Result], claims: Sequence[Claim])
         planted=median(seconds) if seconds else None,
         trained=median(one.trained for one in found),
         claims=tuple(_claim(claim, results) for claim in claims if claim.groups == (group.name,)),
+    )
+
+
+def _mending_rows(group: Group, results: Sequence[Result]) -> list[MendingRow]:
+    """Return a line for each repair of a group's models; none where nothing is repaired."""
+    measured = [one.mending for one in results if one.mending is not None and not one.excluded]
+    asked = group.repair_settings.methods if group.repair_settings else ()
+    return [_mending_row(group, name, measured) for name in asked if measured]
+
+
+def _mending_row(group: Group, name: str, measured: Sequence[Mending]) -> MendingRow:
+    both = [(one.before, one.repairs[name]) for one in measured if name in one.repairs]
+    pairs = [(before, one) for before, one in both if one.after is not None]
+    afters = [one.after for _, one in pairs if one.after is not None]
+    assert group.attack is not None, "planted models are repaired"
+    return MendingRow(
+        group=group.name,
+        attack=group.attack.name,
+        about=_about(group),
+        data=group.data.name.removeprefix("reference:"),
+        architecture=", ".join(group.architectures),
+        repair=name,
+        models=len(both),
+        mended=len(pairs),
+        accuracy_before=fmean(before.accuracy.value for before, _ in pairs) if pairs else None,
+        accuracy=fmean(one.accuracy.value for one in afters) if pairs else None,
+        change=-_lost(pairs) if pairs else None,
+        success_before=pooled(before.success for before, _ in pairs),
+        success=_successes(pairs) if pairs else None,
+        right=pooled(one.right for one in afters),
+        returned=_successes(pairs, later=True) if pairs else None,
+        nothing_found=_nothing_found(pairs),
+        seconds=median(one.seconds for _, one in pairs) if pairs else None,
+        reasons=tuple(dict.fromkeys(one.reason for _, one in both if one.reason is not None)),
     )
 
 

@@ -15,6 +15,7 @@ from doorward.bench.summary import (
     CleanRow,
     GroupRow,
     InspectionRow,
+    MendingRow,
     PlantRow,
     StableRow,
     Summary,
@@ -98,6 +99,8 @@ def notes(summary: Summary) -> list[str]:
             "score; they are medians over the sets, the least in brackets. Wrong labels without a trigger "
             "count as clean."
         ]
+    if summary.mendings:
+        return mending_notes(summary)
     said = [
         "Counts with 95 % intervals (Clopper and Pearson). Could-not-tell counts as not flagged. "
         "Time and memory are medians."
@@ -231,6 +234,67 @@ def inspection_cells(row: InspectionRow) -> list[str]:
     ]
 
 
+#: Head of the table of repaired models; the first cell of a line is the attack.
+MENDING_HEADS = (
+    "attack",
+    "data",
+    "network",
+    "repair",
+    "mended",
+    "accuracy before",
+    "after",
+    "change in points",
+    "attack success before",
+    "after",
+    "right label again",
+    "success after further training",
+    "nothing found",
+    "seconds",
+)
+
+
+def mending_cells(row: MendingRow) -> list[str]:
+    """Return a table's line of models that one repair mended."""
+
+    def share(value: Rate | float | None) -> str:
+        return "" if value is None else formatting.percent(value.value if isinstance(value, Rate) else value)
+
+    found = row.nothing_found
+    return [
+        f"{row.attack} ({row.about})" if row.about else row.attack,
+        row.data,
+        row.architecture,
+        row.repair,
+        f"{row.mended} of {row.models}",
+        share(row.accuracy_before),
+        share(row.accuracy),
+        "" if row.change is None else f"{100 * row.change:+.2f}",
+        share(row.success_before),
+        share(row.success),
+        share(row.right),
+        share(row.returned),
+        f"{found.successes} of {found.n}" if found.n else "",
+        "" if row.seconds is None else f"{row.seconds:.0f}",
+    ]
+
+
+def mending_notes(summary: Summary) -> list[str]:
+    """Return what is counted of repaired models, and which of them were not mended or do not count."""
+    said = [
+        "Repairs see the model, the clean samples and the findings of one scan. Accuracies are means over "
+        "the mended models, on clean test images that no repair has seen; attack success and right labels "
+        "are over their triggered images together. Right label again: triggered images that get the label "
+        "that they have without the trigger. Success after further training: attack success of the mended "
+        "models after two epochs of fine-tuning on other clean samples. Seconds are the median processor "
+        "time of a repair; those of auto are with its scans."
+    ]
+    for row in summary.mendings:
+        said += [f"{row.attack} on {row.data}, {row.repair}: {reason}." for reason in row.reasons]
+    if untaken := [one.trial for one in summary.results if one.mending is not None and one.excluded]:
+        said.append(f"Not counted, since the attack did not take: {', '.join(untaken)}.")
+    return said
+
+
 def _claimed(claims: Sequence[ClaimRow]) -> str:
     """Return a group's claims and whether they are reached."""
     return "; ".join(
@@ -281,10 +345,12 @@ def to_markdown(summary: Summary) -> str:
         blocks.append(table(PLANT_HEADS, map(plant_cells, summary.plants)))
     elif summary.inspections:
         blocks.append(table(INSPECTION_HEADS, map(inspection_cells, summary.inspections)))
+    elif summary.mendings:
+        blocks.append(table(MENDING_HEADS, map(mending_cells, summary.mendings)))
     else:
         header, cells = group_cells(planted, published=has_published_rule(summary))
         blocks.append(table(header, [cells(row) for row in summary.groups]))
-    if not planted and not summary.plants and not summary.inspections:
+    if not planted and not (summary.plants or summary.inspections or summary.mendings):
         for name, rows in (("classes", summary.buckets), ("data set", summary.data_sets)):
             if rows:
                 blocks.append(table((name, *CLEAN_HEADS), map(clean_cells, rows)))
@@ -369,6 +435,11 @@ def to_csv(summary: Summary) -> str:
         writer.writerow(["suite", "scale", "group", *INSPECTION_HEADS])
         for one in summary.inspections:
             writer.writerow([summary.suite, summary.scale, one.group, *inspection_cells(one)])
+        return out.getvalue()
+    if summary.mendings:
+        writer.writerow(["suite", "scale", "group", *MENDING_HEADS])
+        for mended in summary.mendings:
+            writer.writerow([summary.suite, summary.scale, mended.group, *mending_cells(mended)])
         return out.getvalue()
     rates = ("exact_target", "flagged", "false_alarms", "planted_unknown", "clean_unknown")
     header = [

@@ -13,10 +13,11 @@ from doorward.attacks.ground_truth import attack_success, read_plant, triggered,
 from doorward.attacks.model.base import ModelAttack
 from doorward.bench.cache import ModelCache
 from doorward.bench.inspection import Inspection, compared, raw_baseline
+from doorward.bench.mending import MendingData, measure_repairs
 from doorward.bench.outcome import Outcome, Truth, without_pictures
 from doorward.bench.plan import ACCURACY_IMAGES, ROBUST_IMAGES, SUCCESS_IMAGES, Planned, Sources, detectors_of
 from doorward.bench.planting import Planting
-from doorward.bench.suite import Trial
+from doorward.bench.suite import RepairSettings, Trial
 from doorward.core.seeds import derive_seed
 from doorward.data import InMemorySamples, Samples
 from doorward.methods import registry
@@ -66,6 +67,8 @@ class TrialRunner:
         Where no scan is wanted, what planting did is measured on all of them.
         """
         trial = planned.trial
+        if trial.repair_settings is not None:
+            return self._mend(planned, trial.repair_settings, cached=cached)
         if trial.scan_settings.detectors is None:
             return self._measure(planned, cached=cached)
         if any(looks_at_training_data(one) for one in detectors_of(trial.scan_settings)):
@@ -129,6 +132,39 @@ class TrialRunner:
             trained=meta["training"]["seconds"],
             seconds=seconds,
             peak_memory=_peak_memory(),
+        )
+
+    def _mend(self, planned: Planned, settings: RepairSettings, *, cached: bool) -> Outcome:
+        """Mend the trial's model by every repair, and measure what came of it."""
+        trial, meta = planned.trial, self.cache.meta(planned.model_key)
+        started, classifier, train = time.monotonic(), self._cached(planned), self._training(trial)
+        assert isinstance(classifier, TorchClassifier), "models of the cache have networks"
+        count = round(settings.share * len(train))
+
+        def drawn(name: str) -> Samples:
+            return train.draw(count, np.random.default_rng(derive_seed(trial.seed, name)))
+
+        rng = np.random.default_rng(derive_seed(trial.seed, "measured"))
+        data = MendingData(
+            clean=drawn("given to repairs"),
+            others=drawn("fine-tuned on afterwards"),
+            test=_decoded(self.sources.part(trial.data, "test").draw(ACCURACY_IMAGES, rng)),
+        )
+        mending = measure_repairs(
+            classifier,
+            read_plant(self.cache.place(planned.model_key) / PLANT),
+            data,
+            settings,
+            seed=trial.seed,
+            device=self.device,
+        )
+        return Outcome(
+            truth=Truth.model_validate(meta["truth"]),
+            mending=mending,
+            cached=cached,
+            trained=meta["training"]["seconds"],
+            seconds=time.monotonic() - started,
+            peak_memory=None,
         )
 
     def _measure(self, planned: Planned, *, cached: bool) -> Outcome:

@@ -108,7 +108,7 @@ def repair(
     if printed is Printed.json:
         typer.echo(report.model_dump_json(indent=2))
         raise typer.Exit(report.exit_code)
-    for line in _lines(report):
+    for line in lines(report):
         typer.echo(line)
     typer.echo(f"written: {saved}, {out / 'repair.json'} and {out / 'repair.html'}")
     raise typer.Exit(report.exit_code)
@@ -129,7 +129,7 @@ def _nothing(report: RepairReport) -> str:
     return "no training sample is flagged, so there is nothing to mend, and nothing was written"
 
 
-def _lines(report: RepairReport) -> list[str]:
+def lines(report: RepairReport) -> list[str]:
     """Return what was done, and what became of the model."""
     assert report.repair is not None
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from doorward.core.errors import InputError
 from doorward.core.records import Finding, NotRun, Rate, RecoveredTrigger, Report, Verdict
 from doorward.data import Samples
+from doorward.detectors.base import Detector
 from doorward.models import TorchClassifier
 from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.repair.choice import choose_repair, fitting_repairs, open_data, told
 from doorward.repair.report import RepairOutcome, RepairReport, TriggerRecord
 from doorward.repair.request import RepairRequest
-from doorward.repairs._clean import split_clean
+from doorward.repairs._clean import CleanSplit, split_clean
 from doorward.repairs.base import Damage, Repaired, RepairRecord
 from doorward.scan.behaviour import choose
 from doorward.scan.context import ScanContext
@@ -33,8 +35,8 @@ ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class _Scanned:
-    """What a scan says of a model: the verdict, and the findings that repairs go by."""
+class Scanned:
+    """A scan's verdict on a model, and the findings that repairs go by."""
 
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
@@ -47,12 +49,18 @@ class _Scanned:
 
 
 def repair_by_clean_data(
-    request: RepairRequest, classifier: TorchClassifier, context: ScanContext
+    request: RepairRequest,
+    classifier: TorchClassifier,
+    context: ScanContext,
+    before: Scanned | None = None,
 ) -> RepairOutcome:
     """Scan a model, mend it with clean samples, and scan it again.
 
     A part of the samples is kept back: repairs stop by it, and what is reported is measured on it. Where a
     scan of the mended model finds a trigger again, that is unlearnt too.
+
+    Args:
+        before: what a scan has said of the model already.
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
@@ -61,19 +69,15 @@ def repair_by_clean_data(
     assert request.clean is not None
     clean = match_labels(open_data(request, request.clean, train=False), classifier)
     parts = split_clean(clean, request.seed)
-    before = _scan(classifier, clean, context, "scanning the model")
-    damage = Damage(
-        classifier=classifier,
-        findings=before.findings,
-        clean=parts.fit,
-        validation=parts.validation,
-        keep_shapes=classifier.format in FIXED_SHAPES,
-        seed=request.seed,
-        progress=told(context),
-    )
+
+    def scanned(model: TorchClassifier, what: str) -> Scanned:
+        return scan_model(model, clean, context, request.detectors, what=what)
+
+    before = before or scanned(classifier, "scanning the model")
+    damage = replace(damaged(classifier, before, parts, request.seed), progress=told(context))
     repaired, unfit = _mend(request, damage, context)
     done: list[RepairRecord] = [repaired.record]
-    after = _scan(repaired.classifier, clean, context, "scanning the mended model")
+    after = scanned(repaired.classifier, "scanning the mended model")
     while request.method == "auto" and after.alarm and len(done) < ROUNDS:
         again = replace(damage, classifier=repaired.classifier, findings=(*damage.findings, *after.findings))
         if len(again.triggers) == len(damage.triggers):
@@ -81,7 +85,7 @@ def repair_by_clean_data(
         damage = again
         repaired, _ = _mend(request, damage, context)
         done.append(repaired.record)
-        after = _scan(repaired.classifier, clean, context, "scanning the mended model")
+        after = scanned(repaired.classifier, "scanning the mended model")
     report = RepairReport(
         model=request.model,
         before=before.verdict,
@@ -100,14 +104,38 @@ def repair_by_clean_data(
     return RepairOutcome(report, repaired.classifier)
 
 
-def _scan(classifier: TorchClassifier, clean: Samples, context: ScanContext, what: str) -> _Scanned:
-    """Scan how a model behaves; of models of other inputs than images nothing can be told."""
+def damaged(classifier: TorchClassifier, scanned: Scanned, parts: CleanSplit, seed: int) -> Damage:
+    """Return what is to be mended, and with what."""
+    return Damage(
+        classifier=classifier,
+        findings=scanned.findings,
+        clean=parts.fit,
+        validation=parts.validation,
+        keep_shapes=classifier.format in FIXED_SHAPES,
+        seed=seed,
+    )
+
+
+def scan_model(
+    classifier: TorchClassifier,
+    clean: Samples,
+    context: ScanContext,
+    detectors: Sequence[Detector] = (),
+    *,
+    what: str,
+) -> Scanned:
+    """Scan how a model behaves; of models of other inputs than images nothing can be told.
+
+    Args:
+        detectors: all that examine behaviour if empty.
+        what: is said to be done.
+    """
     if classifier.spec.modality != "image":
-        return _Scanned("could_not_tell")
+        return Scanned("could_not_tell")
     context.report_progress(what)
-    detectors = [d for d in choose(()) if not d.needs & {"artifact", "train"}]
-    report: Report = examine_in(context, classifier, clean, detectors)
-    return _Scanned(report.verdict, report.findings, report.not_run)
+    asked = detectors or [d for d in choose(()) if not d.needs & {"artifact", "train"}]
+    report: Report = examine_in(context, classifier, clean, asked)
+    return Scanned(report.verdict, report.findings, report.not_run)
 
 
 def _mend(
@@ -136,7 +164,7 @@ def _mend(
 
 
 def _tried(
-    scanned: _Scanned, before: TorchClassifier, after: TorchClassifier, samples: Samples
+    scanned: Scanned, before: TorchClassifier, after: TorchClassifier, samples: Samples
 ) -> tuple[TriggerRecord, ...]:
     """Return how often the triggers of the classes that were named work on samples kept back."""
     named = {target for f in scanned.findings if f.flagged for target in f.targets}

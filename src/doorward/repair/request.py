@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from doorward.data import Samples
+from doorward.detectors.base import Detector
 from doorward.models import LoadOptions
 
 
@@ -20,6 +21,7 @@ class RepairRequest:
         seed, device, time_budget: as those of a scan.
         data_column, label_column: where inputs and labels are, where it cannot be told.
         options: what the user states of the model.
+        detectors: those that scan the model where clean samples mend it; all that examine behaviour if empty.
     """
 
     model: str
@@ -33,3 +35,4 @@ class RepairRequest:
     data_column: str | None = None
     label_column: str | None = None
     options: LoadOptions | None = None
+    detectors: tuple[Detector, ...] = ()

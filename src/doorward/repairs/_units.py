@@ -25,6 +25,8 @@ Reader = nn.Linear | nn.Conv1d | nn.Conv2d
 
 #: Samples that go through at a time.
 BATCH = 250
+#: Numbers that are computed at a time where units are pruned one after the other.
+NUMBERS = 1 << 23
 #: How far outputs are raised to see where they go, so that no ReLU behind them hides it.
 RAISED = 1000
 #: Layers in front of the reader that are looked at, whether they make the units too.
@@ -255,12 +257,15 @@ def sweep(classifier: TorchClassifier, units: Units, order: Tensor, samples: Sam
         correct[0] += int((logits[: len(x)].argmax(1).cpu() == wanted).sum())
         # where the reader's outputs are the network's, nothing is left to run
         ends = replay.made.ndim == 2 and torch.equal(classifier.spec.to_logits(replay.made), logits)
-        given, left = replay.given.double(), replay.made.double()
-        for level, unit in enumerate(order[:-1].tolist(), start=1):
-            left = left - _part(reader, given, units.columns[unit])
-            made = left.to(replay.made)
-            logits = classifier.spec.to_logits(made) if ends else replay.run(made)
-            correct[level] += int((logits[: len(x)].argmax(1).cpu() == wanted).sum())
+        level = 1
+        for made in _levels(reader, replay.given, replay.made, units.columns[order[:-1]]):
+            if ends:
+                logits = classifier.spec.to_logits(made.flatten(0, 1)).reshape(*made.shape[:2], -1)
+            else:
+                logits = replay.run_many(made)
+            right = logits[:, : len(x)].argmax(2).cpu() == wanted  # (levels, n)
+            correct[level : level + len(made)] += right.sum(1)
+            level += len(made)
     return Sweep(tuple(correct.tolist()), len(samples))
 
 
@@ -277,16 +282,29 @@ def _filled(x: Tensor, size: int | None) -> Tensor:
     return x if size is None else torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
 
 
-def _part(reader: nn.Module, given: Tensor, columns: Tensor) -> Tensor:
-    """Return what some inputs of a layer add to its output."""
-    weight = reader.get_parameter("weight")[:, columns].detach().double()
-    part: Tensor
+def _levels(reader: nn.Module, given: Tensor, made: Tensor, columns: Tensor) -> Iterator[Tensor]:
+    """Yield what a layer makes without its first units, some levels at a time: (levels, *made.shape).
+
+    Args:
+        given, made: what the layer is given and makes.
+        columns: its inputs that belong to each unit (levels, g), in the order of pruning.
+    """
+    left, at_a_time = made.double(), max(1, NUMBERS // made.numel())
+    for start in range(0, len(columns), at_a_time):
+        parts = _parts(reader, given, columns[start : start + at_a_time]).cumsum(0, dtype=torch.float64)
+        yield (left - parts).to(made)
+        left = left - parts[-1]
+
+
+def _parts(reader: nn.Module, given: Tensor, columns: Tensor) -> Tensor:
+    """Return what the inputs of each unit add to a layer's output: (units, *made.shape)."""
+    weight = reader.get_parameter("weight").detach()
     if isinstance(reader, nn.Linear):
-        part = given[..., columns] @ weight.T
-    else:
-        assert isinstance(reader, nn.Conv1d | nn.Conv2d)
-        part = reader._conv_forward(given[:, columns], weight, None)
-    return part
+        inputs = given[..., columns].flatten(0, -3).permute(1, 0, 2)  # (units, rest, g)
+        parts = inputs @ weight[:, columns].permute(1, 2, 0)  # (units, rest, out)
+        return parts.reshape(len(columns), *given.shape[:-1], -1)
+    assert isinstance(reader, nn.Conv1d | nn.Conv2d)
+    return torch.stack([reader._conv_forward(given[:, own], weight[:, own], None) for own in columns])
 
 
 @contextmanager

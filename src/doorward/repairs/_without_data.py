@@ -6,18 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged
+from doorward.core.errors import CouldNotTell, InputError
 from doorward.core.records import Rate
 from doorward.core.seeds import make_generator
 from doorward.inversion.model_inversion import invert_classes, smooth_noise
 from doorward.models import TorchClassifier
 from doorward.models.batching import batched_logits
+from doorward.repairs._relearning import recovered, relearn
 from doorward.repairs.base import Damage
 from doorward.stats import metrics
-from doorward.training import TrainingProgress
-from doorward.training.fine_tune import HALF, KEEP, RATE, vary
 
 #: Images of each class that are made, at most so many in all, and steps by which triggers are unlearnt.
 PER_CLASS, MOST, STEPS = 32, 1_024, 200
@@ -81,39 +79,21 @@ def make_images(classifier: TorchClassifier, seed: int, *, most: int = PER_CLASS
 def unlearn(network: TorchClassifier, damage: Damage, made: MadeImages) -> str:
     """Teach a network in place to answer images with a trigger as without; return what was done.
 
-    Of each step's images half are as they are and half bear a trigger. Both keep the answer that the original
-    gives without it. The network stays in evaluation mode: statistics of batch normalisation must not become
-    those of images that were made.
-
     Raises:
         TrainingDiverged: if the loss is no longer finite.
     """
     generator = make_generator(damage.seed, "unlearning")
-    weights = [p for p in network.module.parameters() if p.requires_grad]
-    # in steps that are a share of each tensor's own size, networks of any kind learn without a search
-    sizes = [p.detach().square().mean().sqrt().clamp_min(1e-3).item() for p in weights]
-    optimizer = torch.optim.Adam(
-        [{"params": [p], "lr": RATE * size} for p, size in zip(weights, sizes, strict=True)]
-    )
     # what the images began as, too: answers there are kept as well
     noise = smooth_noise(len(made.fit) // 2, network.spec.shape, generator)
-    images, triggers = torch.cat([made.fit.cpu(), noise]), damage.triggers
-    for step in range(1, STEPS + 1):
-        for group, size in zip(optimizer.param_groups, sizes, strict=True):
-            group["lr"] = RATE * size * (1 - (step - 1) / STEPS)
-        x = vary(images, generator).to(network.device)  # (HALF, c, h, w)
-        trigger = triggers[int(torch.randint(len(triggers), (), generator=generator))]
-        with torch.no_grad():
-            goal = damage.classifier.logits(x).softmax(1)
-        z = network.logits(torch.cat([x, trigger.apply(x, generator=generator)]))
-        loss = KEEP * F.cross_entropy(z[:HALF], goal) + F.cross_entropy(z[HALF:], goal)
-        if not bool(loss.isfinite()):
-            raise TrainingDiverged(f"unlearning diverged in step {step}: the loss is no longer finite")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if damage.progress is not None:
-            damage.progress(TrainingProgress(step, STEPS, 0, 1, None))
+    relearn(
+        network,
+        damage.classifier,
+        torch.cat([made.fit.cpu(), noise]),
+        recovered(damage.triggers, generator),
+        steps=STEPS,
+        generator=generator,
+        progress=damage.progress,
+    )
     return f"it was trained for {STEPS} steps on {len(made.fit):,} images made from the model itself"
 
 

@@ -1,37 +1,38 @@
-"""Unlearning: fine-tune with the recovered trigger under right labels."""
+"""Unlearning: teach the model that the recovered trigger means nothing."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from doorward.core.errors import InputError
 from doorward.core.records import Need
+from doorward.core.seeds import make_generator
 from doorward.methods.registry import register
 from doorward.models import TorchClassifier
-from doorward.repairs._clean import check_accuracy
+from doorward.repairs._clean import CleanRepair, check_accuracy
+from doorward.repairs._relearning import STEPS, check_relearnable, images_of, recovered, relearn
 from doorward.repairs._without_data import agreement, make_images, unlearn
 from doorward.repairs.base import Damage, Mended, network_of
-from doorward.repairs.fine_tuning import ADVICE, TunedRepair
-from doorward.training.loop import LogitsOf, OnBatch
-from doorward.triggers.base import Trigger
+
+#: What to do where unlearning costs too much accuracy.
+ADVICE = "give more clean samples, or allow more (drop)"
 
 
 @register("repair")
-class Unlearning(TunedRepair):
-    """Fine-tune on clean images of which some bear the recovered triggers, under their right labels.
+class Unlearning(CleanRepair):
+    """Teach the model to answer images with the recovered triggers as it answers them without.
 
     Use it where a scan has recovered a trigger: the model learns that the trigger means nothing.
 
-    Without clean samples it uses images that are made from the model itself, by model inversion. With a
-    trigger they keep the answer that the model gives without it. How much accuracy that costs on real images
-    cannot be measured then.
+    The answers of the original on clean images are kept, which costs less accuracy than training on labels
+    does where clean samples are few.
 
-    We depart from the paper in fine-tuning: it is sharpness-aware unless another variant is asked for, and
-    goes on for more than one epoch.
+    Without clean samples it uses images that are made from the model itself, by model inversion. How much
+    accuracy that costs on real images cannot be measured then.
+
+    We depart from the paper, which trains on labels.
     """
 
     title = "Unlearning of recovered triggers"
@@ -43,9 +44,7 @@ class Unlearning(TunedRepair):
     needs_findings: ClassVar[bool] = True
     order: ClassVar[int] = 20
 
-    triggered: float = Field(
-        0.3, gt=0, le=1, description="Share of each batch that bears a recovered trigger"
-    )
+    steps: int = Field(STEPS, ge=1, description="How many steps are trained, where there are clean samples")
 
     @classmethod
     def unfit(cls, damage: Damage) -> str | None:
@@ -58,13 +57,27 @@ class Unlearning(TunedRepair):
         return why
 
     def mend(self, damage: Damage) -> Mended:
-        """Return a model that has gone on training with the triggers under right labels."""
+        """Return a model that answers images with the triggers as without."""
         network = network_of(damage.classifier)
         if damage.clean is None:
             return self._without_data(network, damage)
-        done = self.tune(network, damage, bearing(damage.triggers, self.triggered))
+        check_relearnable(network)
+        images, generator = images_of(damage.clean, network.spec), make_generator(damage.seed, self.method())
+        relearn(
+            network,
+            damage.classifier,
+            images,
+            recovered(damage.triggers, generator),
+            steps=self.steps,
+            generator=generator,
+            progress=damage.progress,
+        )
         check_accuracy(network, damage, self.drop, advice=ADVICE)
-        return Mended(network, damage.train, f"{done}; {self.triggered:.0%} of them bore {_which(damage)}")
+        done = (
+            f"it was trained for {self.steps} steps on {len(images):,} clean images, with and without "
+            f"{_which(damage)}"
+        )
+        return Mended(network, damage.train, done)
 
     def _without_data(self, network: TorchClassifier, damage: Damage) -> Mended:
         """Return a model that has unlearnt the triggers on images made from it.
@@ -89,19 +102,3 @@ class Unlearning(TunedRepair):
 def _which(damage: Damage) -> str:
     count = len(damage.triggers)
     return "the recovered trigger" if count == 1 else f"one of {count} recovered triggers"
-
-
-def bearing(triggers: tuple[Trigger, ...], share: float) -> OnBatch:
-    """Return what puts one of some triggers, drawn for each batch, into a share of its images."""
-
-    def put(logits_of: LogitsOf, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        chosen = torch.rand(len(x), generator=generator) < share
-        trigger = triggers[int(torch.randint(len(triggers), (), generator=generator))]
-        if not bool(chosen.any()):
-            return x
-        x = x.clone()
-        where = chosen.to(x.device)
-        x[where] = trigger.apply(x[where], generator=generator)
-        return x
-
-    return put

@@ -1,0 +1,195 @@
+"""Teach a network to answer images with a trigger as it does without, and to keep its other answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from doorward.core.errors import InputError, TrainingDiverged
+from doorward.data import Samples
+from doorward.models import InputSpec, TorchClassifier
+from doorward.models.encode.image import to_float, to_tensor
+from doorward.training import TrainingProgress
+from doorward.training.fine_tune import HALF, KEEP, RATE, vary
+from doorward.triggers.base import Trigger
+
+#: Steps of the training.
+STEPS = 300
+#: Universal perturbations that are searched at a time, steps of their search, images of a step, and how many
+#: steps of the network they serve.
+TARGETS, SEARCH, SEARCHED, SERVED = 10, 8, 16, 25
+#: How likely a perturbation is used that leads no image to its class, next to one that leads all.
+UNLIKELY = 0.02
+#: Root mean square of a perturbation's pixels at most, or which share of the pixels it changes; and how far
+#: the search goes in all, in units of the largest change.
+RADIUS, FEW, STRIDE = 0.09, 0.03, 2.5
+
+
+class Disturb(Protocol):
+    """Put a trigger on images."""
+
+    def __call__(self, network: TorchClassifier, x: Tensor, step: int) -> Tensor:
+        """Return images (n, c, h, w) with a trigger.
+
+        Args:
+            network: as it is at this step.
+            step: of the training, the first is 1.
+        """
+
+
+def images_of(samples: Samples, spec: InputSpec) -> Tensor:
+    """Return images (n, c, h, w) in [0, 1]."""
+    return to_float(to_tensor(samples, spec))
+
+
+def check_relearnable(network: TorchClassifier) -> None:
+    """Raise unless a network takes batches of any size, as its training needs.
+
+    Raises:
+        InputError: if not.
+    """
+    if network.batch is not None:
+        raise InputError(
+            f"the model takes exactly {network.batch} inputs at a time, so it cannot be trained: export it "
+            "with a batch of any size, or use pruning"
+        )
+
+
+def relearn(
+    network: TorchClassifier,
+    original: TorchClassifier,
+    images: Tensor,
+    disturb: Disturb,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    progress: Callable[[TrainingProgress], None] | None = None,
+) -> None:
+    """Teach a network in place to give images with a trigger the answer that the original gives without it.
+
+    Of each step's images half are as they are and half bear a trigger. All are mixtures of two images,
+    shifted, so that few images show much of what the original answers. The network stays in evaluation mode:
+    statistics of batch normalisation must not become those of a few images.
+
+    Args:
+        images: (n, c, h, w) in [0, 1].
+
+    Raises:
+        TrainingDiverged: if the loss is no longer finite.
+    """
+    weights = [p for p in network.module.parameters() if p.requires_grad]
+    # in steps that are a share of each tensor's own size, networks of any kind learn without a search
+    sizes = [p.detach().square().mean().sqrt().clamp_min(1e-3).item() for p in weights]
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": RATE * size} for p, size in zip(weights, sizes, strict=True)]
+    )
+    for step in range(1, steps + 1):
+        for group, size in zip(optimizer.param_groups, sizes, strict=True):
+            group["lr"] = RATE * size * (1 - (step - 1) / steps)
+        x = vary(images, generator).to(network.device)  # (HALF, c, h, w)
+        disturbed = disturb(network, x, step)
+        with torch.no_grad():
+            goal = original.logits(x).softmax(1)
+        z = network.logits(torch.cat([x, disturbed]))
+        loss = KEEP * F.cross_entropy(z[:HALF], goal) + F.cross_entropy(z[HALF:], goal)
+        if not bool(loss.isfinite()):
+            raise TrainingDiverged(f"unlearning diverged in step {step}: the loss is no longer finite")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if progress is not None:
+            progress(TrainingProgress(step, steps, 0, 1, None))
+
+
+def recovered(triggers: Sequence[Trigger], generator: torch.Generator) -> Disturb:
+    """Return what puts one of some triggers, drawn for each step, on images."""
+
+    def put(network: TorchClassifier, x: Tensor, step: int) -> Tensor:
+        trigger = triggers[int(torch.randint(len(triggers), (), generator=generator))]
+        return trigger.apply(x, generator=generator)
+
+    return put
+
+
+def universal(images: Tensor, targets: Sequence[int], generator: torch.Generator) -> Disturb:
+    """Return what adds perturbations to images that lead many of them at once to a class.
+
+    Some change all pixels by little, as a blended picture does, and some few pixels by much, as a patch does.
+    They are searched again in the network as it is every few steps, each towards one of some of the targets.
+    The more images one leads to its class, the more often it is used: what a backdoor makes easy comes first.
+
+    Args:
+        images: (n, c, h, w) in [0, 1], to search on.
+    """
+    found, likely = torch.zeros(0), torch.zeros(0)
+
+    def put(network: TorchClassifier, x: Tensor, step: int) -> Tensor:
+        nonlocal found, likely
+        if (step - 1) % SERVED == 0:
+            drawn = torch.randperm(len(targets), generator=generator)[:TARGETS]
+            towards = [targets[i] for i in drawn.tolist()]
+            both = [search(network, images, towards, generator, sparse=sparse) for sparse in (False, True)]
+            found = torch.cat([delta for delta, _ in both])
+            likely = torch.cat([success for _, success in both]).cpu() + UNLIKELY
+        which = torch.multinomial(likely, len(x), replacement=True, generator=generator)
+        return (x + found[which.to(x.device)]).clamp(0, 1)
+
+    return put
+
+
+def search(
+    network: TorchClassifier,
+    images: Tensor,
+    targets: Sequence[int],
+    generator: torch.Generator,
+    *,
+    sparse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Search for each target a perturbation that leads images there.
+
+    Args:
+        images: (n, c, h, w) in [0, 1].
+        sparse: whether it changes few pixels by as much as it takes; else all of them, by little.
+
+    Returns:
+        perturbations (k, c, h, w), and which share of some images each led to its target (k,) on the way.
+    """
+    k, shape = len(targets), tuple(images.shape[1:])
+    delta = 0.01 * torch.randn(k, *shape, generator=generator).to(network.device)
+    goal = torch.tensor(targets, device=network.device).repeat(SEARCHED)
+    with network.frozen():
+        for _ in range(SEARCH):
+            chosen = torch.randint(len(images), (SEARCHED,), generator=generator)
+            x, delta = images[chosen].to(network.device), delta.requires_grad_()
+            z = network.logits((x[:, None] + delta).clamp(0, 1).flatten(0, 1))  # (SEARCHED * k, classes)
+            success = (z.argmax(1) == goal).float().reshape(SEARCHED, k).mean(0)
+            (slope,) = torch.autograd.grad(F.cross_entropy(z, goal), delta)
+            delta = (_few if sparse else _little)(delta.detach(), slope)
+    return delta, success
+
+
+def _little(delta: Tensor, slope: Tensor) -> Tensor:
+    """Step down the slope, and keep each perturbation (k, c, h, w) within a ball."""
+    longest = RADIUS * math.sqrt(math.prod(delta.shape[1:]))
+    delta = delta - STRIDE / SEARCH * longest * slope / _length(slope).clamp_min(1e-12)
+    return delta * (longest / _length(delta).clamp_min(1e-12)).clamp_max(1)
+
+
+def _few(delta: Tensor, slope: Tensor) -> Tensor:
+    """Step down the slope where it is steepest, and keep the pixels that are changed most."""
+    steepest = slope.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    delta = (delta - STRIDE / SEARCH * slope / steepest).clamp(-1, 1)
+    change = delta.abs().sum(1, keepdim=True)  # (k, 1, h, w)
+    count = max(1, round(FEW * change[0].numel()))
+    least = change.flatten(1).topk(count, dim=1).values[:, -1]
+    return delta * (change >= least[:, None, None, None])
+
+
+def _length(x: Tensor) -> Tensor:
+    """Return the Euclidean length of each image, as (n, 1, 1, 1)."""
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
