@@ -292,6 +292,8 @@ def make(case: Case, work: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.net = network(case.network, channels, classes, side)
+            self.mean: torch.Tensor
+            self.std: torch.Tensor
             self.register_buffer("mean", mean)
             self.register_buffer("std", std)
 
@@ -337,7 +339,7 @@ def _train(model: Any, x: Any, y: Any, case: Case, epochs: int) -> None:
     most = {"cifar10": 3, "gtsrb": 2}.get(case.data, 0)
     model.train()
     for _ in range(epochs):
-        for part in torch.randperm(len(x)).split(batch):
+        for part in torch.split(torch.randperm(len(x)), batch):
             shown = x[part]
             if case.data == "cifar10" and torch.rand(()) < 0.5:
                 shown = shown.flip(3)
@@ -345,7 +347,7 @@ def _train(model: Any, x: Any, y: Any, case: Case, epochs: int) -> None:
                 shown = torch.roll(shown, torch.randint(-most, most + 1, (2,)).tolist(), (2, 3))
             loss = F.cross_entropy(model(shown), y[part])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     model.eval()
@@ -413,7 +415,8 @@ def measure(case: Case, work: Path, threads: int) -> dict[str, Any]:
         measuring.must(measuring.run(words, threads=threads), f"making {case.name}")
     if not scanned.exists():
         scanned.write_text(json.dumps(scan(case, work, threads)) + "\n", encoding="utf-8")
-    row = json.loads(made.read_text(encoding="utf-8")) | json.loads(scanned.read_text(encoding="utf-8"))
+    row: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
+    row |= json.loads(scanned.read_text(encoding="utf-8"))
     if "error" not in row:
         row |= judged(work / f"{case.name}.report.json")
     print(case.name, row.get("verdict", row.get("error")), row.get("targets"), file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from doorward.core.budget import Deadline
 from doorward.core.records import Cost, Measurement, Picture, RecoveredTrigger, Table
 from doorward.data import InMemorySamples
 from doorward.detectors.model._representations import representations
-from doorward.detectors.model.aegis import Aegis, easier_than_others
+from doorward.detectors.model.aegis import Aegis, unnaturally_easy
 from doorward.detectors.subject import Subject
 from doorward.methods import registry
 from doorward.models import TorchClassifier
@@ -85,7 +85,7 @@ def table(found: Measurement, start: str) -> Table:
 
 def share(found: Measurement) -> float:
     """Return the share of images that the pixels of the class on top send there."""
-    return float(np.mean(table(found, "Share of images kept back").rows[0][2:]))
+    return float(np.mean(table(found, "Share of images kept back").rows[0][2:-1]))
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,11 @@ def test_the_pixels_recovered_are_those_planted(planted: Measurement) -> None:
     assert sum(bool(mask[i, j]) for i, j in PLACES) >= 2
     rows = {row[0]: row for row in table(planted, "Share of images kept back").rows}
     assert set(rows) == {f"band {i}" for i in range(CLASSES)}
-    shares = [float(np.mean(rows[f"band {i}"][2:])) for i in range(CLASSES)]
-    assert list(planted.per_class.values()) == pytest.approx(easier_than_others(shares).tolist(), abs=0.05)
+    shares = [float(np.mean(rows[f"band {i}"][2:-1])) for i in range(CLASSES)]
+    alone = [float(rows[f"band {i}"][-1]) for i in range(CLASSES)]
+    assert all(own <= share + 1e-3 for own, share in zip(alone, shares, strict=True))
+    score = unnaturally_easy(shares, alone)
+    assert list(planted.per_class.values()) == pytest.approx(score.tolist(), abs=0.1)
 
 
 def test_robustness_is_measured_and_falls_with_the_radius(planted: Measurement) -> None:

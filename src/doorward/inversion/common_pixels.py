@@ -60,8 +60,13 @@ class CommonPixels:
         return int(self.success.mean(0).argmax())
 
     @property
-    def score(self) -> float:
-        """Return the mean over the shares of what the pixels do in the model alone."""
+    def reached(self) -> float:
+        """Return the mean success over the shares, of the best snapshot."""
+        return float(self.success.mean(0).max())
+
+    @property
+    def reached_alone(self) -> float:
+        """Return the same, of images that do not go there in all surrogates."""
         return float(self.alone.mean())
 
     @property

@@ -192,4 +192,5 @@ def _few(delta: Tensor, slope: Tensor) -> Tensor:
 
 def _length(x: Tensor) -> Tensor:
     """Return the Euclidean length of each image, as (n, 1, 1, 1)."""
-    return x.flatten(1).norm(dim=1)[:, None, None, None]
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return length[:, None, None, None]

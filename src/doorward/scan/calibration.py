@@ -120,16 +120,19 @@ class Norm:
 
     def total(self, places: Floats) -> Floats:
         """Return what places (..., detectors) come to: (...), 0 at least."""
-        return self._powers(places).sum(-1) ** (1 / ORDER)
+        summed: Floats = self._powers(places).sum(-1)
+        return summed ** (1 / ORDER)
 
     def needed(self, places: Floats, i: int, least: float) -> float:
         """Return the place of the detector number i from which on places (detectors,) come to `least`."""
         powers = self._powers(places)
-        lacking = max(least, 0.0) ** ORDER - (powers.sum() - powers[i])
-        return float(max(lacking, 0.0) / self.weights[i]) ** (1 / ORDER)
+        lacking = max(least, 0.0) ** ORDER - float(powers.sum() - powers[i])
+        needed: float = (max(lacking, 0.0) / float(self.weights[i])) ** (1 / ORDER)
+        return needed
 
     def _powers(self, places: Floats) -> Floats:
-        return self.weights * np.maximum(places, 0) ** ORDER
+        powers: Floats = self.weights * np.maximum(places, 0) ** ORDER
+        return powers
 
 
 class DetectorResult(Record):

@@ -42,6 +42,8 @@ from doorward.training.adversarial import AdversarialSettings, perturb
 
 #: L2 radii, in pixel values, within which images are attacked to see how robust the model is, and the steps.
 RADII, ATTACK_STEPS = (0.25, 0.5, 1.0, 2.0), 10
+#: Classes whose pixels are held until all scores are known, beyond those that are shown.
+SPARE = 4
 #: How far from none and from all a share of images is kept before its log-odds are taken.
 LEAST_SHARE = 0.02
 
@@ -131,11 +133,11 @@ class Aegis(ImageDetector):
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
     ) -> Measurement:
-        """Return a measurement with one score per class: the share of images that the pixels send there."""
+        """Return a measurement with one score per class: how much easier than natural it is reached."""
         base = int(torch.randint(2**62, (), generator=generator))
         if self.published:
             return self._by_clusters(problem, base, deadline)
-        classes, rows = problem.classes, []
+        classes, rows = problem.classes, {}
         best: list[CommonPixels] = []
         with problem.fast_inference():
             surrogates = DistilledSurrogates(problem, seed=base, images=self.mixtures, deadline=deadline)
@@ -148,23 +150,22 @@ class Aegis(ImageDetector):
                 base=base,
                 deadline=deadline,
             ):
-                rows.append((one.score, one.target, _row(classes[one.target], one)))
+                rows[one.target] = (one.reached, one.reached_alone, _row(classes[one.target], one))
                 # the pixels of all classes would take much memory
-                best = sorted([*best, one], key=lambda found: -found.score)[: self.shown]
+                best = sorted([*best, one], key=lambda found: -found.reached_alone)[: self.shown + SPARE]
             robustness = self._robustness(problem, base, deadline)
-        shares = [share for share, target, _ in sorted(rows, key=lambda row: row[1])]
-        score = easier_than_others(shares)
-        rows.sort(key=lambda row: -row[0])
+        score = unnaturally_easy(*([rows[t][part] for t in range(len(classes))] for part in (0, 1)))
+        best.sort(key=lambda found: -score[found.target])
         top, trigger = best[0], best[0].trigger
         return self.measurement(
             summary=(
                 f"{int(trigger.mask.sum()):,} pixels that images translated to class "
                 f"{classes[top.target]!r} have in common send {percent(float(top.success.max()))} of other "
-                "images there."
+                f"images there, and {percent(float(top.alone.max()))} in the model alone."
             ),
             score=float(score[top.target]),
             per_class={t: float(value) for t, value in enumerate(score)},
-            score_name="how much easier the class is reached than others, in log-odds",
+            score_name="how much easier the class is reached than is natural (log-odds)",
             evidence=(
                 *(
                     RecoveredTrigger(
@@ -172,12 +173,17 @@ class Aegis(ImageDetector):
                         target=one.target,
                         trigger=one.trigger.to_json(),
                     )
-                    for one in best
+                    for one in best[: self.shown]
                 ),
                 Table(
                     title="Share of images kept back that the common pixels send to each class",
-                    columns=("class", "steps", *(f"{share:.2%} of the pixels" for share in TRIED)),
-                    rows=tuple(row for _, _, row in rows),
+                    columns=(
+                        "class",
+                        "steps",
+                        *(f"{share:.2%} of the pixels" for share in TRIED),
+                        "in the model alone",
+                    ),
+                    rows=tuple(rows[t][2] for t in sorted(rows, key=lambda t: -score[t])),
                 ),
                 *robustness,
             ),
@@ -250,17 +256,27 @@ class Aegis(ImageDetector):
         return (Table(title=title, columns=("radius", "share"), rows=tuple(rows)),)
 
 
-def easier_than_others(shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return how far the log-odds of each share (k,) in [0, 1] lie above the median of the others.
+def unnaturally_easy(reached: npt.ArrayLike, alone: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return how much easier than others each class is reached, less what is natural in that.
 
-    >>> easier_than_others([0.5, 0.98, 0.5]).round(2).tolist()
+    It is the log-odds of a class's share, above the median of the others, plus the logarithm of that part of
+    the share which is reached in the model alone.
+
+    Args:
+        reached: (k,) share in [0, 1] of the images that are sent to each class.
+        alone: (k,) share of them that go there in the model and not in its surrogates.
+
+    >>> unnaturally_easy([0.5, 0.98, 0.5], [0.5, 0.98, 0.5]).round(2).tolist()
     [-1.61, 3.22, -1.61]
+    >>> unnaturally_easy([0.5, 0.98, 0.5], [0.5, 0.0, 0.5]).round(2).tolist()
+    [-1.61, -0.69, -1.61]
     """
-    p = np.asarray(shares, dtype=np.float64)
-    return gap_to_others(np.log((p + LEAST_SHARE) / (1 - p + LEAST_SHARE)))
+    p, own = np.asarray(reached, dtype=np.float64), np.asarray(alone, dtype=np.float64)
+    odds = np.log((p + LEAST_SHARE) / (1 - p + LEAST_SHARE))
+    return gap_to_others(odds) + np.log((own + LEAST_SHARE) / (p + LEAST_SHARE))
 
 
 def _row(name: str, found: CommonPixels) -> tuple[str | int | float, ...]:
-    """Return a class's row of the table: its name, the steps and the success at each share."""
+    """Return a class's row of the table: its name, the steps, the success at each share, and that alone."""
     success = found.success[:, found.snapshot].tolist()
-    return (name, SNAPSHOTS[found.snapshot], *(round(one, 3) for one in success))
+    return (name, SNAPSHOTS[found.snapshot], *(round(one, 3) for one in (*success, found.reached_alone)))
