@@ -52,13 +52,17 @@ LEAST_SHARE = 0.02
 class Aegis(ImageDetector):
     """Translate images to each class, and try whether the few pixels they have in common send others there.
 
-    Use it on adversarially trained image classifiers, with 20 clean images or more, against patches and
-    triggers of several parts.
+    Use it on image classifiers with gradients, adversarially trained ones too, with 20 clean images or more,
+    against patches and triggers of several parts.
 
     Images of other classes are moved to the class by long steps along the gradient. The mean change is what
     they have in common. Of its strongest pixels those are dropped that matter least for the class, a few at
-    a time, until about one in a hundred is left. A class's score is the share of images kept back which these
-    pixels, pasted, send to it. The steps are long since a patch of which a part shows has often no gradient.
+    a time, until about one in a hundred is left. Pasted, they send a share of the images kept back to the
+    class. The steps are long since a patch of which a part shows has often no gradient.
+
+    In some models most classes are easy to reach, and in some one is by nature. So a class's score is how far
+    the log-odds of its share lie above the median of the other classes, less what distilled surrogates, which
+    learn the model's answers on clean images, do as well.
 
     Pixels are pasted at 1 or 0 in each channel. That stands for colours and for the grey of a whole patch,
     less for a fine texture of many levels; values that follow the gradient did not help in most trials, and
@@ -67,8 +71,7 @@ class Aegis(ImageDetector):
     The model's robustness is measured on the way: the share of images whose class it keeps under an attack
     (10 steps of PGD, L2) within several radii. It is reported and decides nothing.
 
-    With more than 20 classes half as many images are translated. In ordinarily trained models of colour
-    images some clean classes are reached almost as well as the planted one, and the score says less.
+    With more than 20 classes half as many images are translated.
 
     From AEGIS we take its models and the translation of images. It then counts clusters in the plane, which
     did not tell poisoned classes from clean ones in our trials; we try the pixels themselves.
