@@ -222,7 +222,6 @@ def test_too_little_time_is_noticed_early() -> None:
     assert "time budget" in found.reason
 
 
-def test_without_a_calibration_it_has_no_part_in_the_verdict(planted: Measurement) -> None:
+def test_clean_models_are_what_its_score_is_compared_with(planted: Measurement) -> None:
     (found,) = judge([planted], calibrations(["aegis"])).findings
-    assert (found.verdict, found.p_value) == ("nothing_found", None)
-    assert found.uncalibrated is not None
+    assert (found.verdict, found.targets, found.uncalibrated) == ("suspicious", (TARGET,), None)

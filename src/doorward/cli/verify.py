@@ -43,7 +43,7 @@ def verify(
         "report. Nothing is scanned.",
     ),
 ) -> None:
-    """Run a report's scan again and say what differs; with --key, check its signature first.
+    """Run a report's scan again and say what differs; check its signature.
 
     Relative paths in the report are looked for in the folder where the scan was run, then in this one.
 
