@@ -43,7 +43,9 @@ def verify(
         "report. Nothing is scanned.",
     ),
 ) -> None:
-    """Run a report's scan again and say what differs; check its signature.
+    """Run a report's scan again and say what differs.
+
+    With --key the report's signature is checked first.
 
     Relative paths in the report are looked for in the folder where the scan was run, then in this one.
 
