@@ -24,7 +24,7 @@ def demo(
     out: Path = typer.Option(Path("doorward-demo"), metavar="DIR", help="Where models and reports go."),
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
 ) -> None:
-    """Scan a backdoored model and a clean one, and mend the backdoored one.
+    """Scan a backdoored model and a clean one, and mend the first.
 
     A backdoor is planted in a small set of pictures of clothes; a model is trained on them, and a clean
     counterpart without. Both are scanned as files, and what the scan says is compared with the truth. Then
