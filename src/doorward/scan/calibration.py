@@ -45,8 +45,6 @@ FARTHEST = 20.0
 
 #: Every model of the calibration set has at least so many.
 FEWEST_CONVOLUTIONS = 2
-#: Order of the norm by which detectors of one witness are taken together.
-ORDER = 3
 #: Share of the models that another detector was calibrated on from which on both are fused.
 SHARED = 0.9
 #: Clean models in a bucket below which nothing is said of it.
@@ -89,50 +87,27 @@ class ScoreScale:
 
 @dataclass(frozen=True)
 class Sum:
-    """Take detectors together by their weighted sum: those that look for the same confirm each other.
+    """Take detectors together by the weighted sum of their places.
 
     Attributes:
         weights: (detectors,).
+        floored: what a detector has below the usual does not count, so that none is outvoted by the others.
     """
 
     weights: Floats
+    floored: bool = False
 
     def total(self, places: Floats) -> Floats:
         """Return what places (..., detectors) come to: (...)."""
-        return places @ self.weights
+        return self._counted(places) @ self.weights
 
     def needed(self, places: Floats, i: int, least: float) -> float:
         """Return the place of the detector number i from which on places (detectors,) come to `least`."""
-        return float(places[i] + (least - self.total(places)) / self.weights[i])
+        counted = self._counted(places)
+        return float(counted[i] + (least - self.total(places)) / self.weights[i])
 
-
-@dataclass(frozen=True)
-class Norm:
-    """Take detectors together by the norm of what each has above the usual: none is outvoted by the others.
-
-    They miss different kinds, so that one which sees nothing speaks for nothing.
-
-    Attributes:
-        weights: (detectors,).
-    """
-
-    weights: Floats
-
-    def total(self, places: Floats) -> Floats:
-        """Return what places (..., detectors) come to: (...), 0 at least."""
-        summed: Floats = self._powers(places).sum(-1)
-        return summed ** (1 / ORDER)
-
-    def needed(self, places: Floats, i: int, least: float) -> float:
-        """Return the place of the detector number i from which on places (detectors,) come to `least`."""
-        powers = self._powers(places)
-        lacking = max(least, 0.0) ** ORDER - float(powers.sum() - powers[i])
-        needed: float = (max(lacking, 0.0) / float(self.weights[i])) ** (1 / ORDER)
-        return needed
-
-    def _powers(self, places: Floats) -> Floats:
-        powers: Floats = self.weights * np.maximum(places, 0) ** ORDER
-        return powers
+    def _counted(self, places: Floats) -> Floats:
+        return np.maximum(places, 0) if self.floored else places
 
 
 class DetectorResult(Record):
@@ -351,9 +326,9 @@ class CalibrationSet(Record):
         others is judged alone, and raises an alarm at the stricter level only: what it adds to the share of
         clean models that are flagged is at most that level.
 
-        Detectors of a witness are judged by themselves, and look for different kinds: there the norm of what
-        each has above the usual stands for the sum. The p-value is then the least of all witnesses, times
-        their number, and each raises an alarm at the level divided by it: the error is shared (Bonferroni).
+        Detectors of a witness are judged by themselves, and look for different kinds: there only what each
+        has above the usual is summed. The p-value is then the least of all witnesses, times their number, and
+        each raises an alarm at the level divided by it: the error is shared (Bonferroni).
 
         Returns None if there are too few models that can be compared.
 
@@ -396,7 +371,7 @@ class CalibrationSet(Record):
         level, strict = (BACKDOORED if witnesses is None else SUSPICIOUS) / share, BACKDOORED / share
         names = list(scores)
         weights = np.array([self.weights.get(name, 1.0) for name in names])
-        together = Norm(weights) if self.witnesses.get(names[0]) else Sum(weights)
+        together = Sum(weights, floored=names[0] in self.witnesses)
         classes = max(map(len, scores.values()))
         stacked, starts, of = self._stacked(tuple(names))
         own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
@@ -486,7 +461,7 @@ class RankedModel:
     table: Floats
     normalised: Floats
     sums: Floats
-    together: Sum | Norm
+    together: Sum
     scale: ScoreScale
     others: Floats
     level: float
