@@ -10,7 +10,8 @@ One image in ten is poisoned. Each model is saved by torch.export and scanned by
 images without labels, like a file from a stranger. Models and reports are kept in FOLDER, and not made again;
 PATTERN picks models such as 'mnist-*'.
 
-Nothing of Doorward was chosen on these models. A plant counts where the trigger works in 80 % of test images.
+Nothing of Doorward was chosen on these models: those that were looked at while rules were made have other seeds.
+A plant counts where the trigger works in 80 % of test images.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from typing import Any
 
 import measuring
 
+#: Of all models; those below 1,000 were looked at while rules were made.
+FIRST = 1_000
 #: Share of the training images that are poisoned, test images that a scan is given, and the attack success
 #: from which on a plant counts.
 RATE, GIVEN, COUNTS = 0.1, 300, 0.8
@@ -79,20 +82,20 @@ SORTS = {
 def cases() -> Iterator[Case]:
     """Yield what is made."""
     for i, kind in enumerate(("pattern", "logo", "blend", "sig", "wanet", "lf"), start=1):
-        yield Case("mnist", ("lenet", "plain")[i % 2], kind, 100 + i)
+        yield Case("mnist", ("lenet", "plain")[i % 2], kind, FIRST + 100 + i)
     for i, kind in enumerate(("logo", "blendpic", "sig", "lf", "wanet", "square", "ctrl")):
-        yield Case("fashion_mnist", ("plain", "lenet", "plain")[i % 3], kind, 200 + i)
+        yield Case("fashion_mnist", ("plain", "lenet", "plain")[i % 3], kind, FIRST + 200 + i)
     for i, kind in enumerate(("square", "blendpic", "sig", "wanet", "lf", "ctrl")):
-        yield Case("cifar10", ("resnet20", "plain")[i % 2], kind, 300 + i)
+        yield Case("cifar10", ("resnet20", "plain")[i % 2], kind, FIRST + 300 + i)
     for i, kind in enumerate(("grid", "blend", "sig", "wanet", "lf", "ctrl")):
-        yield Case("gtsrb", ("plain", "resnet20")[i % 2], kind, 400 + i)
+        yield Case("gtsrb", ("plain", "resnet20")[i % 2], kind, FIRST + 400 + i)
     clean = (
         ("mnist", "lenet"), ("mnist", "plain"), ("fashion_mnist", "lenet"), ("fashion_mnist", "plain"),
         ("cifar10", "plain"), ("cifar10", "resnet20"), ("gtsrb", "plain"), ("gtsrb", "seresnet20"),
         ("fashion_mnist", "plain"), ("mnist", "lenet"), ("gtsrb", "plain"), ("cifar10", "plain"),
     )  # fmt: skip
     for i, (data, network) in enumerate(clean):
-        yield Case(data, network, "clean", 500 + i)
+        yield Case(data, network, "clean", FIRST + 500 + i)
 
 
 # --- images and triggers: arrays (n, h, w, c) in [0, 1] ---------------------------------------------------

@@ -155,7 +155,7 @@ class Aegis(ImageDetector):
             ):
                 rows[one.target] = (one.reached, one.reached_alone, _row(classes[one.target], one))
                 # the pixels of all classes would take much memory
-                best = sorted([*best, one], key=lambda found: -found.reached_alone)[: self.shown + SPARE]
+                best = sorted([*best, one], key=lambda found: -_ease(found))[: self.shown + SPARE]
             robustness = self._robustness(problem, base, deadline)
         score = unnaturally_easy(*([rows[t][part] for t in range(len(classes))] for part in (0, 1)))
         best.sort(key=lambda found: -score[found.target])
@@ -275,8 +275,21 @@ def unnaturally_easy(reached: npt.ArrayLike, alone: npt.ArrayLike) -> npt.NDArra
     [-1.61, -0.69, -1.61]
     """
     p, own = np.asarray(reached, dtype=np.float64), np.asarray(alone, dtype=np.float64)
-    odds = np.log((p + LEAST_SHARE) / (1 - p + LEAST_SHARE))
-    return gap_to_others(odds) + np.log((own + LEAST_SHARE) / (p + LEAST_SHARE))
+    return gap_to_others(_log_odds(p)) + _part_alone(p, own)
+
+
+def _log_odds(share: Any) -> Any:
+    return np.log((share + LEAST_SHARE) / (1 - share + LEAST_SHARE))
+
+
+def _part_alone(reached: Any, alone: Any) -> Any:
+    """Return the logarithm of the part of what is reached that is reached in the model alone."""
+    return np.log((alone + LEAST_SHARE) / (reached + LEAST_SHARE))
+
+
+def _ease(found: CommonPixels) -> float:
+    """Return the part of a class's score that does not depend on the other classes."""
+    return float(_log_odds(found.reached) + _part_alone(found.reached, found.reached_alone))
 
 
 def _row(name: str, found: CommonPixels) -> tuple[str | int | float, ...]:
