@@ -10,8 +10,8 @@ One image in ten is poisoned. Each model is saved by torch.export and scanned by
 images without labels, like a file from a stranger. Models and reports are kept in FOLDER, and not made again;
 PATTERN picks models such as 'mnist-*'.
 
-Nothing of Doorward was chosen on these models: those that were looked at while rules were made have other seeds.
-A plant counts where the trigger works in 80 % of test images.
+Nothing of Doorward was chosen on these models: those that were looked at while rules were made have other
+seeds. A plant counts where the trigger works in 80 % of test images.
 """
 
 from __future__ import annotations
