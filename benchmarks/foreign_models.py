@@ -11,7 +11,8 @@ images without labels, like a file from a stranger. Models and reports are kept 
 PATTERN picks models such as 'mnist-*'.
 
 Nothing of Doorward was chosen on these models: those that were looked at while rules were made have other
-seeds. A plant counts where the trigger works in 80 % of test images.
+seeds, and verdicts leave out the calibration models of the same data. A plant counts where the trigger works
+in 80 % of test images.
 """
 
 from __future__ import annotations
@@ -381,8 +382,9 @@ def scan(case: Case, work: Path, threads: int) -> dict[str, Any]:
     return cost if done.code in (0, 1, 3) else cost | {"error": done.errors.strip()[-300:]}
 
 
-def judged(file: Path) -> dict[str, Any]:
-    """Return what a row holds of a report: the verdict by the calibration of today, not of then."""
+def judged(file: Path, data: str) -> dict[str, Any]:
+    """Return what a row holds of a report: the verdict by today's calibration, without models of the data."""
+    from doorward.bench.holdout import left_out
     from doorward.core.records import Measurement, Observations, Report
     from doorward.scan.calibration import shipped
     from doorward.scan.verdict import conclude
@@ -398,7 +400,7 @@ def judged(file: Path) -> dict[str, Any]:
             reason=then.reason,
             environment=then.environment,
         ),
-        shipped(),
+        left_out(shipped(), data),
     )
     row: dict[str, Any] = {"verdict": now.verdict, "targets": list(now.targets), "p_value": now.p_value}
     findings = {}
@@ -421,7 +423,7 @@ def measure(case: Case, work: Path, threads: int) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
     row |= json.loads(scanned.read_text(encoding="utf-8"))
     if "error" not in row:
-        row |= judged(work / f"{case.name}.report.json")
+        row |= judged(work / f"{case.name}.report.json", case.data)
     print(case.name, row.get("verdict", row.get("error")), row.get("targets"), file=sys.stderr, flush=True)
     return row
 
