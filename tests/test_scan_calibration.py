@@ -329,7 +329,7 @@ def test_no_threshold_is_told_where_no_score_lies() -> None:
 
 def test_a_finding_that_speaks_against_the_class_is_not_flagged() -> None:
     held = calibration(drawn(400))
-    high = [60.0 if t == 3 else -9.0 for t in range(12)]
+    high = [1_000.0 if t == 3 else -9.0 for t in range(12)]
     compared = held.compare({"neural-cleanse": high, "max-margin": table(-3.0, 12)})
     assert compared is not None
     assert compared.standings["neural-cleanse"].targets == (3,)
@@ -454,7 +454,7 @@ def test_a_detector_calibrated_on_other_models_is_judged_alone() -> None:
     assert {n: after.standings[n] for n in NAMES[:2]} == before.standings
     assert (after.standings["strip"].p_value, after.standings["strip"].targets) == (1 / 121, (3,))
     # between the two levels it raises no alarm, since several such detectors would raise many
-    low = held.compare(scores | {"strip": lonely(116.5)})
+    low = held.compare(scores | {"strip": lonely(118.5)})
     assert low is not None
     assert BACKDOORED < low.standings["strip"].p_value <= SUSPICIOUS
     assert not low.standings["strip"].flagged

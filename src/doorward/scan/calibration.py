@@ -35,7 +35,7 @@ SHIPPED = Path(__file__).parent.parent / "bundled" / "calibration"
 QUICK = "quick"
 
 #: The fused p-values up to which a model is suspicious, and up to which one that is confirmed is backdoored.
-SUSPICIOUS, BACKDOORED = 0.05, 0.01
+SUSPICIOUS, BACKDOORED = 0.02, 0.01
 
 #: Numbers of classes by which models are counted; where the calibration set has few, nothing is said.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
