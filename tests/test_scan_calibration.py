@@ -102,6 +102,10 @@ def p_of(held: CalibrationSet, score: float, classes: int = 10, name: str = "neu
 
 def by_hand(held: CalibrationSet, scores: dict[str, Table]) -> float:
     """Return the fused p-value as written in the documentation, without any shortcut."""
+
+    def group(classes: int) -> int:
+        return 0 if classes == 2 else 1 if classes < 5 else 2
+
     joined = [{n: m.scores[n] for n in scores} for m in held.models] + [scores]
 
     def known(row: Table) -> list[float]:
@@ -110,7 +114,7 @@ def by_hand(held: CalibrationSet, scores: dict[str, Table]) -> float:
     def place(name: str, classes: int, score: float | None) -> float:
         if score is None:
             return 0.0
-        usual = [max(known(t[name])) for t in joined if (len(t[name]) > 2) == (classes > 2)]
+        usual = [max(known(t[name])) for t in joined if group(len(t[name])) == group(classes)]
         middle = float(np.median(usual))
         far = (score - middle) / (2 * sum(max(s - middle, 0) for s in usual) / len(usual))
         return math.copysign(math.log(1 + abs(far)), far)
@@ -141,17 +145,29 @@ def test_scores_are_compared_after_what_the_number_of_classes_does() -> None:
     assert p_of(held, 1000.0, 25) == 1 / 41
 
 
-def test_more_than_two_classes_are_compared_as_they_are() -> None:
-    held = calibration([model(k, float(s)) for s in range(20) for k in (5, 30)])
+def test_models_of_three_and_four_classes_are_measured_among_each_other() -> None:
+    few, many = ([model(k, a + b * s) for s in range(20)] for k, a, b in ((3, 0, 1), (30, 7, 3)))
+    held = calibration([*few, *many])
+    for s in (3.0, 12.5, 19.5):
+        assert p_of(held, s, 4) == p_of(held, 7 + 3 * s, 43)
+    # too few of them say nothing of what is usual
+    held = calibration([*few[:9], model(5, 3.0), *many])
     for s in (3.0, 12.5, 19.5):
         assert p_of(held, s, 4) == p_of(held, s, 43)
+
+
+def test_more_than_four_classes_are_compared_as_they_are() -> None:
+    held = calibration([model(k, float(s)) for s in range(20) for k in (5, 30)])
+    for s in (3.0, 12.5, 19.5):
+        assert p_of(held, s, 6) == p_of(held, s, 43)
 
 
 @pytest.mark.parametrize("weights", [{}, {"neural_cleanse": 2.0, "max_margin": 0.25}])
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:1]])
 def test_the_comparison_is_the_one_by_hand(names, weights) -> None:
-    held, rng = calibration(drawn(60), **weights), np.random.default_rng(3)
-    for classes in (2, 7, 20, 90):
+    drawn_ones = [*drawn(60), *drawn(20, seed=1, classes=(3, 4))]
+    held, rng = calibration(drawn_ones, **weights), np.random.default_rng(3)
+    for classes in (2, 4, 7, 20, 90):
         for _ in range(5):
             scores = {name: tuple((rng.normal(size=classes) * 3).tolist()) for name in names}
             scores["neural-cleanse"] = (None, *scores["neural-cleanse"][1:])

@@ -40,6 +40,9 @@ SUSPICIOUS, BACKDOORED = 0.02, 0.01
 #: Numbers of classes by which models are counted; where the calibration set has few, nothing is said.
 BUCKETS = ((2, 2), (3, 9), (10, 20), (21, 100))
 
+#: Most classes of models whose scores are measured among each other; those of more are the last group.
+ALIKE = (2, 4)
+
 #: Spreads above what is usual from which on no threshold is told: hardly any score lies there.
 FARTHEST = 20.0
 
@@ -55,8 +58,8 @@ FEWEST = 10
 class ScoreScale:
     """Where scores of models lie, and how far their upper half spreads, for each detector.
 
-    With two classes each is the other's only measure; measured from here, scores of models with two and
-    with more classes can be compared.
+    With two classes each is the other's only measure, and with three or four there are few others; measured
+    from here, scores of models with few and with more classes can be compared.
 
     Attributes:
         middle, spread: (detectors,).
@@ -315,12 +318,12 @@ class CalibrationSet(Record):
         """Compare a model's scores of each class, by detector, with those of clean models.
 
         The model joins the calibration set, and all are treated alike: each detector's scores are measured
-        from what is usual for the highest ones of models like it (of two classes, or of more), in logarithms;
-        a class's sum over the detectors, weighted, says how suspicious it is to all of them, so that
-        detectors which agree on a class weigh more than one that goes far alone; a model's p-value is the
-        share of models that have a class with so high a sum. For a clean model that is exchangeable with
-        those of the calibration set, p <= a comes up in at most a share a of cases (full conformal
-        prediction).
+        from what is usual for the highest ones of models like it (of two classes, of three or four, or of
+        more), in logarithms; a class's sum over the detectors, weighted, says how suspicious it is to all of
+        them, so that detectors which agree on a class weigh more than one that goes far alone; a model's
+        p-value is the share of models that have a class with so high a sum. For a clean model that is
+        exchangeable with those of the calibration set, p <= a comes up in at most a share a of cases (full
+        conformal prediction).
 
         Detectors are fused where they were calibrated on the same clean models. One that was calibrated on
         others is judged alone, and raises an alarm at the stricter level only: what it adds to the share of
@@ -376,7 +379,8 @@ class CalibrationSet(Record):
         stacked, starts, of = self._stacked(tuple(names))
         own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
         stack, starts = np.vstack([stacked, own]), np.append(starts, len(stacked))
-        of = np.append(of, _alike(classes))
+        group = _alike(classes)
+        of = np.append(of, group + 1 if 0 < group < len(ALIKE) and group not in of else group)
         highest = np.fmax.reduceat(stack, starts)  # (n + 1, detectors), the model is the last
         counts = np.diff(np.append(starts, len(stack)))  # classes of each model
         rows = of.repeat(counts)
@@ -428,6 +432,9 @@ class CalibrationSet(Record):
             tables = [np.array([m.scores[n] for n in names], dtype=np.float64).T for m in kept]
             starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
             of = np.array([_alike(m.classes) for m in kept], dtype=np.int64)
+            for group in range(1, len(ALIKE)):
+                if (of == group).sum() < FEWEST:  # too few to say what is usual among them
+                    of[of == group] = group + 1
             self._stacks[names] = np.vstack([*tables, np.empty((0, len(names)))]), starts, of
         return self._stacks[names]
 
@@ -508,13 +515,12 @@ def bucket(classes: int) -> int:
 
 
 def _alike(classes: int) -> int:
-    """Return which models a model's scores are measured among: of two classes, or of more.
+    """Return which models a model's scores are measured among: of two classes, of three or four, or of more.
 
-    Of two, each is the other's only measure. Further buckets would be finer than the calibration set is wide:
-    those of more than twenty classes are generated but for two, and natural images score far from what is
-    usual there.
+    Of two, each is the other's only measure; of three or four, one has so few others that it stands out from
+    them by chance. Further buckets would be finer than the calibration set is wide.
     """
-    return int(classes > 2)
+    return next((group for group, most in enumerate(ALIKE) if classes <= most), len(ALIKE))
 
 
 def calibration_file(detector: str) -> Path:
