@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from doorward.bench.calibrate import calibrated_settings
 from doorward.core.errors import InputError
 from doorward.core.records import Measurement
 from doorward.methods import registry
@@ -27,6 +28,7 @@ from doorward.scan.calibration import (
     calibration_file,
     calibrations,
     judge,
+    quick_file,
     shipped,
 )
 
@@ -552,6 +554,24 @@ def test_the_shipped_calibration_is_what_the_design_asks_for() -> None:
         assert held.code.get(name) == score_code(cls.__module__), told
     unknown = [s for m in held.models for s in m.scores.values() if s is None]
     assert len(unknown) <= 0.02 * len(held.models)
+
+
+@pytest.mark.parametrize("name", sorted(registry.own_modules("detector")))
+def test_quick_settings_have_a_calibration_of_their_own(name: str) -> None:
+    usual = shipped()
+    if name not in usual.settings:
+        return
+    held = Calibration.read(quick_file(name))
+    settings = calibrated_settings(name, quick=True)
+    told = f"run `doorward bench calibrate {name} --quick --scale cpu`, since its scores may have changed"
+    assert held.settings == registry.build("detector", name, settings).score_settings(), told
+    assert held.code == usual.code[name], told
+    assert (held.weight, held.witness) == (usual.weights[name], usual.witnesses.get(name))
+    scored = [one for one in held.models if one.scores is not None]
+    assert {one.name for one in scored} <= {one.name for one in usual.models}
+    assert len(scored) + 1 >= 2 / SUSPICIOUS, "or two groups that share the error never speak"
+    for low, high in BUCKETS[1:]:
+        assert sum(low <= one.classes <= high for one in scored) >= FEWEST
 
 
 def test_the_shipped_calibration_of_training_data_fits_its_detector() -> None:
