@@ -246,7 +246,7 @@ def test_clients_bear_the_token_and_probes_need_none(guard: Guard) -> None:
 
 
 def test_large_slow_and_packed_requests_are_turned_away(guard: Guard) -> None:
-    app = build(guard, name="quadrants", limits=Limits(body=2_000, receiving=0.01))
+    app = build(guard, name="quadrants", limits=Limits(body=2_000, receiving=1.0))
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(5):

@@ -1,8 +1,8 @@
 """Write the tables of README and docs from the results that are committed (`make docs`).
 
 A table stands between <!-- NAME --> and <!-- end -->. NAME is a suite, whose table is what `doorward bench
-show` says of benchmarks/results/NAME-cpu.json; or `file scanners`, `foreign models`, or the README's short
-table of the latter, `results`.
+show` says of benchmarks/results/NAME-cpu.json; or `file scanners`, `foreign models`, `guard load`, `strip
+forwards`, or the README's short table of the models, `results`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 import file_scanners  # noqa: E402
 import foreign_models  # noqa: E402
+import guard_load  # noqa: E402
+import strip_forwards  # noqa: E402
 from doorward.bench import results, summary, tables  # noqa: E402
 from doorward.bench.suite import Scale, get_suite  # noqa: E402
 from doorward.core.errors import InputError  # noqa: E402
@@ -27,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SCALE: Scale = "cpu"
 README, MEASURED, ATTACKS = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "attacks.md"
 TRAINING_DATA, REPAIRS = ROOT / "docs" / "training-data.md", ROOT / "docs" / "repairs.md"
+GUARD = ROOT / "docs" / "guard.md"
 
 #: The suites of the page of results.
 SHORT = ("scan-population", "null")
@@ -42,7 +45,12 @@ SUITES = dict.fromkeys(SHORT, MEASURED) | {
     if results.results_file(RESULTS, suite, SCALE).is_file()
 }
 #: Where every table stands.
-PAGES = {"results": README, "file scanners": MEASURED, "foreign models": MEASURED} | SUITES
+PAGES = {
+    "results": README,
+    "file scanners": MEASURED,
+    "foreign models": MEASURED,
+    "guard load": GUARD,
+} | SUITES
 
 #: What is said above results that are not of the scan as it is shipped.
 EARLIER = (
@@ -66,6 +74,10 @@ def table(name: str, folder: Path = RESULTS) -> str:
         return file_scanners.table(_json(folder / file_scanners.RESULTS.name))
     if name == "foreign models":
         return foreign_models.table(_json(folder / "foreign-models.json")["models"])
+    if name == "guard load":
+        return guard_load.table(_json(folder / "guard-load.json"))
+    if name == "strip forwards":
+        return strip_forwards.table(_json(folder / "strip-forwards.json"))
     if name == "results":
         return foreign_table(folder)
     held = read(name, folder)

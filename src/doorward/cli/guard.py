@@ -42,7 +42,7 @@ class FailOn(StrEnum):
 
 
 class Rule(StrEnum):
-    """How thresholds follow from the scores of clean images."""
+    """How thresholds follow from the scores of clean inputs."""
 
     conformal = "conformal"
     normal = "normal"
@@ -54,7 +54,7 @@ def guard(
     check: str | None = typer.Option(
         None,
         metavar="DATA",
-        help="The images to judge, read like --clean.",
+        help="The images, texts or recordings to judge, read like --clean.",
     ),
     serve: str | None = typer.Option(
         None,
@@ -65,14 +65,14 @@ def guard(
     clean: str | None = typer.Option(
         None,
         metavar="DATA",
-        help="Images that you trust, and that the model was not trained on, to fit filters to: a folder, a "
+        help="Inputs that you trust, and that the model was not trained on, to fit filters to: a folder, a "
         "file or a hub id; DATA:SPLIT picks a split.",
     ),
     filters: list[str] = typer.Option(
         [],
         "--filter",
         metavar="NAME",
-        help="Use this filter; may be repeated. strip and feature-squeezing if none is named.",
+        help="Use this filter; may be repeated. Without one strip, and for images feature-squeezing too.",
     ),
     rate: float = typer.Option(
         0.01, metavar="R", help="Share of clean inputs that all filters together may reject."
@@ -109,7 +109,7 @@ def guard(
     saved: Path | None = typer.Option(
         None, "--guard", metavar="DIR", help="Use the guard that was saved there, in the place of --clean."
     ),
-    images: int = typer.Option(2000, min=4, metavar="N", help="Most clean images to use."),
+    images: int = typer.Option(2000, min=4, metavar="N", help="Most clean inputs to use."),
     seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
     device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that it may take."),
@@ -144,7 +144,7 @@ def guard(
         help="With --serve: give no answer to a request with a rejected input, instead of marking it.",
     ),
     quarantine: Path | None = typer.Option(
-        None, metavar="DIR", help="With --serve: keep rejected inputs there, 1,000 at most."
+        None, metavar="DIR", help="With --serve: keep rejected images there, 1,000 at most."
     ),
     token_file: Path | None = typer.Option(
         None, metavar="FILE", help="With --serve: clients have to bear the token in this file."
@@ -159,7 +159,7 @@ def guard(
         help="With --tls-cert: clients have to show a certificate of this authority.",
     ),
     data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
+        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
     ),
     label_column: str | None = typer.Option(
         None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
@@ -167,7 +167,7 @@ def guard(
 ) -> None:
     """Judge inputs one by one: of a data set, or as a server.
 
-    Filters learn from clean images how an ordinary input scores, and reject what scores higher than nearly
+    Filters learn from clean inputs how an ordinary input scores, and reject what scores higher than nearly
     all of those. They find no backdoor in the model: `doorward scan` looks for one.
 
     Exit code: 0 none is rejected, 1 some are (see --fail-on) or the model is unsafe to load, 2 usage or
@@ -180,7 +180,7 @@ def guard(
         if value == "":
             raise InputError(f"{given} is empty; it takes a path or a hub id")
     if (check is None) == (serve is None):
-        raise InputError("give --check DATA to judge the images there, or --serve PORT to judge what is sent")
+        raise InputError("give --check DATA to judge the inputs there, or --serve PORT to judge what is sent")
     if (clean is None) == (saved is None):
         raise InputError("give --clean DATA to fit filters to, or --guard DIR with a saved guard")
     if saved is not None and (filters or reform or rate != 0.01 or rule is not Rule.conformal):

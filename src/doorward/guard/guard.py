@@ -20,17 +20,18 @@ from doorward.core.errors import InputError
 from doorward.core.files import open_regular
 from doorward.core.report_json import dump
 from doorward.core.seeds import make_generator
-from doorward.data import Samples
+from doorward.data import Modality, Samples
 from doorward.data.given import as_samples
 from doorward.detectors.inputs.base import FittedFilters, InputFilter, finite_logits, fit_filters
 from doorward.detectors.inputs.feature_squeezing import FeatureSqueezing, squeeze
 from doorward.detectors.inputs.strip import Strip
 from doorward.methods import registry
-from doorward.models import Classifier
+from doorward.models import Classifier, InputSpec
 from doorward.models.batching import batched_logits
-from doorward.models.encode.image import to_tensor
+from doorward.models.encode.dispatch import NOUNS, blank, to_tensor
 from doorward.models.errors import SizeUnknown
 from doorward.models.formats.given import as_classifier
+from doorward.models.spec import RowSpec
 from doorward.stats.rejection import Floats, Rule
 
 STATE, TENSORS = "guard.json", "guard.safetensors"
@@ -89,38 +90,40 @@ class Guard:
         seed: int = 0,
         deadline: Deadline | None = None,
     ) -> Guard:
-        """Fit filters to clean images.
+        """Fit filters to clean inputs.
 
         Args:
             classifier: the model: a classifier, or whatever `doorward.examine` takes.
-            clean: images that the model was not trained on: samples, or whatever `doorward.examine` takes; as
-                a tensor, (n, c, h, w) uint8.
-            filters: STRIP and feature squeezing if None. Their own rates and rules do not count.
+            clean: images, texts or recordings that the model was not trained on: samples, or whatever
+                `doorward.examine` takes; as a tensor, images (n, c, h, w) uint8.
+            filters: if None STRIP, and for images feature squeezing. Their own rates and rules do not count.
 
         Raises:
-            InputError: if the images do not fit, or a filter is named twice.
-            CouldNotTell: if the images are too few, or the model's outputs say nothing.
+            InputError: if the inputs do not fit, a filter is named twice, or it takes inputs of another kind.
+            CouldNotTell: if the inputs are too few, or the model's outputs say nothing.
         """
-        chosen = (Strip(), FeatureSqueezing()) if filters is None else tuple(filters)
-        names = [one.method() for one in chosen]
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"a guard takes one filter or more, each once; got {', '.join(names) or 'none'}")
         if not 0 < rate < 1:
             raise InputError(f"the rate of false rejections lies between 0 and 1, got {rate}")
         if not isinstance(classifier, Classifier):
             clean = clean if isinstance(clean, Tensor) else as_samples(clean, what="clean")
-            shape = _shape(clean)
             try:
                 classifier = as_classifier(classifier)
             except SizeUnknown:
-                classifier = as_classifier(classifier, size=(shape[0], shape[1], shape[2]))
-        images = _images(classifier, clean)
+                classifier = as_classifier(classifier, size=_shape(clean))
+        spec = classifier.spec
+        every = (Strip(), FeatureSqueezing())
+        usual = tuple(one for one in every if spec.modality in one.modalities)
+        chosen = usual if filters is None else tuple(filters)
+        names = [one.method() for one in chosen]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"a guard takes one filter or more, each once; got {', '.join(names) or 'none'}")
+        inputs = _inputs(classifier, clean)
         if reform is not None:
-            squeeze(images[:1], reform)  # refuses an unknown one before the work begins
+            _check_reform(reform, spec.modality, spec.shape)
         with classifier.frozen():
             fitted = fit_filters(
                 classifier,
-                images,
+                inputs,
                 chosen,
                 rate=rate,
                 rule=rule,
@@ -133,17 +136,18 @@ class Guard:
         """Answer inputs and judge each.
 
         Args:
-            batch: images: samples, or whatever `doorward.examine` takes; as a tensor, (n, c, h, w) uint8.
+            batch: samples, or whatever `doorward.examine` takes; as a tensor, what `models.encode` makes of
+                them: images (n, c, h, w) uint8, texts (n, 1, 1, m) int32, recordings (n, 1, 1, m) int16.
 
         Raises:
             InputError: if they do not fit the model.
             CouldNotTell: if the model's outputs are not finite, or the deadline is too near.
         """
-        images = _images(self.classifier, batch)
+        inputs = _inputs(self.classifier, batch)
         with self.classifier.frozen():
-            logits = finite_logits(self.classifier, images, deadline)
-            seen = self.fitted.score(self.classifier, images, logits, deadline)
-            answered = logits if self.reform is None else self._reformed(images, self.reform, deadline)
+            logits = finite_logits(self.classifier, inputs, deadline)
+            seen = self.fitted.score(self.classifier, inputs, logits, deadline)
+            answered = logits if self.reform is None else self._reformed(inputs, self.reform, deadline)
         scores = np.stack([one.score for one in seen])  # (f, n)
         spoke = scores >= self.fitted.thresholds[:, None]
         told = [
@@ -152,7 +156,7 @@ class Guard:
         ]
         reasons = tuple(
             tuple(own[i] for own, rejects in zip(told, spoke[:, i], strict=True) if rejects)
-            for i in range(len(images))
+            for i in range(len(inputs))
         )
         accepted: npt.NDArray[np.bool_] = np.logical_not(np.any(spoke, axis=0))
         return Answers(answered.argmax(1).numpy(), accepted, reasons, scores, answered.float().numpy())
@@ -177,6 +181,7 @@ class Guard:
             rule=self.rule,
             reform=self.reform,
             classes=self.classifier.classes,
+            modality=self.classifier.spec.modality,
             shape=self.classifier.spec.shape,
         )
         tensors = {"clean": torch.from_numpy(self.fitted.clean.copy())}
@@ -195,14 +200,16 @@ class Guard:
         """Read a guard that `save` wrote, for the classifier that it was fitted to.
 
         Raises:
-            InputError: if it cannot be read, or was fitted to a model of other classes or images.
+            InputError: if it cannot be read, or was fitted to a model of other classes or inputs.
         """
         state, tensors = _read(folder)
-        if (state.classes, state.shape) != (classifier.classes, classifier.spec.shape):
+        spec = classifier.spec
+        own = (classifier.classes, spec.modality, spec.shape)
+        if (state.classes, state.modality, state.shape) != own:
             raise InputError(
-                f"{folder}: this guard was fitted to a model of {len(state.classes)} classes and images of "
-                f"shape {state.shape}; this one has {len(classifier.classes)} and {classifier.spec.shape}, "
-                "or other classes. Fit one with --clean"
+                f"{folder}: this guard was fitted to a model of {len(state.classes)} classes and "
+                f"{NOUNS[state.modality]} of shape {state.shape}; this one has {len(classifier.classes)} and "
+                f"{NOUNS[spec.modality]} of shape {spec.shape}, or other classes. Fit one with --clean"
             )
         unknown = [one.name for one in state.filters if one.name not in registry.modules("detector")]
         if unknown:  # a name such as file.py:Class would run that file
@@ -217,7 +224,7 @@ class Guard:
         clean = tensors.get("clean")
         whole = clean is not None and clean.ndim == 2 and len(clean) == len(filters)
         pairs = zip(filters, states, strict=True)
-        if not whole or not all(_fits(one, kept, state.shape) for one, kept in pairs):
+        if not whole or not all(_fits(one, kept, spec) for one, kept in pairs):
             raise InputError(f"{folder / TENSORS}: it does not hold what {STATE} says; fit the guard again")
         assert clean is not None
         thresholds = np.array([one.threshold for one in state.filters])
@@ -249,6 +256,7 @@ class _Saved(BaseModel):
     rule: Rule
     reform: str | None
     classes: tuple[str, ...]
+    modality: Modality = "image"
     shape: tuple[int, int, int]
 
 
@@ -274,13 +282,20 @@ def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
     except SafetensorError as error:
         raise InputError(f"{file}: this is no whole safetensors file: {error}") from error
     if state.reform is not None:
-        squeeze(torch.zeros(1, *state.shape, dtype=torch.uint8), state.reform)
+        _check_reform(state.reform, state.modality, state.shape)
     return state, tensors
 
 
-def _fits(one: InputFilter, kept: dict[str, Tensor], shape: tuple[int, int, int]) -> bool:
-    """Return whether tensors are those that a filter keeps for images of a shape."""
-    expected = one.learn(torch.zeros(one.kept, *shape, dtype=torch.uint8))
+def _check_reform(squeezer: str, modality: Modality, shape: tuple[int, int, int]) -> None:
+    """Raise InputError unless a model's inputs can be squeezed like that."""
+    if modality != "image":
+        raise InputError(f"only images can be squeezed, and this model takes {NOUNS[modality]}")
+    squeeze(torch.zeros(1, *shape, dtype=torch.uint8), squeezer)
+
+
+def _fits(one: InputFilter, kept: dict[str, Tensor], spec: InputSpec) -> bool:
+    """Return whether tensors are those that a filter keeps for a model."""
+    expected = one.keep(blank(spec, one.kept), spec, make_generator(0, "guard"))
     own, its = ({name: (x.shape, x.dtype) for name, x in each.items()} for each in (kept, expected))
     return own == its
 
@@ -301,23 +316,21 @@ def _shape(samples: Samples | Tensor) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
-def _images(classifier: Classifier, given: Any) -> Tensor:
-    """Return images (n, c, h, w) uint8 of the model's size.
+def _inputs(classifier: Classifier, given: Any) -> Tensor:
+    """Return inputs that fit the model, as compact as `models.encode` makes them.
 
     Raises:
         InputError: if they do not fit.
     """
     spec = classifier.spec
-    if spec.modality != "image":
-        raise InputError(f"a guard filters images, and this model takes {spec.modality}")
     if not isinstance(given, Tensor):
-        given = as_samples(given, what="images")
-        if given.modality != "image":
-            raise InputError(f"the model takes images, {given.provenance.path} holds {given.modality}")
-        return to_tensor(given, spec)
-    if given.dtype != torch.uint8 or given.ndim != 4 or given.shape[1:] != spec.shape:
+        return to_tensor(as_samples(given, what=NOUNS[spec.modality]), spec)
+    kind, shape = blank(spec, 0).dtype, tuple(given.shape[1:])
+    if isinstance(spec, RowSpec) and len(shape) == 3 and 0 < shape[2] < spec.width:
+        shape = (*shape[:2], spec.width)  # rows may be shorter
+    if given.dtype != kind or shape != spec.shape:
         raise InputError(
-            f"a guard takes images (n, {', '.join(map(str, spec.shape))}) uint8, got {given.dtype} "
-            f"{tuple(given.shape)}"
+            f"a guard takes {NOUNS[spec.modality]} (n, {', '.join(map(str, spec.shape))}) "
+            f"{str(kind).removeprefix('torch.')}, got {given.dtype} {tuple(given.shape)}"
         )
     return given.cpu()

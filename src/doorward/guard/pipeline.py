@@ -1,4 +1,4 @@
-"""Guard a model from its file: fit filters to clean images, or read them, and judge the inputs given."""
+"""Guard a model from its file: fit filters to clean inputs, or read them, and judge the inputs given."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class GuardRequest:
     """What is to be guarded, and how.
 
     Attributes:
-        clean: clean images to fit the filters to; None if `saved` is given.
-        check: images to judge; None where they come by requests.
+        clean: clean inputs to fit the filters to; None if `saved` is given.
+        check: inputs to judge; None where they come by requests.
         filters: names of filters; those that `Guard.fit` takes if there are none.
-        images: most clean images that are used, drawn evenly over the classes.
+        images: most clean inputs that are used, drawn evenly over the classes.
         saved: a folder that `Guard.save` wrote.
         keep: a folder to save the guard to.
     """
@@ -77,7 +77,7 @@ class Prepared:
     """A guard that is ready, and what it was fitted to.
 
     Attributes:
-        data: the clean images; none where the guard was read from a folder.
+        data: the clean inputs; none where the guard was read from a folder.
     """
 
     guard: Guard
@@ -91,13 +91,13 @@ def prepare(
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
-        CouldNotTell: if the clean images are too few, the model's outputs say nothing, or time runs out.
+        CouldNotTell: if the clean inputs are too few, the model's outputs say nothing, or time runs out.
         UnsafeArtifact: if loading the model would execute code.
     """
     tell = progress or (lambda _: None)
     if (request.clean is None) == (request.saved is None):
         raise InputError(
-            "a guard is fitted to clean images or read from where it was saved; give one of these"
+            "a guard is fitted to clean inputs or read from where it was saved; give one of these"
         )
     check_device(request.device)
     chosen = [_filter(name) for name in dict.fromkeys(request.filters)] or None
@@ -112,11 +112,11 @@ def prepare(
     if request.saved is not None:
         return Prepared(Guard.load(request.saved, classifier), ())
     assert request.clean is not None
-    tell("opening the clean images")
+    tell("opening the clean inputs")
     whole = _open(request, request.clean)
     rng = np.random.default_rng(derive_seed(request.seed, "images"))
     clean = whole.draw(min(request.images, len(whole)), rng)
-    tell(f"fitting filters to {len(clean):,} clean images")
+    tell(f"fitting filters to {len(clean):,} clean inputs")
     guard = Guard.fit(
         classifier,
         clean,
@@ -135,7 +135,7 @@ def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | Non
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
-        CouldNotTell: if the clean images are too few, the model's outputs say nothing, or time runs out.
+        CouldNotTell: if the clean inputs are too few, the model's outputs say nothing, or time runs out.
         UnsafeArtifact: if loading the model would execute code.
     """
     tell, deadline = progress or (lambda _: None), Deadline(request.time_budget)
@@ -257,5 +257,5 @@ def drift_alarm(rejected: int, n: int, rate: float, *, level: float = ALARM) -> 
         return None
     return (
         f"{rejected:,} of {n:,} inputs are rejected, where {percent(rate)} of clean ones would be "
-        f"({p_value(float(p))}): some are triggered or adversarial, or they differ from the clean images"
+        f"({p_value(float(p))}): some are triggered or adversarial, or they differ from the clean inputs"
     )

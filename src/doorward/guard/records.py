@@ -43,7 +43,7 @@ class GuardReport(Record):
     rule: str
     reform: str | None = Field(None, description="The squeezer whose copy the model answers, if any")
     filters: tuple[FilterRecord, ...]
-    clean: Table | None = Field(None, description="Scores of the clean images that the thresholds come from")
+    clean: Table | None = Field(None, description="Scores of the clean inputs that the thresholds come from")
     verdicts: tuple[InputVerdict, ...]
     rejected: Rate
     alarm: str | None = Field(None, description="Set if more are rejected than of clean inputs would be")

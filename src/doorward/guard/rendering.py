@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from doorward.core.formatting import class_label, number, percent, plain, rate, sentence
 from doorward.core.records import Picture
 from doorward.core.report_json import dump
-from doorward.data import Samples
+from doorward.data import Samples, Waveform
 from doorward.guard.records import GuardReport, InputVerdict
-from doorward.models.encode.image import encode_png
+from doorward.models.encode.image import encode_png, picture
 from doorward.reports.page import Figure, figure, template
 from doorward.reports.phrases import Fact
+from doorward.scan.exhibits import spectrogram
 
 #: Most rejected inputs in the text, and on the page.
 IN_TEXT, IN_SHEET = 20, 500
+#: Characters of a rejected text that the page shows.
+QUOTED = 600
 
 
 def to_json(report: GuardReport) -> str:
@@ -77,7 +80,10 @@ def to_html(report: GuardReport, inputs: Samples) -> str:
     return template("guard.html.j2", ("doorward.guard",)).render(
         report=report,
         facts=_facts(report),
-        shown=[(one, label, _drawn(one, label, image)) for one, label, image in _labelled(report, bad, raw)],
+        shown=[
+            _shown(verdict, class_label(verdict.prediction, report.subject.classes), input_)
+            for (_, verdict), input_ in zip(bad[:IN_SHEET], raw, strict=True)
+        ],
         more=max(0, len(bad) - IN_SHEET),
         by_filter={
             one.name: sum(verdict.scores[one.name] >= one.threshold for verdict in report.verdicts)
@@ -88,16 +94,24 @@ def to_html(report: GuardReport, inputs: Samples) -> str:
     )
 
 
-def _labelled(
-    report: GuardReport, bad: Sequence[tuple[int, InputVerdict]], raw: Sequence[Any]
-) -> Iterator[tuple[InputVerdict, str, Any]]:
-    for (_, one), image in zip(bad[:IN_SHEET], raw, strict=True):
-        yield one, class_label(one.prediction, report.subject.classes), image
+@dataclass(frozen=True)
+class _Shown:
+    """A rejected input: a text as it is, others as a picture."""
+
+    verdict: InputVerdict
+    label: str
+    drawn: Figure | None
+    text: str
 
 
-def _drawn(one: InputVerdict, label: str, image: Any) -> Figure:
-    alt = f"The input with id {one.id}, which the model answers with class {label}"
-    return figure(Picture(title=f"class {label}", alt=alt, png=encode_png(image)))
+def _shown(verdict: InputVerdict, label: str, raw: Any) -> _Shown:
+    if isinstance(raw, str):
+        return _Shown(verdict, label, None, plain(raw[:QUOTED]) + ("..." if len(raw) > QUOTED else ""))
+    sound = isinstance(raw, Waveform)
+    what = "The spectrogram of the recording" if sound else "The input"
+    png = picture(spectrogram(raw)) if sound else encode_png(raw)
+    alt = f"{what} with id {verdict.id}, which the model answers with class {label}"
+    return _Shown(verdict, label, figure(Picture(title=f"class {label}", alt=alt, png=png)), "")
 
 
 def _facts(report: GuardReport) -> list[Fact]:
@@ -105,7 +119,7 @@ def _facts(report: GuardReport) -> list[Fact]:
     expected = percent(report.false_rejection_rate)
     rule = "at most, by all filters together" if report.rule == "conformal" else f"by the {report.rule} rule"
     clean = next((one for one in report.data if one.role == "clean"), None)
-    fitted = [Fact("Fitted to", f"{clean.used:,} clean images", f"from {plain(clean.path)}")] if clean else []
+    fitted = [Fact("Fitted to", f"{clean.used:,} clean inputs", f"from {plain(clean.path)}")] if clean else []
     return [
         Fact("Rejected", percent(report.rejected.value), f"95 % interval {low} to {high}"),
         Fact("Of clean inputs", expected, f"would be rejected, {rule}"),

@@ -133,7 +133,7 @@ def _recordings(train: Samples, rows: list[int], kept: list[int], name: str) -> 
     for what, chosen in (("Flagged", rows), ("Kept", kept)):
         if not chosen:
             continue
-        drawn = [_spectrogram(one) for one in train.raw(chosen[:SHOWN])]
+        drawn = [spectrogram(one) for one in train.raw(chosen[:SHOWN])]
         sheets.append(
             Picture(
                 title=f"{what} recordings of {name}: frequency upwards, time to the right",
@@ -144,7 +144,7 @@ def _recordings(train: Samples, rows: list[int], kept: list[int], name: str) -> 
     return sheets
 
 
-def _spectrogram(sound: Waveform) -> Tensor:
+def spectrogram(sound: Waveform) -> Tensor:
     """Return the log-mel spectrogram of at most a second as a grey picture (1, bands, t)."""
     pcm = sound.pcm if sound.pcm.ndim == 1 else sound.pcm.mean(1)
     row: npt.NDArray[np.float32] = np.zeros(RATE, dtype=np.float32)

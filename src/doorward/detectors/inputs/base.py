@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from doorward.core.budget import Deadline
-from doorward.core.errors import CouldNotTell
+from doorward.core.errors import CouldNotTell, InputError
 from doorward.core.formatting import number, percent, sentence
 from doorward.core.records import Kind, Level, Measurement, Need, Table
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
-from doorward.models import Classifier
+from doorward.models import Classifier, InputSpec
 from doorward.models.batching import batched_logits
-from doorward.models.encode.image import to_float, to_tensor
+from doorward.models.encode.dispatch import NOUNS, to_float, to_tensor
 from doorward.models.output_check import check_logits
 from doorward.stats.rejection import Floats, Rule, rejection_thresholds
 
@@ -34,16 +34,20 @@ class Scored:
     Attributes:
         score: (n,), a higher one is more suspicious.
         told: what each score rests on, in words.
+        parts: (n, m), of which each score is made, where a filter settles something by them.
     """
 
     score: Floats
     told: tuple[str, ...]
+    parts: Floats | None = None
 
 
 class InputFilter(Detector):
     """Score inputs one by one, and reject those that score higher than clean ones do.
 
-    Subclasses write `score`, and `learn` where they keep clean images.
+    Subclasses write `score`, and `keep` where they keep clean inputs. Inputs are as compact as
+    `models.encode` makes them: (n, c, h, w), images uint8, and of width m at most texts int32 and recordings
+    int16, each (n, 1, 1, m).
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"probabilities", "clean", "inputs"})
@@ -62,15 +66,35 @@ class InputFilter(Detector):
 
     @property
     def kept(self) -> int:
-        """Return how many clean images the filter keeps for itself."""
+        """Return how many clean inputs the filter keeps for itself."""
         return 0
 
-    def learn(self, images: Tensor) -> State:
-        """Return what the filter keeps of `kept` clean images (n, c, h, w) uint8."""
+    def keep(self, inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> State:
+        """Return what the filter keeps of `kept` clean inputs (n, c, h, w), in shapes that the spec sets."""
         return {}
 
+    def learn(
+        self, classifier: Classifier, inputs: Tensor, generator: torch.Generator, deadline: Deadline | None
+    ) -> State:
+        """Return what it keeps of `kept` clean inputs (n, c, h, w), with what the model's answers say of it.
+
+        Raises:
+            CouldNotTell: if the model's outputs are not finite, or the deadline is too near.
+        """
+        return self.keep(inputs, classifier.spec, generator)
+
+    def settle(self, state: State, clean: Scored, threshold: float) -> State:
+        """Return the state with what follows from the threshold and the scores that it comes from."""
+        return state
+
+    def check(self, spec: InputSpec) -> None:
+        """Raise InputError unless the filter takes inputs of that kind."""
+        if spec.modality not in self.modalities:
+            takes = " or ".join(NOUNS[one] for one in sorted(self.modalities))
+            raise InputError(f"{self.method()} filters {takes}, and this model takes {NOUNS[spec.modality]}")
+
     def warning(self, clean: Floats, classes: int) -> str | None:
-        """Return what the scores (n,) of clean images say against relying on the filter, if anything.
+        """Return what the scores (n,) of clean inputs say against relying on the filter, if anything.
 
         Args:
             classes: of the model.
@@ -81,17 +105,17 @@ class InputFilter(Detector):
     def score(
         self,
         classifier: Classifier,
-        images: Tensor,
+        inputs: Tensor,
         logits: Tensor,
         *,
         state: State,
         threshold: float | None = None,
         deadline: Deadline | None = None,
     ) -> Scored:
-        """Return the scores of images (n, c, h, w) uint8, whose logits (n, k) are known.
+        """Return the scores of inputs (n, c, h, w), whose logits (n, k) are known.
 
         Args:
-            state: what `learn` returned.
+            state: what `learn`, or later `settle`, returned.
             threshold: if given, no more is computed than shows on which side of it a score lies.
 
         Raises:
@@ -101,13 +125,15 @@ class InputFilter(Detector):
     def examine(
         self, subject: Subject, *, generator: torch.Generator, device: torch.device, deadline: Deadline
     ) -> Measurement:
-        """Fit the filter to the clean images and return the scores of the inputs."""
+        """Fit the filter to the clean inputs and return the scores of the others."""
         classifier, clean, inputs = subject.classifier, subject.clean, subject.inputs
         assert classifier is not None
         assert clean is not None
         assert inputs is not None
-        if classifier.spec.modality not in self.modalities:
-            raise CouldNotTell(f"{self.method()} filters images, and this model takes something else")
+        try:
+            self.check(classifier.spec)
+        except InputError as error:
+            raise CouldNotTell(str(error)) from None
         fitted = fit_filters(
             classifier,
             to_tensor(clean, classifier.spec),
@@ -117,14 +143,14 @@ class InputFilter(Detector):
             generator=generator,
             deadline=deadline,
         )
-        images = to_tensor(inputs, classifier.spec)
-        logits = finite_logits(classifier, images, deadline)
-        seen = fitted.score(classifier, images, logits, deadline)[0]
+        judged = to_tensor(inputs, classifier.spec)
+        logits = finite_logits(classifier, judged, deadline)
+        seen = fitted.score(classifier, judged, logits, deadline)[0]
         rejected = seen.score >= fitted.thresholds[0]
-        share = float(rejected.mean()) if len(images) else 0.0
+        share = float(rejected.mean()) if len(judged) else 0.0
         doubts = " ".join(sentence(one) for one in fitted.warnings(len(classifier.classes)))
         return self.measurement(
-            summary=f"It rejects {int(rejected.sum()):,} of {len(images):,} inputs ({percent(share)}), where "
+            summary=f"It rejects {int(rejected.sum()):,} of {len(judged):,} inputs ({percent(share)}), where "
             f"{percent(self.false_rejection_rate)} of clean ones would be. {doubts}".rstrip(),
             score=share,
             score_name="share of inputs that are rejected",
@@ -135,12 +161,12 @@ class InputFilter(Detector):
 
 @dataclass(frozen=True)
 class FittedFilters:
-    """Filters with what they learnt from clean images.
+    """Filters with what they learnt from clean inputs.
 
     Attributes:
         states: what each filter keeps.
         thresholds: (f,), at and above which a score is rejected.
-        clean: scores (f, n) of the clean images that the thresholds come from.
+        clean: scores (f, n) of the clean inputs that the thresholds come from.
     """
 
     filters: tuple[InputFilter, ...]
@@ -149,11 +175,11 @@ class FittedFilters:
     clean: Floats
 
     def score(
-        self, classifier: Classifier, images: Tensor, logits: Tensor, deadline: Deadline | None = None
+        self, classifier: Classifier, inputs: Tensor, logits: Tensor, deadline: Deadline | None = None
     ) -> list[Scored]:
-        """Return each filter's scores of images (n, c, h, w) uint8 with logits (n, k)."""
+        """Return each filter's scores of inputs (n, c, h, w) with logits (n, k)."""
         return [
-            one.score(classifier, images, logits, state=state, threshold=float(threshold), deadline=deadline)
+            one.score(classifier, inputs, logits, state=state, threshold=float(threshold), deadline=deadline)
             for one, state, threshold in zip(self.filters, self.states, self.thresholds, strict=True)
         ]
 
@@ -163,13 +189,13 @@ class FittedFilters:
         return tuple(one for one in told if one is not None)
 
     def table(self) -> Table:
-        """Return the thresholds and what clean images score, for readers."""
+        """Return the thresholds and what clean inputs score, for readers."""
         rows = tuple(
             (one.method(), *(float(number(float(v))) for v in (threshold, row.mean(), row.std())))
             for one, threshold, row in zip(self.filters, self.thresholds, self.clean, strict=True)
         )
         return Table(
-            title=f"Scores of {self.clean.shape[1]:,} clean images",
+            title=f"Scores of {self.clean.shape[1]:,} clean inputs",
             columns=("filter", "threshold", "mean", "standard deviation"),
             rows=rows,
         )
@@ -177,7 +203,7 @@ class FittedFilters:
 
 def fit_filters(
     classifier: Classifier,
-    images: Tensor,
+    inputs: Tensor,
     filters: Sequence[InputFilter],
     *,
     rate: float,
@@ -185,41 +211,47 @@ def fit_filters(
     generator: torch.Generator,
     deadline: Deadline | None = None,
 ) -> FittedFilters:
-    """Fit filters to clean images (n, c, h, w) uint8, so that together they reject a preset share of them.
+    """Fit filters to clean inputs (n, c, h, w), so that together they reject a preset share of them.
 
-    Some images are kept as material, and the thresholds come from the others, in an order that is drawn.
+    Some inputs are kept as material, and the thresholds come from the others, in an order that is drawn.
 
     Raises:
-        CouldNotTell: if the images are too few, or the model's outputs say nothing.
+        InputError: if a filter takes inputs of another kind.
+        CouldNotTell: if the inputs are too few, or the model's outputs say nothing.
     """
-    shuffled = images[torch.randperm(len(images), generator=generator)]
+    for one in filters:
+        one.check(classifier.spec)
+    shuffled = inputs[torch.randperm(len(inputs), generator=generator)]
     kept = max(one.kept for one in filters)
     material, rest = shuffled[:kept], shuffled[kept:]
     if len(rest) < 2:
-        raise CouldNotTell(f"{len(images)} clean images are too few; the filters keep {kept} for themselves")
+        raise CouldNotTell(f"{len(inputs)} clean inputs are too few; the filters keep {kept} for themselves")
     logits = finite_logits(classifier, rest, deadline)
     if (reason := check_logits(logits).reason) is not None:
         raise CouldNotTell(reason)
-    states = tuple(one.learn(material[: one.kept]) for one in filters)
-    clean = np.stack(
-        [
-            one.score(classifier, rest, logits, state=state, deadline=deadline).score
-            for one, state in zip(filters, states, strict=True)
-        ]
-    )
+    states = [one.learn(classifier, material[: one.kept], generator, deadline) for one in filters]
+    scored = [
+        one.score(classifier, rest, logits, state=state, deadline=deadline)
+        for one, state in zip(filters, states, strict=True)
+    ]
+    clean = np.stack([one.score for one in scored])
     thresholds = rejection_thresholds(clean, rate, rule=rule, highest=[one.highest for one in filters])
-    return FittedFilters(tuple(filters), states, thresholds, clean)
+    settled = [
+        one.settle(state, seen, float(threshold))
+        for one, state, seen, threshold in zip(filters, states, scored, thresholds, strict=True)
+    ]
+    return FittedFilters(tuple(filters), tuple(settled), thresholds, clean)
 
 
-def finite_logits(classifier: Classifier, images: Tensor, deadline: Deadline | None = None) -> Tensor:
-    """Return logits (n, k), in the model's own scale, for images (n, c, h, w) uint8.
+def finite_logits(classifier: Classifier, inputs: Tensor, deadline: Deadline | None = None) -> Tensor:
+    """Return logits (n, k), in the model's own scale, for inputs (n, c, h, w).
 
     Raises:
         CouldNotTell: if some are not finite, or the deadline is too near.
     """
-    if not len(images):
+    if not len(inputs):
         return torch.zeros(0, len(classifier.classes))
-    logits = batched_logits(classifier, to_float(images), deadline, raw=True).cpu()
+    logits = batched_logits(classifier, to_float(inputs, classifier.spec), deadline, raw=True).cpu()
     if not bool(torch.isfinite(logits).all()):
         raise CouldNotTell("the model gives outputs that are not finite")
     return logits

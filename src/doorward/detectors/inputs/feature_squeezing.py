@@ -74,7 +74,7 @@ class FeatureSqueezing(InputFilter):
     def score(
         self,
         classifier: Classifier,
-        images: Tensor,
+        inputs: Tensor,
         logits: Tensor,
         *,
         state: State,
@@ -82,8 +82,8 @@ class FeatureSqueezing(InputFilter):
         deadline: Deadline | None = None,
     ) -> Scored:
         """Return the largest L1 distance (n,) for images (n, c, h, w) uint8 with logits (n, k)."""
-        names = self.chosen(images.shape[1])
-        largest = self.distances(classifier, images, logits, deadline).max(1)
+        names = self.chosen(inputs.shape[1])
+        largest = self.distances(classifier, inputs, logits, deadline).max(1)
         told = tuple(
             f"{names[which]} changes the model's probabilities by {number(by)} in L1"
             for which, by in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)

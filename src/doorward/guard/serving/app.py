@@ -24,7 +24,8 @@ from doorward.core.formatting import duration, number, percent
 from doorward.guard.guard import Answers, Guard
 from doorward.guard.serving import protocol
 from doorward.guard.serving.batches import Batcher, QueueFullError
-from doorward.guard.serving.protocol import BadRequestError, Failure, InferenceAnswer, InferenceRequest, Reply
+from doorward.guard.serving.protocol import Failure, InferenceAnswer, InferenceRequest, Reply
+from doorward.guard.serving.tensors import BadRequestError
 from doorward.guard.serving.upstream import Upstream, UpstreamGoneError
 from doorward.guard.serving.watch import Watch
 from doorward.reports.page import template
@@ -45,14 +46,14 @@ class Limits:
 
     Attributes:
         body: bytes of a request.
-        images: of a request.
-        waiting: images that may wait.
-        batch: images of one batch.
+        inputs: of a request.
+        waiting: inputs that may wait.
+        batch: inputs of one batch.
         receiving, answering: seconds in which a body has to arrive, and in which it is answered.
     """
 
     body: int = 64 << 20
-    images: int = 1_024
+    inputs: int = 1_024
     waiting: int = 2_048
     batch: int = 64
     receiving: float = 10.0
@@ -167,9 +168,9 @@ class _Server:
         self.upstream, self.watch = upstream, watch
         self._batcher = Batcher(self._judge, largest=limits.batch, room=limits.waiting)
 
-    def _judge(self, images: torch.Tensor) -> Answers:
-        answers = self.guard(images)
-        self.watch.judged(images, answers)
+    def _judge(self, inputs: torch.Tensor) -> Answers:
+        answers = self.guard(inputs)
+        self.watch.judged(inputs, answers)
         return answers
 
     @asynccontextmanager
@@ -232,7 +233,7 @@ class _Server:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     async def infer(self, request: Request, model: str, version: str = VERSION) -> Response:
-        """Judge images and answer them."""
+        """Judge inputs and answer them."""
         try:
             self._known(model, version)
             body = await self._body(request)
@@ -248,7 +249,7 @@ class _Server:
 
     async def _answer(self, request: Request, body: bytes) -> tuple[Answers, Reply]:
         length = request.headers.get(protocol.LENGTH)
-        spec, most = self.guard.classifier.spec, self.limits.images
+        spec, most = self.guard.classifier.spec, self.limits.inputs
         try:
             if len(body) > LARGE:
                 asked = await asyncio.to_thread(protocol.read_request, body, length, spec, most=most)
@@ -258,8 +259,8 @@ class _Server:
             raise _RefusedError(400, str(why)) from None
         try:
             async with asyncio.timeout(self.limits.answering):
-                answers = await self._batcher.submit(asked.images)
-                request.state.seen = {"images": len(asked.images), "rejected": int((~answers.accepted).sum())}
+                answers = await self._batcher.submit(asked.inputs)
+                request.state.seen = {"inputs": len(asked.inputs), "rejected": int((~answers.accepted).sum())}
                 if self.upstream is None or (self.refuse and not answers.accepted.all()):
                     return answers, protocol.write_answer(self.name, asked, answers)
                 return answers, await self._from_upstream(body, length, answers)

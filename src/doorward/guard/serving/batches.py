@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from doorward.guard.guard import Answers
 
-#: How much the newest batch counts in what an image takes, on average.
+#: How much the newest batch counts in what an input takes, on average.
 NEWEST = 0.2
 
 
 class QueueFullError(Exception):
-    """As many images wait as may.
+    """As many inputs wait as may.
 
     Attributes:
         retry_after: seconds after which there should be room, a whole number.
@@ -35,17 +36,17 @@ class QueueFullError(Exception):
 
 @dataclass
 class _Waiting:
-    images: Tensor
+    inputs: Tensor
     answer: asyncio.Future[Answers]
 
 
 class Batcher:
-    """Judge the images of several requests in one batch, in a thread of its own.
+    """Judge the inputs of several requests in one batch, in a thread of its own.
 
     Args:
         judge: what is done with a batch (n, c, h, w).
-        largest: images of a batch, but for a single request that has more.
-        room: images that may wait, those in work included.
+        largest: inputs of a batch, but for a single request that has more.
+        room: inputs that may wait, those in work included.
         pause: seconds in which further requests may join.
     """
 
@@ -62,20 +63,20 @@ class Batcher:
 
     @property
     def held(self) -> int:
-        """Return how many images wait or are in work."""
+        """Return how many inputs wait or are in work."""
         return self._held
 
-    async def submit(self, images: Tensor) -> Answers:
-        """Return the answers to the images (n, c, h, w) of a request.
+    async def submit(self, inputs: Tensor) -> Answers:
+        """Return the answers to the inputs (n, c, h, w) of a request.
 
         Raises:
             QueueFullError: if too many wait; a request that alone has more is taken when none does.
         """
-        if self._closing or (self._held and self._held + len(images) > self._room):
+        if self._closing or (self._held and self._held + len(inputs) > self._room):
             raise QueueFullError(max(1, math.ceil(self._held * self._seconds)))
         self._worker = self._worker or asyncio.create_task(self._work())
-        waiting = _Waiting(images, asyncio.get_running_loop().create_future())
-        self._held += len(images)
+        waiting = _Waiting(inputs, asyncio.get_running_loop().create_future())
+        self._held += len(inputs)
         self._queue.append(waiting)
         self._arrived.set()
         return await waiting.answer
@@ -96,27 +97,28 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            if sum(len(one.images) for one in self._queue) < self._largest and not self._closing:
+            if sum(len(one.inputs) for one in self._queue) < self._largest and not self._closing:
                 await asyncio.sleep(self._pause)
             batch = list(self._next())
             alive = [one for one in batch if not one.answer.cancelled()]
             if alive:
                 await self._answer(alive)
-            self._held -= sum(len(one.images) for one in batch)
+            self._held -= sum(len(one.inputs) for one in batch)
 
     def _next(self) -> Iterator[_Waiting]:
         """Take the requests that come first, up to a whole batch."""
         count = 0
-        while self._queue and (not count or count + len(self._queue[0].images) <= self._largest):
+        while self._queue and (not count or count + len(self._queue[0].inputs) <= self._largest):
             one = self._queue.popleft()
-            count += len(one.images)
+            count += len(one.inputs)
             yield one
 
     async def _answer(self, batch: list[_Waiting]) -> None:
-        images = torch.cat([one.images for one in batch])
+        width = max(one.inputs.shape[-1] for one in batch)  # texts and recordings differ
+        inputs = torch.cat([pad(one.inputs, (0, width - one.inputs.shape[-1])) for one in batch])
         begun = time.perf_counter()
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, images)
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, inputs)
         except Exception as error:
             if len(batch) > 1:  # one request must not spoil the others
                 for one in batch:
@@ -124,11 +126,11 @@ class Batcher:
             else:
                 self._settle(batch[0], error)
             return
-        taken = (time.perf_counter() - begun) / len(images)
+        taken = (time.perf_counter() - begun) / len(inputs)
         self._seconds += (NEWEST if self._seconds else 1.0) * (taken - self._seconds)
         begin = 0
         for one in batch:
-            end = begin + len(one.images)
+            end = begin + len(one.inputs)
             self._settle(one, _part(answers, begin, end))
             begin = end
 
@@ -142,7 +144,7 @@ class Batcher:
 
 
 def _part(answers: Answers, begin: int, end: int) -> Answers:
-    """Return the answers to some of the images."""
+    """Return the answers to some of the inputs."""
     own = slice(begin, end)
     return Answers(
         answers.predictions[own],

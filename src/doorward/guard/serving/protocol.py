@@ -7,24 +7,22 @@ tensor data extension that Triton's clients use by default.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from doorward.guard.guard import Answers
+from doorward.guard.serving import tensors
+from doorward.guard.serving.tensors import BadRequestError, TensorIn
 from doorward.models import InputSpec
+from doorward.models.encode.dispatch import NOUNS
 
 #: The header with the length of the JSON part, where binary tensor data follow it.
 LENGTH = "Inference-Header-Content-Length"
-#: The name of the one input.
-INPUT = "images"
 #: Names of the outputs, their types as the protocol and as NumPy have them.
 OUTPUTS: dict[str, tuple[str, type[np.generic]]] = {
     "logits": ("FP32", np.float32),
@@ -33,22 +31,6 @@ OUTPUTS: dict[str, tuple[str, type[np.generic]]] = {
 }
 #: Rejected rows whose reasons are told in an answer's parameters, at most.
 TOLD = 16
-
-
-class BadRequestError(ValueError):
-    """A request that says something else than the protocol or the model allows."""
-
-
-class TensorIn(BaseModel):
-    """An input tensor: in `data`, or of `binary_data_size` bytes behind the JSON."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    name: str
-    shape: list[int] = Field(min_length=1, max_length=8)
-    datatype: Literal["UINT8", "FP32"]
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    data: list[Any] | None = None
 
 
 class OutputWanted(BaseModel):
@@ -101,11 +83,11 @@ class Asked:
     """A request that has been read.
 
     Attributes:
-        images: (n, c, h, w) uint8.
+        inputs: as a guard takes them.
         binary: the outputs that are wanted, and whether each is sent as binary data.
     """
 
-    images: Tensor
+    inputs: Tensor
     id: str | None
     binary: Mapping[str, bool]
 
@@ -125,7 +107,7 @@ def metadata(name: str, spec: InputSpec, classes: Sequence[str]) -> dict[str, An
         "name": name,
         "versions": ["1"],
         "platform": "doorward_guard",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.shape]}],
+        "inputs": [tensors.metadata(spec)],
         "outputs": [
             {"name": one, "datatype": datatype, "shape": [-1, *widths.get(one, [])]}
             for one, (datatype, _) in OUTPUTS.items()
@@ -139,7 +121,7 @@ def read_request(body: bytes, length: str | None, spec: InputSpec, *, most: int)
 
     Args:
         length: the header `LENGTH`, None if there is none.
-        most: images that a request may hold.
+        most: inputs that a request may hold.
 
     Raises:
         BadRequestError: if it is not one, or does not fit the model.
@@ -153,17 +135,11 @@ def read_request(body: bytes, length: str | None, spec: InputSpec, *, most: int)
         raise BadRequestError(f"{where or 'the request'}: {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is not JSON: {str(error)[:200]}") from None
-    if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
+    name = NOUNS[spec.modality]
+    if len(request.inputs) != 1 or request.inputs[0].name != name:
         given = ", ".join(repr(one.name[:40]) for one in request.inputs[:4])
-        raise BadRequestError(f"the model has one input, {INPUT!r}; got {given}")
-    tensor = request.inputs[0]
-    shape, expected = tensor.shape, list(spec.shape)
-    if len(shape) != 4 or shape[1:] != expected or not shape[0] >= 1:
-        raise BadRequestError(f"input {INPUT!r} has shape [n, {', '.join(map(str, expected))}], got {shape}")
-    if shape[0] > most:
-        raise BadRequestError(f"a request may hold {most} images, got {shape[0]}; send several requests")
-    values = _values(tensor, tail)
-    return Asked(_as_images(values).reshape(shape), request.id, _wanted(request))
+        raise BadRequestError(f"the model has one input, {name!r}; got {given}")
+    return Asked(tensors.read(request.inputs[0], tail, spec, most=most), request.id, _wanted(request))
 
 
 def _parted(body: bytes, length: str | None) -> tuple[bytes, bytes]:
@@ -177,53 +153,6 @@ def _parted(body: bytes, length: str | None) -> tuple[bytes, bytes]:
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is no number of JSON")
-
-
-def _values(tensor: TensorIn, tail: bytes) -> npt.NDArray[Any]:
-    """Return the flat values of a tensor as NumPy's own type of it."""
-    kind: type[np.generic] = np.uint8 if tensor.datatype == "UINT8" else np.float32
-    count = math.prod(tensor.shape)
-    size = tensor.parameters.get("binary_data_size")
-    if size is None:
-        if tail:
-            raise BadRequestError("binary data follow the JSON, and no input has a binary_data_size")
-        return _from_json(tensor, kind, count)
-    if tensor.data is not None:
-        raise BadRequestError(f"input {INPUT!r} has data and a binary_data_size; it takes one of them")
-    needed = count * np.dtype(kind).itemsize
-    if size != needed or len(tail) != needed:
-        raise BadRequestError(
-            f"input {INPUT!r} of shape {tensor.shape} and type {tensor.datatype} takes {needed} bytes; "
-            f"binary_data_size says {str(size)[:20]}, and {len(tail)} were sent"
-        )
-    return np.frombuffer(tail, dtype=np.dtype(kind).newbyteorder("<"))
-
-
-def _from_json(tensor: TensorIn, kind: type[np.generic], count: int) -> npt.NDArray[Any]:
-    if tensor.data is None:
-        raise BadRequestError(f"input {INPUT!r} has no data")
-    try:
-        values = np.asarray(tensor.data, dtype=np.float64).reshape(-1)  # nested or flat
-    except (ValueError, TypeError, OverflowError):
-        raise BadRequestError(
-            f"input {INPUT!r}: its data are not numbers, or rows differ in length"
-        ) from None
-    if len(values) != count:
-        raise BadRequestError(
-            f"input {INPUT!r} of shape {tensor.shape} takes {count} values, got {len(values)}"
-        )
-    if kind is np.uint8 and not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
-        raise BadRequestError(f"input {INPUT!r} of type UINT8 takes whole numbers from 0 to 255")
-    return values.astype(kind)
-
-
-def _as_images(values: npt.NDArray[Any]) -> Tensor:
-    """Return flat values as uint8; numbers with a point lie in [0, 1]."""
-    if values.dtype == np.uint8:
-        return torch.from_numpy(values.copy())
-    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise BadRequestError(f"input {INPUT!r} of type FP32 takes finite numbers from 0 to 1")
-    return torch.from_numpy(np.round(values * 255).astype(np.uint8))
 
 
 def _wanted(request: InferenceRequest) -> dict[str, bool]:
@@ -240,7 +169,7 @@ def _wanted(request: InferenceRequest) -> dict[str, bool]:
 
 
 def verdict(answers: Answers) -> dict[str, Any]:
-    """Return what the guard says of a request's images, as the parameters of an output."""
+    """Return what the guard says of a request's inputs, as the parameters of an output."""
     rejected = np.flatnonzero(~answers.accepted).tolist()
     told = {"verdict": "rejected" if rejected else "accepted", "rejected": len(rejected)}
     if not rejected:

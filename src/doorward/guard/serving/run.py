@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
 from doorward.guard.pipeline import GuardRequest, prepare
 from doorward.guard.serving.app import LOG, Limits, build
 from doorward.guard.serving.upstream import Upstream
-from doorward.guard.serving.watch import Quarantine, Watch, blank
+from doorward.guard.serving.watch import Quarantine, Watch
+from doorward.models.encode.dispatch import NOUNS, blank
 
 #: Connections that are served at once, and seconds that requests in work have when the server stops.
 CONNECTIONS, STOPPING = 512, 30
@@ -35,7 +37,7 @@ class ServeRequest:
         certificate, key, clients: files for TLS, and with the authority of clients' certificates for mTLS.
         upstream: address of the model that answers, None if the guard's own model does.
         refuse: give no answer to requests with rejected inputs.
-        quarantine: folder for rejected inputs.
+        quarantine: folder for rejected images.
     """
 
     guard: GuardRequest
@@ -80,7 +82,7 @@ def serve(request: ServeRequest, *, progress: Callable[[str], None] | None = Non
 
     Raises:
         InputError: if something is missing, unreadable or does not fit, or the address cannot be had.
-        CouldNotTell: if the clean images are too few, or the model's outputs say nothing.
+        CouldNotTell: if the clean inputs are too few, or the model's outputs say nothing.
         UnsafeArtifact: if loading the model would execute code.
     """
     tell = progress or (lambda _: None)
@@ -88,9 +90,12 @@ def serve(request: ServeRequest, *, progress: Callable[[str], None] | None = Non
     quarantine = Quarantine(request.quarantine) if request.quarantine else None
     _check_tls(request)
     guard = prepare(request.guard, Deadline(request.guard.time_budget), progress=progress).guard
+    modality = guard.classifier.spec.modality
+    if quarantine is not None and modality != "image":
+        raise InputError(f"a quarantine keeps images, and this model takes {NOUNS[modality]}")
     if request.guard.keep is not None:
         guard.save(request.guard.keep)
-    guard(blank(guard.classifier.spec.shape))
+    guard(blank(guard.classifier.spec))
     for warning in guard.fitted.warnings(len(guard.classifier.classes)):
         tell(warning)
     app = build(
@@ -102,6 +107,15 @@ def serve(request: ServeRequest, *, progress: Callable[[str], None] | None = Non
         upstream=upstream,
         watch=Watch(guard, quarantine=quarantine),
     )
+    listen(app, request, tell)
+
+
+def listen(app: FastAPI, request: ServeRequest, tell: Callable[[str], None]) -> None:
+    """Serve an application until a signal says to stop.
+
+    Raises:
+        InputError: if the address cannot be had.
+    """
     if not LOG.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))

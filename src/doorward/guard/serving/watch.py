@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from torch import Tensor
 
@@ -42,12 +41,12 @@ class Rejected:
     """An input that was rejected.
 
     Attributes:
-        png: its picture in base64.
+        png: its picture in base64; None if it is no image.
         label: the class that the model answers with.
     """
 
     at: float
-    png: str
+    png: str | None
     label: str
     reasons: tuple[str, ...]
 
@@ -131,20 +130,20 @@ class Watch:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self.waiting = Gauge("doorward_guard_waiting_images", "Images that wait.", registry=self._registry)
+        self.waiting = Gauge("doorward_guard_waiting_inputs", "Inputs that wait.", registry=self._registry)
         self._drift = Gauge("doorward_guard_drift_alarm", "1 after a drift alarm.", registry=self._registry)
 
-    def judged(self, images: Tensor, answers: Answers) -> None:
-        """Note what was said of images (n, c, h, w) uint8."""
+    def judged(self, inputs: Tensor, answers: Answers) -> None:
+        """Note what was said of inputs (n, c, h, w), as the guard took them."""
         bad = np.flatnonzero(~answers.accepted)
         with self._lock:
-            self.inputs += len(images)
+            self.inputs += len(inputs)
             self.rejected_inputs += len(bad)
             self._scores.extend(answers.scores.T)
             for row in bad.tolist():
-                self._note(images[row], answers, row)
+                self._note(inputs[row], answers, row)
             self._check_drift(answers)
-        self._inputs.labels("accepted").inc(len(images) - len(bad))
+        self._inputs.labels("accepted").inc(len(inputs) - len(bad))
         self._inputs.labels("rejected").inc(len(bad))
         spoke = (answers.scores >= self.guard.fitted.thresholds[:, None]).sum(1)
         for one, count in zip(self.guard.fitted.filters, spoke.tolist(), strict=True):
@@ -165,7 +164,7 @@ class Watch:
             return tuple(reversed(self._rejected))
 
     def histograms(self) -> tuple[Bars, ...]:
-        """Return, for each filter, the scores of clean images and of the newest inputs."""
+        """Return, for each filter, the scores of clean inputs and of the newest inputs."""
         with self._lock:
             served = np.array(self._scores)  # (n, f)
         fitted = self.guard.fitted
@@ -174,14 +173,15 @@ class Watch:
             for i, (one, threshold) in enumerate(zip(fitted.filters, fitted.thresholds, strict=True))
         )
 
-    def _note(self, image: Tensor, answers: Answers, row: int) -> None:
+    def _note(self, one: Tensor, answers: Answers, row: int) -> None:
         label = plain(class_label(int(answers.predictions[row]), self.guard.classifier.classes))
-        png = picture(to_float(image[None])[0])
+        is_image = self.guard.classifier.spec.modality == "image"
+        png = picture(to_float(one[None])[0]) if is_image else None
         now = time.time()
         self._rejected.append(Rejected(now, png, label, answers.reasons[row]))
-        if self._quarantine is not None:
+        if self._quarantine is not None and png is not None:
             said = {"at": round(now, 3), "class": label, "reasons": list(answers.reasons[row])}
-            self._quarantine.keep(image, base64.b64decode(png), said)
+            self._quarantine.keep(one, base64.b64decode(png), said)
 
     def _check_drift(self, answers: Answers) -> None:
         for bad in (~answers.accepted).tolist():
@@ -203,8 +203,3 @@ def _bars(name: str, clean: Any, served: Any, threshold: float) -> Bars:
     shares = [tuple((np.histogram(one, edges)[0] / max(1, len(one))).tolist()) for one in (clean, served)]
     place = (threshold - low) / (high - low) if np.isfinite(threshold) else None
     return Bars(name, low, high, shares[0], shares[1], place)
-
-
-def blank(shape: Sequence[int]) -> Tensor:
-    """Return one black image (1, c, h, w) uint8, to see whether a guard answers at all."""
-    return torch.zeros(1, *shape, dtype=torch.uint8)

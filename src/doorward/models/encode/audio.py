@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from doorward.data.samples import Waveform
     from doorward.models.spec import AudioSpec
 
+#: The type of samples in the compact tensor.
+DTYPE = torch.int16
+
 #: Levels of 16-bit sound on either side of silence.
 LEVELS = 32768
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from doorward.core.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from doorward.data import Samples
@@ -22,6 +23,8 @@ NOUNS = {"image": "images", "text": "texts", "audio": "recordings"}
 
 
 class _Room(Protocol):
+    DTYPE: torch.dtype
+
     def to_tensor(self, samples: Samples, spec: Any) -> Tensor: ...
 
     def to_float(self, x: Tensor) -> Tensor: ...
@@ -44,6 +47,13 @@ def to_tensor(samples: Samples, spec: InputSpec) -> Tensor:
 def to_float(x: Tensor, spec: InputSpec) -> Tensor:
     """Turn what `to_tensor` gave into what a classifier takes."""
     return _room(spec).to_float(x)
+
+
+def blank(spec: InputSpec, n: int = 1) -> Tensor:
+    """Return n inputs without content, as compact as what `to_tensor` gives: black, without words, silent."""
+    import torch
+
+    return torch.zeros(n, *spec.shape, dtype=_room(spec).DTYPE)
 
 
 def _room(spec: InputSpec) -> _Room:

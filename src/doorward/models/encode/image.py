@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from doorward.data import Samples
     from doorward.models.spec import InputSpec
 
+#: The type of pixels in the compact tensor.
+DTYPE = torch.uint8
+
 
 def fit_image(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Return one image (h, w, c) uint8 at the size of the spec.

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from doorward.data import Samples
     from doorward.models.spec import TextSpec
 
+#: The type of token numbers in the compact tensor.
+DTYPE = torch.int32
+
 #: The number that fills a row up behind its text.
 PADDING = 0
 _CHUNK = 1024
