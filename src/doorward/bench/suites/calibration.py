@@ -1,11 +1,13 @@
 """Clean models to calibrate on. No model is judged by those of its own data (`bench.holdout`)."""
 
+from typing import Any
+
 from doorward.bench.suite import Data, Group, Suite, World
 
 ARCHITECTURES = ("small-cnn", "resnet-8", "vgg")
 ROBUST_ARCHITECTURES = ("small-cnn", "resnet-8")
 #: As most people train, where the others here are trained by AdamW.
-SGD = {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4}
+SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4}
 FEW, SOME, MANY = (3, 4, 5, 6, 7, 8, 9), (10, 12, 15, 20), (25, 30, 43)
 
 
@@ -29,7 +31,7 @@ def real(
     rows: int | None,
     epochs: int,
     architectures: tuple[str, ...] = ARCHITECTURES,
-    **training: object,
+    **training: Any,
 ) -> Group:
     """Return clean models of some classes of a real data set; `training` changes how they are trained."""
     return Group(

@@ -275,7 +275,7 @@ def unnaturally_easy(reached: npt.ArrayLike, alone: npt.ArrayLike) -> npt.NDArra
     [-1.61, -0.69, -1.61]
     """
     p, own = np.asarray(reached, dtype=np.float64), np.asarray(alone, dtype=np.float64)
-    return gap_to_others(_log_odds(p)) + _part_alone(p, own)
+    return gap_to_others(_log_odds(p)) + _part_alone(p, own)  # type: ignore[no-any-return]
 
 
 def _log_odds(share: Any) -> Any:
