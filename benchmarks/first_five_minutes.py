@@ -3,13 +3,14 @@
     python benchmarks/first_five_minutes.py [--wheel FILE]
 
 runs the commands in an empty folder, from the demo to a verdict on a model of somebody else's package, a
-repaired model and a cleaned training set. It writes docs/first-five-minutes.md, the reports of docs/gallery/,
+repaired model and a poisoned training set. It writes docs/first-five-minutes.md, the reports of docs/gallery/
 and benchmarks/results/first-five-minutes.json. It ends with 1 if a command does not end as it should. The
 package comes from the package index, or from a wheel that lies here already.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -98,17 +99,16 @@ PARTS = (
         ),
     ),
     Part(
-        "A cleaned training set",
+        "A poisoned training set",
         (
             Step(
                 "A patch is planted in some of the images, so that there is something to find.",
                 "doorward plant badnets doorward-demo/images poisoned --set target=3 --set poison_rate=0.1",
             ),
             Step(
-                "The scan trains a model on the set, finds the poison, and writes the set without it.",
+                "The scan trains a model on the set, and writes the set without what it flags.",
                 "doorward scan --train poisoned --write-clean cleaned --out data-report",
-                ends=(1,),
-                report=("data-report/report.html", "A poisoned training set"),
+                ends=(1, 0, 3),
             ),
         ),
     ),
@@ -120,7 +120,7 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ |= {"PATH": programs, "COLUMNS": "100"}
     done = measuring.run(["bash", "-ec", f"cd '{folder}'\n{step.command}"], threads=1)
-    said = (done.output + done.errors).replace(str(folder), ".")
+    said = without_indexes((done.output + done.errors).replace(str(folder), "."))
     return {
         "command": step.command,
         "exit_code": done.code,
@@ -130,6 +130,17 @@ def run(step: Step, folder: Path) -> dict[str, Any]:
         "output": said,
         "as_expected": done.code in step.ends,
     }
+
+
+def without_indexes(said: str) -> str:
+    """Return what was said without pip's warnings of package indexes that this machine alone has set up.
+
+    >>> without_indexes("WARNING: Location 'file:///x' is ignored\\nwritten: out\\n")
+    'written: out\\n'
+    """
+    return "".join(
+        line for line in said.splitlines(keepends=True) if not line.startswith("WARNING: Location")
+    )
 
 
 def page(measured: dict[str, Any] | None) -> str:
@@ -151,7 +162,24 @@ def page(measured: dict[str, Any] | None) -> str:
             if one:
                 took = f"{one['cpu_seconds']:.1f} s of processor time, {one['seconds']:.1f} s by the clock"
                 text.append(f"Exit code {one['exit_code']}; {took}.")
+    if measured and "poison" in measured:
+        text.append(of_the_poison(**measured["poison"]))
     return "\n\n".join(text) + "\n"
+
+
+def flagged_poison(folder: Path) -> dict[str, int]:
+    """Return how many samples were planted and how many flagged, and how many of these are the same."""
+    truth = json.loads((folder / "poisoned" / "plant.json").read_text(encoding="utf-8"))
+    with (folder / "data-report" / "flagged.csv").open(newline="", encoding="utf-8") as stream:
+        flagged = {row["id"] for row in csv.DictReader(stream)}
+    planted = set(truth["poisoned_ids"])
+    return {"planted": len(planted), "flagged": len(flagged), "right": len(planted & flagged)}
+
+
+def of_the_poison(planted: int, flagged: int, right: int) -> str:
+    """Return what a scan found of the poison, and what is left of it."""
+    found = f"Of the {planted:,} samples that were planted, {right:,} are among the {flagged:,} flagged ones"
+    return f"{found}: the written set is {'clean' if right == planted else 'not clean'}."
 
 
 def took_together(measured: dict[str, Any] | None) -> str:
@@ -215,6 +243,7 @@ def main(
                 )
         measured = {
             "steps": steps,
+            "poison": flagged_poison(folder),
             "load": max(load for one in steps for load in one["load"]),
             "made": measuring.begin(threads=1),
         }

@@ -111,6 +111,8 @@ def prepare(folder: Path) -> None:
     Image.new("RGB", (99, 99)).save(folder / "large" / "0.png")
     (folder / "names.csv").write_text("image,label\nCoat/0.png,0\nDress/1.png,1\n")
     (folder / "truth-of-two.csv").write_text("path,planted\na.onnx,perhaps\n")
+    (folder / "wide.csv").write_text("path,planted\na.onnx,no,twice\n")
+    (folder / "ends.py").write_text("raise SystemExit(1)\n")
     (folder / "nothing").mkdir()
     np.save(folder / "one.npy", np.zeros((3, 8, 8, 3), np.uint8))
     np.savez(folder / "keys.npz", pictures=np.zeros((3, 8, 8, 3), np.uint8))
@@ -178,6 +180,12 @@ USES = (
     Use("bench models images --labels truth.csv", "it is a table of what is known of the models"),
     Use("bench models images --labels names.csv", "has no column 'path'"),
     Use("bench models nothing --labels truth-of-two.csv", "takes yes or no, got 'perhaps'"),
+    Use("bench models nothing --labels wide.csv", "it has more cells than there are columns"),
+    Use("bench run ends.py", "ends.py cannot be run: SystemExit: 1"),
+    Use("fleet scan nowhere", "give a folder, a table or a model"),
+    Use("fleet scan images --store fleet.db", "not an address of a database, such as sqlite:///"),
+    Use("fleet scan images --clean ./imagse", "did you mean 'images'?"),
+    Use("guard weights.pt --clean images --serve 80 --tls-cert x.pem", "both --tls-cert and --tls-key"),
     # files that are not what they are called, or not whole
     Use("scan pointer.onnx", "git lfs pull"),
     Use(scanned("pointer.pt"), "git lfs pull"),

@@ -100,6 +100,8 @@ def test_a_model_that_cannot_be_scanned_is_told_and_the_rest_is_counted(
     reports = {"p": backdoored(), "q": InputError("it is a picture")}
     found = measured(monkeypatch, folder, HEAD + "p,yes,3\nq,no,\n", reports)
     assert found.trials == {"done": 1, "failed": 1}
+    other = measured(monkeypatch, folder, HEAD + "p,yes,99\n", {"p": backdoored()})
+    assert other.trials == {"done": 0, "failed": 1}, "it has no class 99"
     nothing = measured(monkeypatch, folder, HEAD + "q,no,\n", {"q": InputError("it is a picture")})
     assert "No model could be scanned." in tables.to_markdown(nothing)
 
@@ -143,6 +145,8 @@ def test_a_folder_and_a_table_that_are_not_there_are_told(folder: Path, tmp_path
     file = labels(folder, HEAD)
     assert_one_line(call("bench", "models", tmp_path / "none", "--labels", file), "none is no folder")
     assert_one_line(call("bench", "models", folder, "--labels", tmp_path / "x.csv"), "there is no such file")
+    clean = ("--clean", "./nowhere")
+    assert_one_line(call("bench", "models", folder, "--labels", file, *clean), "nowhere")
 
 
 SUITE = """
@@ -172,8 +176,11 @@ def test_a_suite_of_ones_own_is_planned_and_shown_by_its_file(tmp_path: Path) ->
     [
         (None, "is no file; a suite of your own is a file of Python with one SUITE"),
         ("1 / 0\n", "cannot be run: ZeroDivisionError: division by zero"),
+        (SUITE.split("scales=")[0] + "scales={'smoke': ()})", "the suite has no trials at this scale"),
         ("SUITE = 3\n", "makes no SUITE = Suite(...)"),
         (SUITE.replace('"mine"', '"null"'), "the name 'null' is that of a suite of Doorward's"),
+        ("import sys\nsys.exit(1)\n", "cannot be run: SystemExit: 1"),
+        (SUITE.replace("models=2", "models=-1"), "Group does not fit: models: "),
     ],
 )
 def test_a_file_that_makes_no_suite_says_why(text: str | None, said: str, tmp_path: Path) -> None:

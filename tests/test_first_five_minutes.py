@@ -40,6 +40,12 @@ def test_the_page_shows_commands_seconds_and_the_beginning_of_what_is_printed() 
     assert f"took {sum(len(part.steps) for part in script.PARTS)} s of one processor" in text
 
 
+def test_the_page_says_what_was_found_of_the_poison() -> None:
+    text = script.page(measured() | {"poison": {"planted": 100, "flagged": 120, "right": 60}})
+    assert "Of the 100 samples that were planted, 60 are among the 120 flagged ones" in text
+    assert "the written set is not clean" in text
+
+
 def test_without_a_measurement_the_page_says_so() -> None:
     text = script.page(None)
     assert "Nothing is measured yet" in text

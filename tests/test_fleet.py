@@ -240,6 +240,8 @@ def test_tables_name_models_and_how_they_are_scanned(tmp_path: Path) -> None:
         ("", "has no column 'path'"),
         ("path,colour\nx,red\n", "no option 'colour'"),
         ("path,seed\nx,many\n", "row 2: seed"),
+        ("path,seed\nx,1,2\n", "row 2: it has more cells than there are columns"),
+        ("path\n", "has no rows"),
         ('path\n""\n', "row 2: there is nothing"),
         ('path\n"x', "cannot be read as a table"),
     ],
@@ -254,11 +256,13 @@ def test_a_table_that_says_something_else_is_told(tmp_path: Path, table: str, wo
 
 def test_sources_and_stores_that_are_none_are_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.csv").write_bytes(b"path\n\xfc.onnx\n")
     (tmp_path / "no.parquet").write_bytes(b"no")
     for source, words in (
         (str(tmp_path / "gone"), "does not exist"),
         (str(tmp_path / "empty"), "holds no model"),
-        (str(tmp_path / "no.parquet"), "cannot be read as a table"),
+        (str(tmp_path / "no.parquet"), "cannot be read as a table, .csv or .parquet"),
+        (str(tmp_path / "latin.csv"), "it is not UTF-8"),
         ("s3://bucket/models", "not served yet"),
     ):
         with pytest.raises(InputError, match=words):
@@ -331,7 +335,8 @@ def test_the_command_scans_shows_and_goes_on(tmp_path: Path) -> None:
     assert status.code == 0
     assert status.out == (tmp_path / "out/models.csv").read_text()
     for words, told in (
-        (("fleet", "scan", tmp_path / "gone", "--store", url), "does not exist"),
+        (("fleet", "scan", tmp_path / "gone", "--store", url), "does not exist; give a folder, a table"),
+        (("fleet", "scan", tmp_path, "--store", url, "--clean", "./gone"), "gone"),
         (("fleet", "scan", folder, "--store", url, "--detector", "nobody"), "nobody"),
         (("fleet", "status", "--store", f"sqlite:///{tmp_path}/none.sqlite"), "there is no such file"),
     ):

@@ -394,13 +394,14 @@ def test_what_was_seen_is_counted_shown_and_kept(guard: Guard, tmp_path: Path) -
     name = "/v2/models/%3Cquadrants%3E/infer"
     many = clean_images(BLOCK, seed=11)
     bad = block(clean_images(40, seed=12))
-    *_, calm, _, metrics, page = ask(
+    *_, calm, _, metrics, page, renewed = ask(
         app,
         post(plain_body(many), path=name),
         get("/metrics"),
         post(plain_body(torch.cat([bad, many[:-40]])), path=name),
         get("/metrics"),
         get("/"),
+        get("/?renew=1"),
     )
     assert "doorward_guard_drift_alarm 0.0" in calm.text
     assert "doorward_guard_drift_alarm 1.0" in metrics.text
@@ -409,6 +410,8 @@ def test_what_was_seen_is_counted_shown_and_kept(guard: Guard, tmp_path: Path) -
     assert f'doorward_guard_inputs_total{{verdict="rejected"}} {float(rejected)}' in metrics.text
     assert 'doorward_guard_requests_total{status="200"} 2.0' in metrics.text
     assert "Alarm." in page.text
+    assert 'http-equiv="refresh"' not in page.text, "a page that renews itself is hard to read aloud"
+    assert 'http-equiv="refresh" content="10"' in renewed.text
     assert "&lt;quadrants&gt;" in page.text
     assert "<quadrants>" not in page.text
     assert page.text.count("<img") == 12
@@ -440,10 +443,10 @@ def test_files_for_tls_are_looked_at_first(tmp_path: Path) -> None:
     file.write_text("no certificate")
     asked: dict[str, Any] = {"guard": GuardRequest(model="m")}
     for files, words in (
-        ({"certificate": file}, "give both"),
+        ({"certificate": file}, "give both --tls-cert and --tls-key"),
         ({"clients": file}, "certificate too"),
-        ({"certificate": file, "key": file}, "cannot be used"),
-        ({"certificate": tmp_path / "none", "key": file}, "cannot be used"),
+        ({"certificate": file, "key": file}, "it takes certificates in PEM"),
+        ({"certificate": file, "key": tmp_path / "none"}, "none: there is no such file"),
     ):
         with pytest.raises(InputError, match=words):
             _check_tls(ServeRequest(**asked, **files))

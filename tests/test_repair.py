@@ -27,7 +27,7 @@ from doorward.repairs._units import find_units, remove, zero
 from doorward.repairs.base import Damage
 from doorward.scan.environment import environment
 from doorward.testing import NAMES, SPEC, make_images
-from doorward.training import evaluate
+from doorward.training import evaluate, predict
 from doorward.triggers.base import Trigger
 
 #: What makes a repair quick where it does not matter how good it is.
@@ -265,16 +265,21 @@ def test_bad_input_is_one_line_and_writes_nothing(
     few = write_data(make_images(9), tmp_path / "few.npz")
     foreign = write_data(make_images(40), tmp_path / "foreign.npz")
     own = save_classifier(classifier(), tmp_path / "own")
+    wrong = (predict(classifier(), make_images(40)) + 1) % len(NAMES)
+    np.savez(tmp_path / "wrong.npz", x=np.stack(make_images(40).raw(range(40))), y=wrong)
     np.savez(tmp_path / "unlabelled.npz", x=np.zeros((40, 16, 16), np.uint8))
     out = tmp_path / "out"
     with nothing_written(tmp_path):
         assert_one_line(call("repair", own, out, "--clean", few), "10 clean samples at least", "holds 9")
         assert_one_line(call("repair", own, out, "--clean", tmp_path / "unlabelled.npz"), "no labels")
         assert_one_line(call("repair", own, own, "--clean", foreign), "is the model itself")
+        assert_one_line(call("repair", own, out, "--clean", tmp_path / "wrong.npz"), "no better than chance")
         assert_one_line(call("repair", own, own / "x", "--clean", foreign, "--force"), "is the model itself")
         assert_one_line(
-            call("repair", own, out, "--clean", foreign, "--method", "unlearning"), "unlearning cannot mend"
+            call("repair", BACKDOORED, out, "--clean", CLOTHES, "--method", "unlearning"),
+            "unlearning cannot mend",
         )
         assert_one_line(
-            call("repair", own, out, "--clean", foreign, "--method", "pruning", "--set", "drop=2"), "drop"
+            call("repair", BACKDOORED, out, "--clean", CLOTHES, "--method", "pruning", "--set", "drop=2"),
+            "drop",
         )

@@ -144,6 +144,7 @@ def measure(
         try:
             file = None if keep is None else keep / f"{_key(one)}.json"
             report = _earlier(file) or scan_in_full(one.place.request).report
+            _check_targets(one, report)
         except DoorwardError as error:
             progress(f"{shown}: not scanned: {error}")
             results.append(_known(one, folder).model_copy(update={"error": str(error)}))
@@ -160,6 +161,17 @@ def measure(
         made_with={name: tuple(sorted(values)) for name, values in sorted(made.items())},
         results=tuple(results),
     )
+
+
+def _check_targets(one: LabelledModel, report: Report) -> None:
+    """Raise unless a model has the classes that its trigger is said to lead to.
+
+    Raises:
+        InputError: if not.
+    """
+    count = len(report.subject.classes) if report.subject else 0
+    if one.targets and count and max(one.targets) >= count:
+        raise InputError(f"its target is {max(one.targets)}, and its classes are 0 to {count - 1}")
 
 
 def _known(one: LabelledModel, folder: Path) -> Result:

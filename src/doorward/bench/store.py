@@ -113,7 +113,10 @@ class Store:
         except ImportError as error:
             raise InputError(f"--store {url}: its driver is not installed ({error.name})") from error
         except (sql.exc.SQLAlchemyError, ValueError) as error:
-            raise InputError(f"--store {url}: cannot be opened as a results store ({_why(error)})") from error
+            raise InputError(
+                f"--store {url}: cannot be opened as a results store ({_why(error)}); an address is, "
+                "for one, sqlite:///results.sqlite"
+            ) from error
         try:
             _meta.create_all(self._engine)
             self._name_work()

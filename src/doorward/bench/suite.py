@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from doorward.core.errors import InputError
 from doorward.core.formatting import did_you_mean
@@ -394,7 +394,11 @@ def _from_file(file: Path) -> Suite:
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything
+    except ValidationError as error:
+        from doorward.models.formats.input_options import describe_validation
+
+        raise InputError(f"{file}: {error.title} does not fit: {describe_validation(error)}") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
     found = getattr(module, "SUITE", None)
     if not isinstance(found, Suite):
@@ -412,6 +416,8 @@ def matching(trials: Sequence[Trial], pattern: str | None) -> tuple[Trial, ...]:
     """
     from fnmatch import fnmatchcase
 
+    if not trials:
+        raise InputError("the suite has no trials at this scale")
     found = tuple(
         t for t in trials if pattern is None or fnmatchcase(t.name, pattern) or fnmatchcase(t.group, pattern)
     )

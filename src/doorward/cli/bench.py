@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_device
+from doorward.cli.options import (
+    DEVICE,
+    IMAGES,
+    SCAN_SECONDS,
+    SEED,
+    check_device,
+    check_folder,
+    refuse_missing_inputs,
+)
 from doorward.core import formatting
 from doorward.core.errors import InputError
 
@@ -94,7 +102,7 @@ def run(
     cache: Path | None = CACHE,
     data: Path | None = DATA,
     only: str | None = ONLY,
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    device: str = DEVICE,
     export: Path | None = typer.Option(
         None,
         metavar="DIR",
@@ -313,10 +321,10 @@ def own_models(
     detector: list[str] = typer.Option(
         [], metavar="NAME", help="Run this detector, or file.py:Class; may be repeated. All if none is named."
     ),
-    images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
-    time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds for each scan."),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    images: int = IMAGES,
+    time_budget: float = SCAN_SECONDS,
+    seed: int = SEED,
+    device: str = DEVICE,
     format: TableFormat = typer.Option(TableFormat.markdown, help="How to write the tables."),
     out: Path | None = typer.Option(
         None,
@@ -326,15 +334,15 @@ def own_models(
 ) -> None:
     """Scan models of which the truth is known, and count as the suites do what was found of it.
 
-    Exit code: 0, 2 for bad input, 4 if a model could not be scanned.
+    Exit code: 0, 2 for bad input, 3 if a model could not be scanned.
     """
     from doorward.bench import own_models as own
     from doorward.bench import summary
-    from doorward.cli.options import check_folder
     from doorward.methods.registry import refuse_unknown
     from doorward.scan.request import ScanRequest
 
     refuse_unknown("detector", detector)
+    refuse_missing_inputs(None, clean)
     common = ScanRequest(
         clean=clean,
         detectors=tuple(detector),
@@ -355,7 +363,7 @@ def own_models(
     if format is TableFormat.markdown and (table := own.detectors_table(held)):
         typer.echo("\n" + table, nl=False)
     failed = sum(one.status != "done" for one in held.results)
-    raise typer.Exit(4 if failed else 0)
+    raise typer.Exit(3 if failed else 0)
 
 
 def _written(summed_up: Summary, format: TableFormat) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_folder, show, status
+from doorward.cli.options import SEED, check_folder, show, status
 from doorward.cli.repair import lines
 from doorward.core import formatting
 
@@ -22,7 +22,7 @@ def demo(
     ),
     open_: bool = typer.Option(False, "--open", help="Open the HTML report in a browser."),
     out: Path = typer.Option(Path("doorward-demo"), metavar="DIR", help="Where models and reports go."),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
+    seed: int = SEED,
 ) -> None:
     """Scan a backdoored model and a clean one, and mend the first.
 

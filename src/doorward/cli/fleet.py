@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import FailOn, check_device, check_folder
+from doorward.cli.options import (
+    DEVICE,
+    SCAN_SECONDS,
+    SEED,
+    FailOn,
+    check_device,
+    check_folder,
+    refuse_missing_inputs,
+)
 from doorward.core.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
@@ -21,6 +29,9 @@ STORE = typer.Option(
     metavar="URL",
     help="Where what was found is kept, as SQLAlchemy takes it: sqlite:///fleet.sqlite, "
     "postgresql+psycopg://USER@HOST/NAME.",
+)
+OVERVIEW = typer.Option(
+    None, metavar="DIR", help="Write an overview, index.html, models.csv and all reports there."
 )
 
 
@@ -50,12 +61,10 @@ def scan(
     memory: float = typer.Option(
         4.0, min=0.25, metavar="G", help="GiB that each scan may take beyond its model."
     ),
-    time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds for each scan."),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
-    out: Path | None = typer.Option(
-        None, metavar="DIR", help="Write an overview, index.html, models.csv and all reports there."
-    ),
+    time_budget: float = SCAN_SECONDS,
+    seed: int = SEED,
+    device: str = DEVICE,
+    out: Path | None = OVERVIEW,
     new_only: bool = typer.Option(
         False, "--new-only", help="The exit code is by the models alone that were never scanned so before."
     ),
@@ -79,6 +88,7 @@ def scan(
 
     for name in detector:
         registry.get("detector", name)  # tells which there are, before any work
+    refuse_missing_inputs(None, clean)
     if out is not None:
         check_folder(out)
     kept = _open(store)
@@ -135,9 +145,7 @@ def status(
     format: TableFormat = typer.Option(
         TableFormat.text, metavar="text|csv", help="What to print on standard output."
     ),
-    out: Path | None = typer.Option(
-        None, metavar="DIR", help="Write an overview, index.html, models.csv and all reports there."
-    ),
+    out: Path | None = OVERVIEW,
 ) -> None:
     """Say what became of the models in a store."""
     if out is not None:

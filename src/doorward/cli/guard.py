@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from doorward.cli.options import (
+    DEVICE,
+    INPUT_COLUMN,
+    LABEL_COLUMN,
+    LABEL_NAMES,
+    MEAN,
+    SEED,
+    STD,
+    WEIGHTS,
     check_device,
     check_folder,
     labels,
@@ -110,8 +118,8 @@ def guard(
         None, "--guard", metavar="DIR", help="Use the guard that was saved there, in the place of --clean."
     ),
     images: int = typer.Option(2000, min=4, metavar="N", help="Most clean inputs to use."),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    seed: int = SEED,
+    device: str = DEVICE,
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that it may take."),
     factory: str | None = typer.Option(
         None,
@@ -119,14 +127,10 @@ def guard(
         help="package.module:function or file.py:function that returns the torch module. This runs your "
         "code.",
     ),
-    weights: Path | None = typer.Option(
-        None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
-    ),
-    mean: str | None = typer.Option(None, metavar="M", help="One number, or one per channel with commas."),
-    std: str | None = typer.Option(None, metavar="S", help="One number, or one per channel with commas."),
-    label_names: str | None = typer.Option(
-        None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
-    ),
+    weights: Path | None = WEIGHTS,
+    mean: str | None = MEAN,
+    std: str | None = STD,
+    label_names: str | None = LABEL_NAMES,
     name: str | None = typer.Option(
         None,
         metavar="NAME",
@@ -158,12 +162,8 @@ def guard(
         metavar="FILE",
         help="With --tls-cert: clients have to show a certificate of this authority.",
     ),
-    data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
-    ),
-    label_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
-    ),
+    data_column: str | None = INPUT_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
 ) -> None:
     """Judge inputs one by one: of a data set, or as a server.
 

@@ -1,4 +1,4 @@
-"""What commands share: parsing of option values, progress, printing a report."""
+"""What commands share: options, parsing of their values, progress, printing a report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -37,6 +37,30 @@ class FailOn(StrEnum):
     suspicious = "suspicious"
     backdoored = "backdoored"
     never = "never"
+
+
+SEED = typer.Option(0, min=0, metavar="N", help="Seed of everything random.")
+DEVICE = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps.")
+IMAGES = typer.Option(300, min=4, metavar="N", help="Most images to use.")
+SCAN_SECONDS = typer.Option(900, min=1, metavar="S", help="Seconds for each scan.")
+WEIGHTS = typer.Option(
+    None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
+)
+MEAN = typer.Option(None, metavar="M", help="One number, or one per channel with commas.")
+STD = typer.Option(None, metavar="S", help="One number, or one per channel with commas.")
+LABEL_NAMES = typer.Option(
+    None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
+)
+FORCE = typer.Option(False, "--force", help="Write to OUT even if it holds something.")
+
+
+def _column(what: str) -> Any:
+    return typer.Option(
+        None, metavar="NAME", help=f"The column (or .npz key) of the {what}, where it cannot be told."
+    )
+
+
+INPUT_COLUMN, IMAGE_COLUMN, LABEL_COLUMN = map(_column, ("inputs", "images", "labels"))
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:

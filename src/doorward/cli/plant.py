@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_folder, status
+from doorward.cli.options import INPUT_COLUMN, LABEL_COLUMN, SEED, check_folder, status
 from doorward.cli.settings import names_classes, settings_of, with_class_numbers
 from doorward.core import formatting
 from doorward.core.errors import InputError
@@ -54,14 +54,10 @@ def plant(
         metavar="DATA",
         help="With a model: clean images to train on, where the attack does, and to measure what it did.",
     ),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
+    seed: int = SEED,
     split: str | None = typer.Option(None, metavar="NAME", help="The split of the data; train if not given."),
-    data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
-    ),
-    label_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
-    ),
+    data_column: str | None = INPUT_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     force: bool = typer.Option(
         False, "--force", help="Write to OUT even if it holds something; replace what is ours."
     ),

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_device, check_folder, refuse_missing_inputs, status
+from doorward.cli.options import (
+    DEVICE,
+    FORCE,
+    INPUT_COLUMN,
+    LABEL_COLUMN,
+    SEED,
+    check_device,
+    check_folder,
+    refuse_missing_inputs,
+    status,
+)
 from doorward.cli.settings import settings_of
 from doorward.core import formatting
 from doorward.core.errors import InputError, TrainingDiverged
@@ -49,16 +59,12 @@ def repair(
     set_: list[str] = typer.Option(
         [], "--set", metavar="K=V", help="A setting of the repair that --method names; may be repeated."
     ),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
-    data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
-    ),
-    label_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
-    ),
+    seed: int = SEED,
+    device: str = DEVICE,
+    data_column: str | None = INPUT_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     printed: Printed = typer.Option(Printed.text, "--format", help="What to print on standard output."),
-    force: bool = typer.Option(False, "--force", help="Write to OUT even if it holds something."),
+    force: bool = FORCE,
 ) -> None:
     """Mend a model, and scan it again.
 

@@ -11,6 +11,15 @@ import typer
 
 from doorward.cli.files import check_files
 from doorward.cli.options import (
+    DEVICE,
+    IMAGE_COLUMN,
+    IMAGES,
+    LABEL_COLUMN,
+    LABEL_NAMES,
+    MEAN,
+    SEED,
+    STD,
+    WEIGHTS,
     FailOn,
     Format,
     check_device,
@@ -109,8 +118,8 @@ def scan(
         metavar="suspicious|backdoored|never",
         help="From which verdict on the exit code is 1; with never it is 0 for every verdict.",
     ),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    seed: int = SEED,
+    device: str = DEVICE,
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that the scan may take."),
     memory: float | None = typer.Option(
         None,
@@ -119,7 +128,7 @@ def scan(
         help="GiB of memory that the scan may take beyond the model; half of what is free if not given, and "
         "at most 4.",
     ),
-    images: int = typer.Option(300, min=4, metavar="N", help="Most images to use."),
+    images: int = IMAGES,
     control: bool = typer.Option(
         False,
         "--control",
@@ -132,14 +141,12 @@ def scan(
         help="package.module:function or file.py:function that returns the torch module; modules in the "
         "current folder are found too. This runs your code.",
     ),
-    weights: Path | None = typer.Option(
-        None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
-    ),
+    weights: Path | None = WEIGHTS,
     input_range: str | None = typer.Option(
         None, metavar="LOW,HIGH", help="What [0, 1] images are stretched to before mean and std, as in 0,255."
     ),
-    mean: str | None = typer.Option(None, metavar="M", help="One number, or one per channel with commas."),
-    std: str | None = typer.Option(None, metavar="S", help="One number, or one per channel with commas."),
+    mean: str | None = MEAN,
+    std: str | None = STD,
     layout: str | None = typer.Option(None, metavar="NCHW|NHWC", help="Order of the axes the model takes."),
     channels: str | None = typer.Option(
         None, metavar="rgb|bgr", help="Order of the colours that the model takes."
@@ -157,18 +164,12 @@ def scan(
     output: str | None = typer.Option(
         None, metavar="KIND", help="What the model gives: logits, probabilities or one_logit."
     ),
-    label_names: str | None = typer.Option(
-        None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
-    ),
+    label_names: str | None = LABEL_NAMES,
     features: str | None = typer.Option(
         None, metavar="NAME", help="The layer whose input are the features, if not the last linear one."
     ),
-    data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the images, where it cannot be told."
-    ),
-    label_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
-    ),
+    data_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     skip_unreadable: int = typer.Option(
         0,
         min=0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import check_device
+from doorward.cli.options import DEVICE, FORCE, INPUT_COLUMN, LABEL_COLUMN, SEED, check_device
 from doorward.cli.plant import PLANT, check_out
 from doorward.core import formatting
 from doorward.core.errors import InputError, TrainingDiverged
@@ -61,7 +61,7 @@ def train(
     limit: int | None = typer.Option(
         None, min=1, metavar="N", help="Train on so many samples, evenly over the classes."
     ),
-    seed: int = typer.Option(0, min=0, metavar="N", help="Seed of everything random."),
+    seed: int = SEED,
     test: str | None = typer.Option(
         None, metavar="DATA", help="Labelled test samples; the test split of DATA where there is one."
     ),
@@ -83,20 +83,16 @@ def train(
         metavar="N",
         help="With --robust: steps of the attack on each batch, 7 if not given; 1 is the fast variant.",
     ),
-    device: str = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps."),
+    device: str = DEVICE,
     formats: list[ModelFormat] = typer.Option(
         [ModelFormat.doorward],
         "--format",
         metavar="doorward|onnx|pt2",
         help="Write the model in this format too; may be repeated.",
     ),
-    data_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the inputs, where it cannot be told."
-    ),
-    label_column: str | None = typer.Option(
-        None, metavar="NAME", help="The column (or .npz key) of the labels, where it cannot be told."
-    ),
-    force: bool = typer.Option(False, "--force", help="Write to OUT even if it holds something."),
+    data_column: str | None = INPUT_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
+    force: bool = FORCE,
 ) -> None:
     """Train a classifier and measure it.
 

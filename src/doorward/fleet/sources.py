@@ -57,14 +57,17 @@ def find_models(sources: Iterable[str], common: ScanRequest) -> Iterator[Place]:
         if "://" in source:
             raise InputError(f"{source}: addresses are not served yet; give a folder, a table or a model")
         if not path.exists():
-            raise InputError(f"{source} does not exist")
-        places = _of_table(path, common) if path.suffix.lower() in TABLES else _of_path(path, common)
+            raise InputError(f"{source} does not exist; give a folder, a table or a model")
+        table = path.suffix.lower() in TABLES
+        places = _of_table(path, common) if table else _of_path(path, common)
         empty = True
         for place in places:
             empty = False
             if place.path not in seen:
                 seen.add(place.path)
                 yield place
+        if empty and table:
+            raise InputError(f"{source} has no rows")
         if empty:
             raise InputError(f"{source} holds no model; {', '.join(SUFFIXES)} and Hugging Face folders are")
 
@@ -143,7 +146,10 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
             with file.open(newline="", encoding="utf-8-sig") as stream:
                 table = csv.DictReader(stream, strict=True)
                 _check_columns(file, table.fieldnames or ())
-                yield from table
+                for number, row in enumerate(table, start=2):
+                    if None in row:
+                        raise InputError(f"{file}, row {number}: it has more cells than there are columns")
+                    yield row
             return
         import pyarrow.parquet
 
@@ -152,7 +158,8 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
             for batch in table.iter_batches():
                 yield from batch.to_pylist()
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are some of these
-        raise InputError(f"{file}: cannot be read as a table: {str(error).splitlines()[0]}") from error
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).splitlines()[0]
+        raise InputError(f"{file}: cannot be read as a table, .csv or .parquet: {why}") from error
 
 
 def _check_columns(file: Path, names: Iterable[str]) -> None:

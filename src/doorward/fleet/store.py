@@ -122,7 +122,9 @@ class FleetStore:
         except ImportError as error:
             raise InputError(f"--store: the driver of {url.split(':')[0]} is not installed") from error
         except (sql.exc.SQLAlchemyError, ValueError) as error:
-            raise InputError(f"--store: not an address of a database ({_why(error)})") from error
+            raise InputError(
+                f"--store: not an address of a database, such as sqlite:///fleet.sqlite ({_why(error)})"
+            ) from error
         if self._engine.dialect.name == "sqlite":
             _lock_at_once(self._engine)
         try:

@@ -274,7 +274,9 @@ def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
         with open_regular(file) as stream:
             tensors = load(stream.read())
     except OSError as error:
-        raise InputError(f"{file}: cannot read the guard: {error.strerror or error}") from error
+        raise InputError(
+            f"{file}: cannot read the guard: {error.strerror or error}; give the folder that one was saved to"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

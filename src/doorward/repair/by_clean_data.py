@@ -69,6 +69,7 @@ def repair_by_clean_data(
     assert request.clean is not None
     clean = match_labels(open_data(request, request.clean, train=False), classifier)
     parts = split_clean(clean, request.seed)
+    _check_known(classifier, clean)
 
     def scanned(model: TorchClassifier, what: str) -> Scanned:
         return scan_model(model, clean, context, request.detectors, what=what)
@@ -102,6 +103,21 @@ def repair_by_clean_data(
         seconds=context.deadline.spent(),
     )
     return RepairOutcome(report, repaired.classifier)
+
+
+def _check_known(classifier: TorchClassifier, clean: Samples) -> None:
+    """Raise unless a model is right on clean samples more often than by chance.
+
+    Raises:
+        InputError: if not, since nothing can be judged by such samples.
+    """
+    right = evaluate(classifier, clean)
+    if right.value <= 1 / len(classifier.classes):
+        raise InputError(
+            f"the model is right on {right.successes:,} of {right.n:,} clean samples, no better than chance, "
+            "so they cannot say what a repair costs: are they of the kind it was trained on, and the labels "
+            "its own?"
+        )
 
 
 def damaged(classifier: TorchClassifier, scanned: Scanned, parts: CleanSplit, seed: int) -> Damage:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from doorward.core.errors import InputError, TrainingDiverged
-from doorward.data import Samples
-from doorward.models import InputSpec, TorchClassifier
+from doorward.core.records import Kind
+from doorward.core.seeds import make_generator
+from doorward.models import TorchClassifier
 from doorward.models.encode.image import to_float, to_tensor
+from doorward.repairs._clean import CleanRepair, check_accuracy
+from doorward.repairs.base import Damage, Mended, network_of
 from doorward.training import TrainingProgress
 from doorward.training.fine_tune import HALF, KEEP, RATE, vary
 from doorward.triggers.base import Trigger
 
-#: Steps of the training.
-STEPS = 300
+#: What to do where it costs too much accuracy.
+ADVICE = "give more clean samples, or allow more (drop)"
 #: Universal perturbations that are searched at a time, steps of their search, images of a step, and how many
 #: steps of the network they serve.
 TARGETS, SEARCH, SEARCHED, SERVED = 10, 8, 16, 25
@@ -42,9 +46,46 @@ class Disturb(Protocol):
         """
 
 
-def images_of(samples: Samples, spec: InputSpec) -> Tensor:
-    """Return images (n, c, h, w) in [0, 1]."""
-    return to_float(to_tensor(samples, spec))
+class RelearningRepair(CleanRepair):
+    """Mend a model of images by teaching it to answer clean ones with a trigger as it does without."""
+
+    modalities = frozenset({"image"})
+    mends: ClassVar[frozenset[Kind]] = frozenset({"backdoor"})
+
+    steps: int = Field(300, ge=1, description="How many steps are trained on clean samples")
+
+    def relearnt(
+        self, damage: Damage, disturbing: Callable[[Tensor, torch.Generator], Disturb], *, named: str
+    ) -> Mended:
+        """Return a copy of a model that has learnt to answer the clean samples with a trigger as without.
+
+        Args:
+            disturbing: returns what puts a trigger on images, from the clean ones (n, c, h, w) in [0, 1].
+            named: the triggers, for the record.
+
+        Raises:
+            InputError: if the model cannot be trained, or loses too much accuracy.
+            TrainingDiverged: if the loss is no longer finite.
+        """
+        network = network_of(damage.classifier)
+        check_relearnable(network)
+        assert damage.clean is not None
+        images = to_float(to_tensor(damage.clean, network.spec))
+        generator = make_generator(damage.seed, self.method())
+        relearn(
+            network,
+            damage.classifier,
+            images,
+            disturbing(images, generator),
+            steps=self.steps,
+            generator=generator,
+            progress=damage.progress,
+        )
+        check_accuracy(network, damage, self.drop, advice=ADVICE)
+        done = (
+            f"it was trained for {self.steps} steps on {len(images):,} clean images, with and without {named}"
+        )
+        return Mended(network, damage.train, done)
 
 
 def check_relearnable(network: TorchClassifier) -> None:

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from doorward.core.errors import InputError
 from doorward.core.records import Need
-from doorward.core.seeds import make_generator
 from doorward.methods.registry import register
-from doorward.models import TorchClassifier
-from doorward.repairs._clean import CleanRepair, check_accuracy
-from doorward.repairs._relearning import STEPS, check_relearnable, images_of, recovered, relearn
+from doorward.repairs._relearning import RelearningRepair, recovered
 from doorward.repairs._without_data import agreement, make_images, unlearn
 from doorward.repairs.base import Damage, Mended, network_of
 
-#: What to do where unlearning costs too much accuracy.
-ADVICE = "give more clean samples, or allow more (drop)"
-
 
 @register("repair")
-class Unlearning(CleanRepair):
+class Unlearning(RelearningRepair):
     """Teach the model to answer images with the recovered triggers as it answers them without.
 
     Use it where a scan has recovered a trigger: the model learns that the trigger means nothing.
 
-    The answers of the original on clean images are kept, which costs less accuracy than training on labels
-    does where clean samples are few.
+    The network learns the answers that the original gives on clean images, and no labels. That is meant to
+    cost less accuracy where clean samples are few; whether it does is not measured yet.
 
     Without clean samples it uses images that are made from the model itself, by model inversion. How much
     accuracy that costs on real images cannot be measured then.
@@ -38,13 +30,9 @@ class Unlearning(CleanRepair):
     title = "Unlearning of recovered triggers"
     source = "B. Wang et al., IEEE S&P 2019, doi:10.1109/SP.2019.00031"
     limits = "What it unlearns is the recovered trigger; a planted one that differs much from it may stay."
-    modalities = frozenset({"image"})
     needs: ClassVar[frozenset[Need]] = frozenset({"weights"})
-    mends = frozenset({"backdoor"})
     needs_findings: ClassVar[bool] = True
     order: ClassVar[int] = 20
-
-    steps: int = Field(STEPS, ge=1, description="How many steps are trained, where there are clean samples")
 
     @classmethod
     def unfit(cls, damage: Damage) -> str | None:
@@ -58,28 +46,13 @@ class Unlearning(CleanRepair):
 
     def mend(self, damage: Damage) -> Mended:
         """Return a model that answers images with the triggers as without."""
-        network = network_of(damage.classifier)
         if damage.clean is None:
-            return self._without_data(network, damage)
-        check_relearnable(network)
-        images, generator = images_of(damage.clean, network.spec), make_generator(damage.seed, self.method())
-        relearn(
-            network,
-            damage.classifier,
-            images,
-            recovered(damage.triggers, generator),
-            steps=self.steps,
-            generator=generator,
-            progress=damage.progress,
+            return self._without_data(damage)
+        return self.relearnt(
+            damage, lambda _, generator: recovered(damage.triggers, generator), named=_which(damage)
         )
-        check_accuracy(network, damage, self.drop, advice=ADVICE)
-        done = (
-            f"it was trained for {self.steps} steps on {len(images):,} clean images, with and without "
-            f"{_which(damage)}"
-        )
-        return Mended(network, damage.train, done)
 
-    def _without_data(self, network: TorchClassifier, damage: Damage) -> Mended:
+    def _without_data(self, damage: Damage) -> Mended:
         """Return a model that has unlearnt the triggers on images made from it.
 
         Raises:
@@ -87,6 +60,7 @@ class Unlearning(CleanRepair):
                 back: the upper end of the 95 % interval of what stays is less.
             TrainingDiverged: if the loss is no longer finite.
         """
+        network = network_of(damage.classifier)
         made = make_images(damage.classifier, damage.seed)
         done = unlearn(network, damage, made)
         same = agreement(damage.classifier, network, made.kept)

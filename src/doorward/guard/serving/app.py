@@ -210,12 +210,13 @@ class _Server:
         self.watch.waiting.set(self._batcher.held)
         return Response(self.watch.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def status(self) -> HTMLResponse:
-        """Return the status page."""
+    async def status(self, renew: bool = False) -> HTMLResponse:
+        """Return the status page, which renews itself where that is asked for."""
         watch, guard = self.watch, self.guard
         share = percent(watch.rejected_inputs / watch.inputs) if watch.inputs else "none yet"
         page = template("status.html.j2", ("doorward.guard",)).render(
             name=self.name,
+            renew=renew,
             facts=[
                 Fact("Inputs", f"{watch.inputs:,}"),
                 Fact("Rejected", f"{watch.rejected_inputs:,}"),
@@ -316,7 +317,8 @@ def _complete(document: dict[str, Any], parts: Mapping[str, Any], names: Mapping
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
-                parameter["schema"]["enum"] = [names[parameter["name"]]]
+                if parameter["in"] == "path":
+                    parameter["schema"]["enum"] = [names[parameter["name"]]]
 
 
 def _bears(request: Request, token: str) -> bool:

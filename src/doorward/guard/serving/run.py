@@ -165,17 +165,25 @@ def _bound(config: uvicorn.Config) -> socket.socket:
 def _check_tls(request: ServeRequest) -> None:
     """See that the files for TLS are there and fit, before the work begins."""
     if (request.certificate is None) != (request.key is None):
-        raise InputError("TLS takes a certificate and its key; give both")
+        raise InputError("TLS takes a certificate and its key; give both --tls-cert and --tls-key")
     if request.clients is not None and request.certificate is None:
-        raise InputError("clients show certificates over TLS alone; give the server's own certificate too")
+        raise InputError(
+            "clients show certificates over TLS alone; give the server's own certificate too (--tls-cert)"
+        )
     if request.certificate is None:
         return
+    for file in (request.certificate, request.key, request.clients):
+        if file is not None and not file.is_file():
+            raise InputError(f"{file}: there is no such file; TLS takes certificates and a key in PEM")
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(request.certificate, request.key)
         if request.clients is not None:
             context.load_verify_locations(request.clients)
-    except OSError as error:  # ssl.SSLError is one
+    except ssl.SSLError as error:
         raise InputError(
-            f"{request.certificate}: cannot be used for TLS: {error.strerror or error}"
+            f"{request.certificate}: cannot be used for TLS ({error.reason}); it takes certificates in PEM, "
+            "and the key of the server's own"
         ) from error
+    except OSError as error:
+        raise InputError(f"{request.certificate}: cannot be read: {error.strerror or error}") from error
