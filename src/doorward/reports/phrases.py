@@ -213,7 +213,8 @@ def _share(p: float) -> str:
 
 def _confirmation(report: Report, found: Sequence[Confirmation]) -> Fact:
     """Say how often the best of the triggers works that were recovered for one class."""
-    best, *others = sorted(found, key=lambda one: -one.success.low)
+    best_of = {one.detector: one for one in sorted(found, key=lambda one: one.success.low)}
+    best, *others = sorted(best_of.values(), key=lambda one: -one.success.low)
     success, name = best.success, class_label(best.target, class_names(report))
     detail = (
         f"{success.successes:,} of {success.n:,} images of other classes became class {name} with the "
@@ -222,7 +223,7 @@ def _confirmation(report: Report, found: Sequence[Confirmation]) -> Fact:
     )
     if others:
         rates = joined([f"{plain(one.detector)} ({percent(one.success.value)})" for one in others])
-        detail += f". {len(found)} detectors name this class; the others recovered triggers too: {rates}"
+        detail += f". {len(best_of)} detectors name this class; the others recovered triggers too: {rates}"
     label = "On unseen images" if len(report.targets) == 1 else f"On unseen images, class {best.target}"
     return Fact(label, percent(success.value), detail)
 
