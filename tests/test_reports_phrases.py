@@ -150,13 +150,14 @@ def test_several_triggers_for_one_class_are_one_fact() -> None:
     report = backdoored()
     (one,) = report.confirmations
     worse = one.success.model_copy(update={"successes": 200, "value": 0.8, "low": 0.745, "high": 0.848})
-    both = (one.model_copy(update={"detector": "max-margin", "success": worse}), one)
+    other = one.model_copy(update={"detector": "max-margin", "success": worse})
+    both = (other, one, one.model_copy(update={"success": worse}))  # two of one detector
     *_, fact = phrases.facts(report.model_copy(update={"confirmations": both}))
     assert len(phrases.facts(report.model_copy(update={"confirmations": both}))) == 3
     assert (fact.label, fact.value) == ("On unseen images", "97.2 %")
     assert "the trigger that neural-cleanse recovered" in fact.detail
     assert "2 detectors name this class" in fact.detail
-    assert "max-margin (80.0 %)" in fact.detail
+    assert fact.detail.endswith("recovered triggers too: max-margin (80.0 %)")
 
 
 def test_an_uncalibrated_p_value_promises_nothing() -> None:
