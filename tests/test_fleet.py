@@ -23,8 +23,9 @@ from doorward.core.report_json import from_json
 from doorward.fleet.attempt import attempt
 from doorward.fleet.engine import FleetSettings, note, work
 from doorward.fleet.overview import to_page, write_overview
+from doorward.fleet.remote import Folder
 from doorward.fleet.sources import Place, find_models
-from doorward.fleet.store import TRIES, Done, FleetStore, Waiting
+from doorward.fleet.store import LOST, Done, FleetStore, Waiting
 from doorward.scan.request import ScanRequest
 
 COMMON = ScanRequest(detectors=("unsafe-code",), time_budget=60.0)
@@ -93,7 +94,7 @@ def test_each_content_is_scanned_once_and_found_as_a_scan_alone_finds_it(
     models(tmp_path / "b" / "deep", 2)  # the same contents at other places
     sources = [str(folder), str(tmp_path / "b")]
     noted = note(find_models(sources, COMMON), store)
-    assert (len(noted.keys), noted.new, noted.unreadable) == (7, 5, ())
+    assert (len(noted.paths), noted.new, noted.unreadable) == (7, 5, ())
     told: list[str] = []
     assert work(store, FleetSettings(workers=2), told=lambda now: told.append(now.found.path)) == 5
     assert len(told) == 5
@@ -107,7 +108,7 @@ def test_each_content_is_scanned_once_and_found_as_a_scan_alone_finds_it(
         assert found.subject.sha256 == one.digest
     # nothing is left, and a second run does nothing
     again = note(find_models(sources, COMMON), store)
-    assert (again.keys, again.new) == (noted.keys, 0)
+    assert (again.paths, again.new) == (noted.paths, 0)
     assert work(store, FleetSettings()) == 0
     # another content at a known place is scanned, and so is the same with other settings
     (folder / "good0.pkl").write_bytes(pickle.dumps({"weight": "new"}, protocol=2))
@@ -124,7 +125,7 @@ def test_what_hangs_crashes_or_eats_memory_is_told_and_stops_nobody(
     folder = models(tmp_path / "m", 2)
     for name in ("hang", "crash", "eat", "once"):
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(name))
-    monkeypatch.setattr("doorward.fleet.engine.GRACE", 0.0)
+    monkeypatch.setattr("doorward.fleet.task.GRACE", 0.0)
     common = ScanRequest(detectors=(f"{detector}:Odd",), time_budget=10.0)
     noted = note(find_models([str(folder)], common), store)
     assert noted.new == 6
@@ -160,7 +161,7 @@ def test_drivers_share_a_store_and_nothing_is_scanned_twice(store: FleetStore, t
             with lock:
                 taken.extend(one.key for one in claimed)
             for one in claimed:
-                assert own.finish(owner, ended(one), "{}")
+                assert own.finish(one, ended(one), "{}")
         own.close()
 
     drivers = [threading.Thread(target=drive, args=(f"driver {i}",)) for i in range(4)]
@@ -182,13 +183,15 @@ def test_what_a_dead_driver_had_comes_back_and_its_late_answer_does_not_count(tm
     assert patient.claim("alive", 2) == []  # it may still live
     second = hasty.claim("alive", 2)
     assert [one.tries for one in second] == [2, 2]
-    assert not patient.finish("dead", ended(first[0]), "{}")
-    assert patient.finish("alive", ended(second[0]), "{}")
-    assert not patient.finish("alive", ended(second[0]), "{}")
+    assert not patient.finish(first[0], ended(first[0]), "{}")
+    assert patient.finish(second[0], ended(second[0]), "{}")
+    assert not patient.finish(second[0], ended(second[0]), "{}")
     # what is lost as often as it may be has failed
-    assert hasty.claim("third", 2) == []
+    for tries in range(3, LOST + 1):
+        assert [one.tries for one in hasty.claim("other", 2)] == [tries]
+    assert hasty.claim("last", 2) == []
     assert patient.counts() == {"nothing_found": 1, "failed": 1}
-    assert f"lost {TRIES} times" in next(one.error or "" for one in patient.rows() if one.state == "failed")
+    assert f"killed {LOST} times" in next(one.error or "" for one in patient.rows() if one.state == "failed")
 
 
 def test_an_interruption_gives_back_what_is_under_way(store: FleetStore, tmp_path: Path) -> None:
@@ -263,7 +266,9 @@ def test_sources_and_stores_that_are_none_are_told(tmp_path: Path) -> None:
         (str(tmp_path / "empty"), "holds no model"),
         (str(tmp_path / "no.parquet"), "cannot be read as a table, .csv or .parquet"),
         (str(tmp_path / "latin.csv"), "it is not UTF-8"),
-        ("s3://bucket/models", "not served yet"),
+        ("nothing://bucket/models", "Protocol not known"),
+        ("zip::s3://bucket/models", "addresses within addresses"),
+        ("memory://no/such", "memory://no/such: there is nothing"),
     ):
         with pytest.raises(InputError, match=words):
             list(find_models([source], COMMON))
@@ -279,8 +284,10 @@ def test_sources_and_stores_that_are_none_are_told(tmp_path: Path) -> None:
 
     with older._engine.begin() as connection:
         connection.execute(sql.text("UPDATE fleet_schema SET version = 0"))
-    with pytest.raises(InputError, match="of version 0"):
+        connection.execute(sql.text("DROP TABLE fleet_objects"))
+    with pytest.raises(InputError, match=r"of version 0, .* name another store"):
         FleetStore(f"sqlite:///{tmp_path}/old.sqlite")
+    assert "fleet_objects" not in sql.inspect(older._engine).get_table_names()  # nothing was written
 
 
 def test_a_password_is_not_told(tmp_path: Path) -> None:
@@ -359,8 +366,8 @@ def test_a_model_that_cannot_be_read_is_left_out_and_told(store: FleetStore, tmp
 def test_reports_that_are_there_are_left_as_they_are(store: FleetStore, tmp_path: Path) -> None:
     note(find_models([str(models(tmp_path / "m", 1))], COMMON), store)
     work(store, FleetSettings())
-    write_overview(store, tmp_path / "out")
+    write_overview(store, Folder(str(tmp_path / "out")))
     (page,) = (tmp_path / "out/reports").glob("*.html")
     page.write_text("mine")
-    write_overview(store, tmp_path / "out")
+    write_overview(store, Folder(str(tmp_path / "out")))
     assert page.read_text() == "mine"

@@ -39,6 +39,11 @@ def onnx_references(model: Any, file: str, folder: Path) -> Iterator[Reference]:
 
 def external_files(path: Path) -> list[str]:
     """Return the files in an ONNX model's folder that hold its weights, relative to it, sorted."""
+    return [name for name in external_names(path) if (path.parent / name).is_file()]
+
+
+def external_names(path: Path) -> list[str]:
+    """Return the names that an ONNX model gives to such files, whether they are there or not."""
     try:
         import onnx
 
@@ -46,8 +51,9 @@ def external_files(path: Path) -> list[str]:
         found = set(_external(model))
     except Exception:  # not readable, or no onnx: then the file alone is what can be named
         return []
-    inside = {posixpath.normpath(name.replace("\\", "/")) for name in found if _in_folder(name, path.parent)}
-    return sorted(name for name in inside if (path.parent / name).is_file())
+    return sorted(
+        {posixpath.normpath(name.replace("\\", "/")) for name in found if _in_folder(name, path.parent)}
+    )
 
 
 def _in_folder(location: str, folder: Path) -> bool:

@@ -65,7 +65,7 @@ def read_labels(file: Path, folder: Path, common: ScanRequest) -> list[LabelledM
             f"--labels {file}: there is no such file; it is a table of what is known of the models"
         )
     models: list[LabelledModel] = []
-    for number, row in enumerate(rows(file), start=2):
+    for number, row in enumerate(rows(str(file)), start=2):
         where = f"{file}, row {number}"
         planted = _planted(where, row.pop(PLANTED, None))
         targets = _targets(where, row.pop(TARGET, None))
@@ -74,7 +74,7 @@ def read_labels(file: Path, folder: Path, common: ScanRequest) -> list[LabelledM
         if not planted and targets:
             raise InputError(f"{where}: a clean model has no target; is it planted?")
         group = str(row.pop(GROUP, "planted" if planted else "clean"))
-        place = place_of(file, number, row, common, folder=folder)
+        place = place_of(str(file), number, row, common, folder=str(folder))
         if not Path(place.path).exists():
             raise InputError(f"{where}: {place.path} is not there; paths count from {folder}")
         name = str(row["path"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import resource
 import signal
 import sys
@@ -31,13 +32,15 @@ class Attempt(Record):
     Attributes:
         report: the report, if there is one.
         error: why there is none.
-        lost: whether the process died or was killed, so that another try may help.
+        lost: whether the process died or was killed, or nothing was fetched, so that another try may help.
+        elsewhere: whether it is not to be scanned, since its content is known or it belongs to others.
         peak_memory: bytes.
     """
 
     report: Report | None = None
     error: str | None = None
     lost: bool = False
+    elsewhere: bool = False
     seconds: float = 0.0
     peak_memory: int | None = None
 
@@ -109,6 +112,7 @@ def _scan(connection: Connection, request: dict[str, Any], memory: int) -> None:
     from doorward.scan.pipeline import scan
     from doorward.scan.request import ScanRequest
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with contextlib.suppress(ValueError, OSError):  # a limit that is lower already stays
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
@@ -125,6 +129,14 @@ def _scan(connection: Connection, request: dict[str, Any], memory: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     connection.send(found.model_copy(update={"peak_memory": used}))
     connection.close()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that waits for it was killed: nobody wants its answer."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _too_large(memory: int) -> str:

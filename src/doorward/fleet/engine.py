@@ -10,19 +10,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from doorward.core.errors import InputError
 from doorward.core.records import Report
 from doorward.core.report_json import to_json
-from doorward.fleet.attempt import BASE, GRACE, Attempt, attempt
-from doorward.fleet.keys import key_of
+from doorward.fleet.attempt import Attempt
+from doorward.fleet.keys import key_for, key_of
+from doorward.fleet.remote import Listing, further, is_address, list_model
 from doorward.fleet.sources import Place
 from doorward.fleet.store import LEASE, TRIES, Done, FleetStore, Waiting
-from doorward.scan.request import ScanRequest
+from doorward.fleet.task import TaskSettings, admit_to, run
 
 #: Models that are noted in one transaction.
 NOTED = 200
@@ -31,16 +33,14 @@ IDLE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetSettings:
+class FleetSettings(TaskSettings):
     """What a driver needs to know.
 
     Attributes:
         workers: models that are scanned at the same time.
-        memory: bytes that the process of each may take, beyond what it takes anyway.
     """
 
     workers: int = 1
-    memory: int = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Noted:
     """What was noted in a store.
 
     Attributes:
-        keys: of all places that were found.
-        new: how many contents were never scanned so.
+        paths: of all models that were found.
+        new: how many contents were never scanned so, as far as that is known before they are fetched.
         unreadable: paths that cannot be read, and why.
     """
 
-    keys: tuple[str, ...]
+    paths: tuple[str, ...]
     new: int
     unreadable: tuple[tuple[str, str], ...]
 
@@ -66,7 +66,7 @@ def note(
     The key is made of the digest of all that loading reaches, of how it is scanned, and of the code that
     does. Models that cannot be read are left out and told.
     """
-    keys: list[str] = []
+    paths: list[str] = []
     unreadable: list[tuple[str, str]] = []
     new = 0
     left = iter(places)
@@ -74,19 +74,37 @@ def note(
         wanted = []
         for place in group:
             try:
-                wanted.append(_waiting(place))
+                wanted.append(_waiting(place, store))
             except (InputError, OSError) as error:
                 unreadable.append((place.path, str(error)))
         if wanted:
             new += store.enqueue(wanted)
-        keys += [one.key for one in wanted]
-        progress(f"noted {len(keys):,} models, {new:,} of them new")
-    return Noted(tuple(keys), new, tuple(unreadable))
+        paths += [one.path for one in wanted]
+        progress(f"noted {len(paths):,} models, {new:,} of them new")
+    return Noted(tuple(paths), new, tuple(unreadable))
 
 
-def _waiting(place: Place) -> Waiting:
+def _waiting(place: Place, store: FleetStore) -> Waiting:
+    if is_address(place.path):
+        return _waiting_elsewhere(place, store)
     known = key_of(place)
     return Waiting(key=known.key, digest=known.digest, path=place.path, request=place.request.to_json())
+
+
+def _waiting_elsewhere(place: Place, store: FleetStore) -> Waiting:
+    """Return what is known of a model that is not on this machine: its digest, if it was fetched before."""
+    listing = place.listing or list_model(place.path)
+    digest = _digest(listing, store)
+    content = digest or f"{listing.url} {listing.stamp}"
+    key = key_for(content, place.request)
+    return Waiting(key=key, digest=digest, path=place.path, request=place.request.to_json())
+
+
+def _digest(listing: Listing, store: FleetStore) -> str:
+    known = store.known(listing.stamp) if listing.stamp else None
+    if known is None or (known.beyond and further(listing.url, known.beyond).stamp != known.beyond_stamp):
+        return ""
+    return known.digest
 
 
 @dataclass(frozen=True)
@@ -111,27 +129,70 @@ class Progress:
         return self.left * self.seconds / max(1, self.done)
 
 
+class Runner(Protocol):
+    """Whatever scans models, here or elsewhere."""
+
+    def submit(self, one: Waiting, settings: TaskSettings) -> Future[Attempt]:
+        """Begin to scan a model."""
+
+    def stop(self) -> None:
+        """End what is under way."""
+
+    def close(self) -> None:
+        """Wait for what is under way, and let go of all."""
+
+
+class LocalRunner:
+    """Scan models in processes of this machine."""
+
+    def __init__(self, store: FleetStore, workers: int) -> None:
+        self._pool = ThreadPoolExecutor(workers)
+        self._admit = partial(admit_to, store)
+
+    def submit(self, one: Waiting, settings: TaskSettings) -> Future[Attempt]:
+        """Begin to scan a model."""
+        return self._pool.submit(run, one, settings, self._admit)
+
+    def stop(self) -> None:
+        """End what is under way."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # else closing waits for them
+            process.kill()
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._pool.shutdown()
+
+
 def work(
-    store: FleetStore, settings: FleetSettings, *, told: Callable[[Progress], None] = lambda _: None
+    store: FleetStore,
+    settings: FleetSettings,
+    *,
+    told: Callable[[Progress], None] = lambda _: None,
+    runner: Runner | None = None,
 ) -> int:
     """Scan what waits until nothing does, and return how many models this driver has ended.
 
     At most as many as there are workers are under way. Several drivers may work on one store. An interruption
     gives back what is under way.
 
+    Args:
+        runner: what scans; processes of this machine if None.
+
     Raises:
         StoreError: if the store can no longer be reached.
+        InputError: if the runner cannot scan at all.
     """
     owner = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     begun, done = time.monotonic(), 0
-    with ThreadPoolExecutor(settings.workers) as pool, _beating(store, owner):
+    runner = runner or LocalRunner(store, settings.workers)
+    with closing(runner), _beating(store, owner):
         running: dict[Future[Attempt], Waiting] = {}
         try:
             while True:
                 room = settings.workers - len(running)
                 for one in store.claim(owner, room) if room else ():
-                    own = pool.submit(attempt, _asked(one, settings), **_limits(one, settings))
-                    running[own] = one
+                    running[runner.submit(one, settings)] = one
                 if not running:
                     if not store.left():
                         return done
@@ -139,23 +200,22 @@ def work(
                     continue
                 for future in wait(running, timeout=IDLE, return_when=FIRST_COMPLETED).done:
                     one = running.pop(future)
-                    ended = _ended(store, owner, one, future.result())
+                    ended = _ended(store, one, future.result())
                     if ended is not None:
                         done += 1
                         told(Progress(ended, done, store.left(), time.monotonic() - begun))
         except BaseException:
-            for future in running:
-                future.cancel()
-            for process in multiprocessing.active_children():  # else leaving the pool waits for them
-                process.kill()
+            runner.stop()
             store.release(owner)
             raise
 
 
-def _ended(store: FleetStore, owner: str, one: Waiting, found: Attempt) -> Done | None:
-    """Write what came of a model; None if it is tried again, or belongs to another driver by now."""
+def _ended(store: FleetStore, one: Waiting, found: Attempt) -> Done | None:
+    """Write what came of a model; None if it is tried again, or is the matter of others."""
+    if found.elsewhere:
+        return None
     if found.lost and one.tries < TRIES:
-        store.give_back(owner, one.key)
+        store.give_back(one)
         return None
     report = found.report
     done = Done(
@@ -168,7 +228,7 @@ def _ended(store: FleetStore, owner: str, one: Waiting, found: Attempt) -> Done 
         error=found.error,
         **({} if report is None else _said(report)),
     )
-    return done if store.finish(owner, done, None if report is None else to_json(report)) else None
+    return done if store.finish(one, done, None if report is None else to_json(report)) else None
 
 
 def _said(report: Report) -> dict[str, Any]:
@@ -198,14 +258,3 @@ def _beating(store: FleetStore, owner: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _limits(one: Waiting, settings: FleetSettings) -> dict[str, Any]:
-    return {"memory": settings.memory + BASE, "seconds": float(one.request["time_budget"]) + GRACE}
-
-
-def _asked(one: Waiting, settings: FleetSettings) -> dict[str, Any]:
-    """Return the request with the memory that the process has."""
-    request = ScanRequest.from_json(one.request)
-    gib = settings.memory / (1 << 30)
-    return replace(request, memory=min(request.memory or gib, gib)).to_json()

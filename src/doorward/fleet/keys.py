@@ -14,6 +14,7 @@ from doorward.fleet.sources import Place
 from doorward.methods import registry
 from doorward.methods.source import score_code
 from doorward.models.formats.loading import locate
+from doorward.scan.request import ScanRequest
 
 
 class ScanKey(NamedTuple):
@@ -24,21 +25,29 @@ class ScanKey(NamedTuple):
 
 
 def key_of(place: Place) -> ScanKey:
-    """Return what the scan of a model is known by.
+    """Return what the scan of a model on this machine is known by.
 
     Raises:
         InputError: if the model is not there.
         OSError: if it cannot be read.
     """
-    request = place.request
     digest = artifact_digest(locate(place.path)).sha256
+    return ScanKey(key_for(digest, place.request), digest)
+
+
+def key_for(digest: str, request: ScanRequest) -> str:
+    """Return what the scan of a content is known by.
+
+    Args:
+        digest: of the content; of what is known of it before it is read.
+    """
     asked = request.to_json() | {"model": None, "folder": None}
     for name in ("clean", "train", "weights"):
         given = getattr(request, name)
         if given is not None:
             asked[name] = _data_digest(str(given))
     said = json.dumps([digest, asked, _code(request.detectors), __version__], sort_keys=True)
-    return ScanKey(hashlib.sha256(said.encode()).hexdigest(), digest)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 @cache

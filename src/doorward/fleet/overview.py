@@ -7,12 +7,12 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from doorward._version import __version__
 from doorward.core.formatting import duration, number, plain
 from doorward.core.records import SEVERITY
 from doorward.core.report_json import from_json
+from doorward.fleet.remote import Folder
 from doorward.fleet.store import Done, FleetStore
 from doorward.reports import to_html
 from doorward.reports.page import template
@@ -25,6 +25,11 @@ COLUMNS = ("path", "digest", "state", "verdict", "p_value", "targets", "seconds"
 def standing(one: Done) -> str:
     """Return a model's verdict, or its state where it has none."""
     return one.verdict or one.state
+
+
+def worst_first(rows: Iterable[Done]) -> list[Done]:
+    """Return models in the order of their verdicts, the worst first, then of their paths."""
+    return sorted(rows, key=lambda one: (ORDER.index(standing(one)), one.path))
 
 
 def to_csv(rows: Iterable[Done]) -> str:
@@ -46,7 +51,7 @@ def to_text(rows: Sequence[Done], counts: dict[str, int]) -> str:
     lines = [", ".join(told) if told else "the store is empty"]
     lines += [
         f"  {standing(one).replace('_', ' ')}: {plain(one.path)}{_more(one)}"
-        for one in sorted(rows, key=lambda one: (ORDER.index(standing(one)), one.path))
+        for one in worst_first(rows)
         if standing(one) not in ("nothing_found", "waiting", "running")
     ]
     return "\n".join(lines) + "\n"
@@ -65,7 +70,7 @@ def to_page(rows: Sequence[Done], linked: frozenset[str] = frozenset()) -> str:
     Args:
         linked: keys of models whose reports lie in `reports/KEY.html`.
     """
-    ordered = sorted(rows, key=lambda one: (ORDER.index(standing(one)), one.path))
+    ordered = worst_first(rows)
     counts = Counter(map(standing, ordered))
     return template("overview.html.j2", ("doorward.fleet",)).render(
         rows=ordered,
@@ -91,24 +96,26 @@ def _days(rows: Iterable[Done]) -> list[tuple[str, dict[str, int]]]:
     return [(day, dict(days[day])) for day in sorted(days)[-30:]]
 
 
-def write_overview(store: FleetStore, out: Path) -> None:
+def write_overview(store: FleetStore, out: Folder) -> None:
     """Write `index.html`, `models.csv`, and for each model its report as JSON and HTML in `reports/`.
 
     A report that is there already is left as it is: what is done does not change.
+
+    Raises:
+        InputError: if the folder cannot be written.
     """
     rows = list(store.rows())
-    folder = out / "reports"
-    folder.mkdir(parents=True, exist_ok=True)
+    there = out.names("reports")
     linked = set()
     for key in sorted({one.key for one in rows if one.state == "done"}):
         linked.add(key)
-        if (folder / f"{key}.html").is_file():
+        if f"{key}.html" in there:
             continue
         text = store.report(key)
         if text is None:
             linked.discard(key)
             continue
-        (folder / f"{key}.json").write_text(text, encoding="utf-8")
-        (folder / f"{key}.html").write_text(to_html(from_json(text)), encoding="utf-8")
-    (out / "models.csv").write_text(to_csv(rows), encoding="utf-8")
-    (out / "index.html").write_text(to_page(rows, frozenset(linked)), encoding="utf-8")
+        out.write(f"reports/{key}.json", text)
+        out.write(f"reports/{key}.html", to_html(from_json(text)))
+    out.write("models.csv", to_csv(rows))
+    out.write("index.html", to_page(rows, frozenset(linked)))

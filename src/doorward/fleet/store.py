@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,6 +20,8 @@ from doorward.core.records import Record
 SCHEMA = 1
 #: How often a model is tried before its process is said to die of it.
 TRIES = 2
+#: How often a driver may die while it works on a model, which is seldom the model's fault.
+LOST = 5
 #: Seconds without a sign of life after which a driver is taken for dead.
 LEASE = 60.0
 #: Marks connections that only read.
@@ -56,6 +60,14 @@ _places = sql.Table(
     sql.Column("key", sql.String(64), nullable=False, index=True),
     sql.Column("seen", sql.Float, nullable=False),
 )
+_objects = sql.Table(
+    "fleet_objects",
+    _meta,
+    sql.Column("stamp", sql.String(64), primary_key=True),
+    sql.Column("digest", sql.String(64), nullable=False),
+    sql.Column("beyond", sql.JSON, nullable=False),
+    sql.Column("beyond_stamp", sql.String(64)),
+)
 
 
 class StoreError(DoorwardError):
@@ -67,8 +79,9 @@ class Waiting(Record):
 
     Attributes:
         key: of its content, how it is scanned, and the code that does.
-        digest: sha256 of all that loading reaches.
+        digest: sha256 of all that loading reaches; empty while that is not on this machine.
         request: a `ScanRequest` as JSON.
+        owner: whoever works on it, for this once.
     """
 
     key: str
@@ -76,6 +89,22 @@ class Waiting(Record):
     path: str
     request: dict[str, Any]
     tries: int = 0
+    owner: str | None = None
+
+
+class Known(Record):
+    """What was once fetched from object storage.
+
+    Attributes:
+        stamp: of what the storage said of it.
+        digest: sha256 of all that loading reaches.
+        beyond: further files that it names, and the stamp of these.
+    """
+
+    stamp: str
+    digest: str
+    beyond: tuple[str, ...] = ()
+    beyond_stamp: str | None = None
 
 
 class Done(Record):
@@ -117,8 +146,10 @@ class FleetStore:
     def __init__(self, url: str, *, lease: float = LEASE) -> None:
         self._lease = lease
         try:
+            address = _absolute(sql.make_url(url))
+            self.url = address.render_as_string(hide_password=False)
             self.name = sql.make_url(url).render_as_string(hide_password=True)
-            self._engine = sql.create_engine(url, pool_pre_ping=True)
+            self._engine = sql.create_engine(address, pool_pre_ping=True)
         except ImportError as error:
             raise InputError(f"--store: the driver of {url.split(':')[0]} is not installed") from error
         except (sql.exc.SQLAlchemyError, ValueError) as error:
@@ -128,17 +159,31 @@ class FleetStore:
         if self._engine.dialect.name == "sqlite":
             _lock_at_once(self._engine)
         try:
-            with self._engine.begin() as connection:
-                _meta.create_all(connection)
-                found = connection.scalar(sql.select(_versions.c.version))
-                if found is None:
-                    connection.execute(sql.insert(_versions).values(version=SCHEMA))
+            try:
+                found = self._prepare()
+            except (sql.exc.IntegrityError, sql.exc.ProgrammingError):
+                found = self._prepare()  # another driver made the tables at the same moment
         except sql.exc.SQLAlchemyError as error:
             self.close()
             raise InputError(f"--store {self.name}: cannot be opened ({_why(error)})") from error
-        if found not in (None, SCHEMA):
+        if found != SCHEMA:
             self.close()
-            raise InputError(f"--store {self.name}: it is of version {found}, this Doorward has {SCHEMA}")
+            raise InputError(
+                f"--store {self.name}: it is of version {found}, this Doorward has {SCHEMA}; name another "
+                "store, or use the Doorward that made this one"
+            )
+
+    def _prepare(self) -> int:
+        """Make the tables if there are none, and return their version; those of another are left alone."""
+        with self._engine.begin() as connection:
+            if sql.inspect(connection).has_table(_versions.name):
+                found = connection.scalar(sql.select(_versions.c.version))
+                if found is not None and found != SCHEMA:
+                    return int(found)
+            _meta.create_all(connection)
+            if connection.scalar(sql.select(_versions.c.version)) is None:
+                connection.execute(sql.insert(_versions).values(version=SCHEMA))
+            return SCHEMA
 
     def close(self) -> None:
         """Let go of the database."""
@@ -148,7 +193,12 @@ class FleetStore:
         """Note models and where they lie; return how many of them were never scanned so."""
         now = time.time()
         with self._writing() as connection:
+            _alone(connection)
             keys = [one.key for one in wanted]
+            never_read = (_scans.c.state == "failed") & (_scans.c.digest == "") & _scans.c.key.in_(keys)
+            connection.execute(
+                sql.update(_scans).where(never_read).values(state="waiting", tries=0, error=None, queued=now)
+            )
             known = set(connection.scalars(sql.select(_scans.c.key).where(_scans.c.key.in_(keys))))
             new = {one.key: one for one in wanted if one.key not in known}
             rows = [
@@ -157,12 +207,10 @@ class FleetStore:
             ]
             if rows:
                 connection.execute(sql.insert(_scans), rows)
-            ids = {
-                hashlib.sha256(one.path.encode("utf-8", "surrogateescape")).hexdigest(): one for one in wanted
-            }
+            ids = {_place_of(one.path): one for one in wanted}
             connection.execute(sql.delete(_places).where(_places.c.place.in_(list(ids))))
             places = [
-                {"place": place, "path": _text(one.path), "key": one.key, "seen": now}
+                {"place": place, "path": path_text(one.path), "key": one.key, "seen": now}
                 for place, one in ids.items()
             ]
             connection.execute(sql.insert(_places), places)
@@ -181,53 +229,80 @@ class FleetStore:
                 .with_for_update(skip_locked=True)
             )
             rows = connection.execute(query).mappings().all()
-            own = [row["key"] for row in rows]
-            taken = sql.update(_scans).where(_scans.c.key.in_(own))
-            connection.execute(
-                taken.values(state="running", owner=owner, alive=now, tries=_scans.c.tries + 1)
-            )
-        return [
-            Waiting(**{name: row[name] for name in Waiting.model_fields} | {"tries": row["tries"] + 1})
-            for row in rows
-        ]
+            claimed = [
+                Waiting(
+                    **{name: row[name] for name in Waiting.model_fields}
+                    | {"tries": row["tries"] + 1, "owner": f"{owner}/{uuid.uuid4().hex[:8]}"}
+                )
+                for row in rows
+            ]
+            for one in claimed:
+                own = sql.update(_scans).where(_scans.c.key == one.key)
+                connection.execute(own.values(state="running", owner=one.owner, alive=now, tries=one.tries))
+        return claimed
 
     def _take_back(self, connection: sql.Connection, now: float) -> None:
         """Let what belongs to dead drivers be tried again, or fail where it was tried often enough."""
         lost = (_scans.c.state == "running") & (_scans.c.alive <= now - self._lease)
         connection.execute(
             sql.update(_scans)
-            .where(lost & (_scans.c.tries >= TRIES))
-            .values(state="failed", finished=now, error=f"its process was lost {TRIES} times")
+            .where(lost & (_scans.c.tries >= LOST))
+            .values(state="failed", finished=now, error=f"whatever scanned it was killed {LOST} times")
         )
         connection.execute(sql.update(_scans).where(lost).values(state="waiting", owner=None))
 
     def beat(self, owner: str) -> None:
         """Show that a driver is alive."""
         with self._writing() as connection:
-            own = (_scans.c.state == "running") & (_scans.c.owner == owner)
-            connection.execute(sql.update(_scans).where(own).values(alive=time.time()))
+            connection.execute(sql.update(_scans).where(_of(owner)).values(alive=time.time()))
 
-    def finish(self, owner: str, found: Done, report: str | None) -> bool:
-        """Write what became of a model, once; tell whether it still belonged to the driver."""
+    def finish(self, one: Waiting, found: Done, report: str | None) -> bool:
+        """Write what became of a model, once; tell whether it still belonged to whoever claimed it."""
         values = found.model_dump(exclude={"key", "digest", "path", "finished"})
         values |= {"targets": list(found.targets), "report": report, "finished": time.time()}
-        return self._end(owner, found.key, values)
+        return self._end(one, values)
 
-    def give_back(self, owner: str, key: str) -> bool:
+    def give_back(self, one: Waiting) -> bool:
         """Let a model be tried again, whose process was lost."""
-        return self._end(owner, key, {"state": "waiting", "owner": None})
+        return self._end(one, {"state": "waiting", "owner": None})
 
-    def _end(self, owner: str, key: str, values: dict[str, Any]) -> bool:
+    def _end(self, one: Waiting, values: dict[str, Any]) -> bool:
         with self._writing() as connection:
-            own = (_scans.c.key == key) & (_scans.c.owner == owner) & (_scans.c.state == "running")
-            return bool(connection.execute(sql.update(_scans).where(own).values(**values)).rowcount)
+            own = sql.update(_scans).where(_claimed(one))
+            return bool(connection.execute(own.values(**values)).rowcount)
+
+    def admit(self, one: Waiting, key: str, known: Known | None, digest: str) -> bool:
+        """Give a model the key of its content, which is known now that it was fetched.
+
+        Return whether it is still to be scanned: not if its content has a key already, under which it is then
+        found, or if it no longer belongs to whoever claimed it.
+        """
+        with self._writing() as connection:
+            _alone(connection)
+            if known is not None:
+                connection.execute(sql.delete(_objects).where(_objects.c.stamp == known.stamp))
+                connection.execute(sql.insert(_objects), [known.model_dump()])
+            own = connection.scalar(sql.select(_scans.c.key).where(_claimed(one)))
+            if own is None or own == key:
+                return own is not None
+            connection.execute(sql.update(_places).where(_places.c.key == own).values(key=key))
+            if connection.scalar(sql.select(_scans.c.key).where(_scans.c.key == key)) is not None:
+                connection.execute(sql.delete(_scans).where(_scans.c.key == own))
+                return False
+            connection.execute(sql.update(_scans).where(_claimed(one)).values(key=key, digest=digest))
+            return True
+
+    def known(self, stamp: str) -> Known | None:
+        """Return what is known of objects of which their storage said the same."""
+        with self._reading() as connection:
+            row = connection.execute(sql.select(_objects).where(_objects.c.stamp == stamp)).mappings().first()
+        return None if row is None else Known(**row)
 
     def release(self, owner: str) -> None:
         """Give back what a driver works on, as if it had not been tried: it ends in order."""
         with self._writing() as connection:
-            own = (_scans.c.state == "running") & (_scans.c.owner == owner)
             again = {"state": "waiting", "owner": None, "tries": _scans.c.tries - 1}
-            connection.execute(sql.update(_scans).where(own).values(**again))
+            connection.execute(sql.update(_scans).where(_of(owner)).values(**again))
 
     def left(self) -> int:
         """Return how many models wait or are worked on."""
@@ -283,6 +358,14 @@ class FleetStore:
         )
 
 
+def _absolute(url: sql.URL) -> sql.URL:
+    """Return an address that means the same wherever a process stands."""
+    file = url.database
+    if url.get_backend_name() != "sqlite" or not file or file.startswith((":", "file:")):
+        return url
+    return url.set(database=os.path.abspath(file))
+
+
 def _lock_at_once(engine: sql.Engine) -> None:
     """Let SQLite's transactions lock when they begin: two drivers must not claim the same."""
 
@@ -298,11 +381,26 @@ def _lock_at_once(engine: sql.Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
+def _of(owner: str) -> sql.ColumnElement[bool]:
+    """Return what holds for all that a driver works on."""
+    return (_scans.c.state == "running") & _scans.c.owner.startswith(f"{owner}/", autoescape=True)
+
+
+def _claimed(one: Waiting) -> sql.ColumnElement[bool]:
+    """Return what holds for a claimed model alone, also when its key has changed."""
+    return (_scans.c.state == "running") & (_scans.c.owner == one.owner)
+
+
+def _alone(connection: sql.Connection) -> None:
+    """Let no other transaction add keys before this one ends; SQLite's writers are alone anyway."""
+    connection.execute(sql.select(_versions).with_for_update())
+
+
 def _place_of(path: str) -> str:
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _text(path: str) -> str:
+def path_text(path: str) -> str:
     """Return a path as a text that a database takes, whatever bytes it has."""
     return path.encode("utf-8", "backslashreplace").decode()
 
