@@ -200,7 +200,7 @@ def test_the_key_is_of_repairs_and_of_the_code_that_mends() -> None:
 @pytest.mark.trains
 def test_a_trial_mends_a_model_by_every_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What unlearning does to weights is tested where it is; here it does nothing, and takes no time."""
-    monkeypatch.setattr("doorward.repairs.adversarial_unlearning.relearn", lambda *_, **__: None)
+    monkeypatch.setattr("doorward.repairs._relearning.relearn", lambda *_, **__: None)
     (trial,) = expand(suite(repaired(models=1)), "smoke")
     planned = plan(trial, Sources(None))
     runner = TrialRunner(ModelCache(tmp_path), Sources(None))

@@ -161,7 +161,7 @@ def test_a_guard_lists_every_verdict_and_draws_what_it_rejects() -> None:
     assert all(f"{one.id}rejected" in text for one in bad)
     assert f"{report.verdicts[1].id}accepted1 (Trouser)0.3" in text
     assert "14 of 40 rejected More are rejected." in text
-    assert "300 clean images" in text
+    assert "300 clean inputs" in text
 
 
 def test_a_long_guard_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
