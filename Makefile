@@ -28,7 +28,7 @@ demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean m
 	$(BIN)/doorward demo $(ARGS)
 
 test: $(VENV)/.test  ## Run all tests (make test ARGS="tests/test_contract.py -x" runs some).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test  ## Check style and format.
 	$(BIN)/ruff check $(CODE)
