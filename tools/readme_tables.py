@@ -50,6 +50,7 @@ PAGES = {
     "file scanners": MEASURED,
     "foreign models": MEASURED,
     "guard load": GUARD,
+    "strip forwards": GUARD,
 } | SUITES
 
 #: What is said above results that are not of the scan as it is shipped.

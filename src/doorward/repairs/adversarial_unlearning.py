@@ -24,9 +24,9 @@ class AdversarialUnlearning(RelearningRepair):
     We depart from the paper: perturbations are targeted, answers of the original stand for labels, and the
     network takes ordinary gradient steps, without the implicit hypergradient.
 
-    It does not reach the published numbers. On the one model of suite `repairs` at scale smoke the trigger
-    works on 98.8 % of the images before and on 65.0 % after; published is a mean of 16.7 %. On more models it
-    has not been measured yet.
+    It does not reach the published numbers, a mean success of 16.7 % that is left: on the small model of
+    suite `repairs` at scale smoke most of the trigger's success is left. On more models it has not been
+    measured yet.
     """
 
     title = "Adversarial unlearning"

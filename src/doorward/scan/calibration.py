@@ -2,8 +2,8 @@
 
 Outlier rules over the classes of one model are no p-values, since real classes are not exchangeable; clean
 models of data sets and architectures that differ are much more so. The calibration set holds each detector's
-score on some hundreds of them (`tools/rebuild_bank.py` writes it), and a model's p-value is the share of them
-with a class as suspicious. It holds as far as a user's model is like one of the calibration set's.
+score on some hundreds of them (`doorward bench calibrate` writes it), and a model's p-value is the share of
+them with a class as suspicious. It holds as far as a user's model is like one of the calibration set's.
 """
 
 from __future__ import annotations

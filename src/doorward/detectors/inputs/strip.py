@@ -50,9 +50,11 @@ class Strip(InputFilter):
     sample by sample, with saturation. Of a text, words in random places are replaced by those of a clean text
     that have the highest TF-IDF among the clean texts that are kept. A clean input gets lost in that, so the
     model's answers are uncertain and vary. A trigger survives, and the model stays sure of its target. The
-    score is the negative mean entropy of the answers, in bits, over all replicas. In short texts several
-    words of a trigger are seldom left together, and in recordings a faint one is drowned out: of such inputs
-    most are accepted.
+    score is the negative mean entropy of the answers, in bits, over all replicas.
+
+    In short texts several words of a trigger are seldom left together, and in recordings a faint one is
+    drowned out: of such inputs most are accepted. The published shares that are accepted (1.1 % of texts,
+    3.55 % of recordings) are not reached.
 
     Replicas are computed in stages, and an input is accepted as soon as the sum of its entropies is high
     enough. It is never rejected early, so an early exit raises no rate of false rejections. Those inputs are
