@@ -175,7 +175,7 @@ class Overflowing(nn.Module):
 
 def test_the_model_runs_over_the_samples_once_for_all_detectors() -> None:
     case = images(BATCH + 90, 0.0)
-    first = build("activation-clustering")(case.subject)
+    first = build("activation-clustering", rule="silhouette")(case.subject)
     second = build("spectral-signatures")(case.subject)
     assert first.cost.forwards == BATCH + 90
     assert second.cost.forwards == 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from command_line import call
 from doorward.core.errors import InputError
 from doorward.data import InMemorySamples, Samples, Waveform
-from doorward.detectors.inputs._replicas import common_words, rank_words, replace_words, superimpose
+from doorward.detectors._replicas import common_words, rank_words, replace_words, superimpose
 from doorward.detectors.inputs.feature_squeezing import FeatureSqueezing
 from doorward.detectors.inputs.strip import Strip
 from doorward.guard.guard import Guard

@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import number
-from doorward.detectors.inputs._replicas import common_words, rank_words, replace_words
-from doorward.detectors.inputs._replicas import superimpose as superimpose
+from doorward.detectors._replicas import common_words, rank_words, replace_words
+from doorward.detectors._replicas import superimpose as superimpose
 from doorward.detectors.inputs.base import InputFilter, Scored, State, finite_logits
 from doorward.methods.registry import register
 from doorward.models import Classifier, InputSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,10 +16,12 @@ from doorward.core.formatting import percent
 from doorward.core.records import Measurement, Table
 from doorward.core.seeds import derive_seed
 from doorward.detectors.subject import Subject
+from doorward.detectors.training_data import _persistence as persistent
 from doorward.detectors.training_data._exclusion import Reclassified, reclassify
 from doorward.detectors.training_data._learned import Learned
 from doorward.detectors.training_data.base import TrainingDataDetector, rows_by_class
 from doorward.methods.registry import register
+from doorward.models.encode.dispatch import to_tensor
 from doorward.stats import metrics
 from doorward.stats.clustering import Split, split_groups
 
@@ -28,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 #: What a class's score measures, by rule, and from which score on the paper finds it poisoned.
 SCORE_NAMES: dict[Rule, str] = {
-    "combined": "share of the cluster that leaves the class, beyond what does anyway",
+    "combined": "share that surely leaves the class, beyond what does anyway; twice that if it is persistent",
     "reclassification": "log of how many of the cluster go to the commonest other class, for each that stays",
     "relative-size": "share by which the smaller cluster falls short of half of the class",
     "silhouette": "silhouette coefficient of the two clusters",
@@ -57,24 +59,39 @@ class Cluster:
 
     Attributes:
         rows: of all clustered samples of the class, in the set.
-        split: of these into two; the suspect cluster is its smaller one.
-        swapped: whether the larger cluster is the suspect one after all.
-        verdicts: what a model trained without the suspect cluster takes its samples for.
+        split: of these into two, by what the model sees in them.
+        margin: (n,) how far on the side of the suspect cluster each sample lies: .5 at its centre, -.5 at the
+            other one's. That is the smaller one of the split unless something is known.
+        persistent: (n,) the same for the samples in which the model keeps to the class whatever is laid over
+            them; None where these are no heap of their own.
+        told_apart: whether persistence says which of the two clusters of the split is the suspect one.
+        verdicts: what a model trained without the suspect samples takes them for.
         usual: share of other samples of the class, kept out of that training as well, that it takes for other
             classes: as many leave a class anyway, the more the weaker the model is.
+        sure: (r,) in rising order, to a tenth, how sure it is of samples of all classes that it has not seen
+            either and takes for what they are labelled.
     """
 
     label: int
     rows: npt.NDArray[np.int64]
     split: Split
-    swapped: bool = False
+    margin: Floats
+    persistent: Floats | None = None
+    told_apart: bool = False
     verdicts: Reclassified | None = None
     usual: float = 0.0
+    sure: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+
+    @property
+    def groups(self) -> list[npt.NDArray[np.bool_]]:
+        """Return the suspect cluster of the split (n,) and, where there is one, the persistent samples."""
+        return [one > 0 for one in (self.margin, self.persistent) if one is not None]
 
     @property
     def inside(self) -> npt.NDArray[np.bool_]:
-        """Return which of the rows are in the suspect cluster, (n,)."""
-        return ~self.split.minor if self.swapped else self.split.minor
+        """Return which of the rows are suspect, (n,)."""
+        first, *rest = self.groups
+        return first | rest[0] if rest else first
 
     @property
     def gain(self) -> float:
@@ -85,20 +102,43 @@ class Cluster:
         return self.split.dimensions - self.split.inertia / max(1, len(self.rows))
 
     def leaving(self) -> float:
-        """Return the share of the suspect cluster that is taken for other classes."""
+        """Return the share of the suspect samples that are taken for other classes."""
         assert self.verdicts is not None
         return float((self.verdicts.taken_for != self.label).mean())
 
+    def suspicion(self) -> float:
+        """Return the excess, in [0, 1]; twice that where persistence speaks against the samples as well."""
+        witnesses = 1 + (self.told_apart or self.persistent is not None)
+        return min(1.0, witnesses * self.excess())
+
     def excess(self) -> float:
-        """Return how many more leave than usual, of those that could: 0 for as many, 1 for all.
+        """Return by how much the share that leaves exceeds the usual one: 0 for as many, 1 for all and none.
 
         What counts is the share that surely leaves, the lower end of its 95 % interval: of a dozen samples,
-        eight may leave by chance.
+        eight may leave by chance. It counts in full where the model is as sure of them as of other samples
+        that it has not seen: what is unlike all classes leaves too, and is no other class's. Of the suspect
+        cluster and the persistent samples the larger excess counts, since either may hold ordinary ones.
         """
         assert self.verdicts is not None
-        leave = int((self.verdicts.taken_for != self.label).sum())
-        surely = metrics.rate(leave, len(self.verdicts.own)).low
-        return max(0.0, surely - self.usual) / (1 - self.usual) if self.usual < 1 else 0.0
+        left, inside = self.verdicts.taken_for != self.label, self.inside
+        return max(self._excess(left, own[inside]) for own in self.groups)
+
+    def _excess(self, left: npt.NDArray[np.bool_], own: npt.NDArray[np.bool_]) -> float:
+        surely = metrics.rate(int((left & own).sum()), int(own.sum())).low
+        return max(0.0, surely - self.usual) * self.likeness(left & own)
+
+    def likeness(self, some: npt.NDArray[np.bool_]) -> float:
+        """Return how sure the model is of the classes it takes some for: 1 if as sure as of other samples.
+
+        It is twice the probability that it is surer of one of them than of another unseen sample. A trigger
+        costs a little certainty where a model has much of it, so probabilities count to a tenth.
+        """
+        assert self.verdicts is not None
+        if not some.any() or not len(self.sure):
+            return 1.0
+        own = self.verdicts.elsewhere[some].round(1)
+        below = [np.searchsorted(self.sure, own, side) for side in ("left", "right")]  # the same counts half
+        return min(1.0, float((below[0] + below[1]).mean()) / len(self.sure))
 
     def odds(self) -> float:
         """Return the logarithm of l / p of the paper, turned round, half a sample added to both."""
@@ -143,14 +183,17 @@ class ActivationClustering(TrainingDataDetector):
     belong to another class are taken for that. The settings `rule=reclassification group_by=prediction
     gain=0` are the paper's.
 
-    We depart from the paper in five ways. Only samples that the model gives their own label are
+    We depart from the paper in six ways. Only samples that the model gives their own label are
     clustered, so that wrong labels which it has not learnt do not count. Only classes that split clearly
     are asked about, at once, with one network trained from scratch. What counts is how many more of the
     cluster surely leave the class than of other samples that the network has not seen either, since a
     weak one mistakes many.
 
-    Where one class or two leave, their larger clusters are asked about too, and the one that the network
-    is surer of is the poison, so that poison may be most of a class. A sample's score joins where it lies
+    Poison may be most of a class, and a cluster may hold a part of it alone. So other samples are laid over
+    those of each class: a trigger outlasts them, and what the model sees in ordinary samples does not. The
+    cluster in which the model keeps to the class is the suspect one, and so are samples in which it does
+    wherever they lie. Where that tells nothing and one class or two leave, their larger clusters are asked
+    about too, and the one that the network is surer of is the poison. A sample's score joins where it lies
     between the two centres and what the network takes it for.
     """
 
@@ -204,10 +247,15 @@ class ActivationClustering(TrainingDataDetector):
         splits = split_groups(
             seen.features, list(rows.values()), dimensions=self.dimensions, generator=generator
         )
-        clusters = [Cluster(c, own, split) for (c, own), split in zip(rows.items(), splits, strict=True)]
+        clusters = [
+            Cluster(c, own, split, split.margin.astype(np.float64))
+            for (c, own), split in zip(rows.items(), splits, strict=True)
+        ]
+        seed = int(torch.randint(1 << 31, (), generator=generator))
+        if self.rule == "combined" and subject.classifier.spec.modality in persistent.MODALITIES:
+            self._lay_over(clusters, subject, seen, deadline, derive_seed(seed, "overlays"))
         asked = self._candidates(clusters)
         if asked:
-            seed = int(torch.randint(1 << 31, (), generator=generator))
             self._reclassify(asked, subject, grouped, deadline, seed)
         scores = {one.label: self._score(one) for one in clusters}
         ids = subject.train.ids
@@ -240,6 +288,37 @@ class ActivationClustering(TrainingDataDetector):
         """Return whether the rule asks what a network trained without a cluster takes it for."""
         return self.rule in ("combined", "reclassification")
 
+    def _lay_over(
+        self, clusters: list[Cluster], subject: Subject, seen: Learned, deadline: Deadline, seed: int
+    ) -> None:
+        """Find the samples in which the model keeps to the class when others are laid over them."""
+        assert subject.classifier is not None
+        assert subject.train is not None
+        for one in clusters:
+            others = np.flatnonzero(seen.agrees & (seen.labels != one.label))
+            if len(others) < persistent.OVERLAYS:
+                continue
+            rng = np.random.default_rng(derive_seed(seed, str(one.label)))
+            laid = persistent.differing(seen.labels, others, rng)
+            overlays = to_tensor(subject.train.select(laid), subject.classifier.spec)
+            known = (subject.classifier, subject.train, one.label)
+            values = np.empty(len(one.rows))
+            some = persistent.drawn(one.inside, len(clusters), rng)
+            values[some] = persistent.persistence(*known, one.rows[some], overlays, deadline)
+            inside = one.inside[some]
+            suspect, other = float(values[some][inside].mean()), float(values[some][~inside].mean())
+            if (
+                persistent.explained(values[some], inside) >= persistent.EXPLAINED
+                and max(suspect, other) >= persistent.KEPT
+            ):
+                one.told_apart = True
+                one.margin = one.margin if suspect > other else -one.margin
+            elif persistent.cut(values[some]).persistent:
+                rest = np.setdiff1d(np.arange(len(one.rows)), some)
+                values[rest] = persistent.persistence(*known, one.rows[rest], overlays, deadline)
+                heaps = persistent.cut(values)
+                one.persistent = heaps.margin(values) if heaps.persistent else None
+
     def _candidates(self, clusters: list[Cluster]) -> list[Cluster]:
         """Return the classes to ask about: those that split clearly; none where the rule does not ask."""
         if not self._asks:
@@ -247,7 +326,8 @@ class ActivationClustering(TrainingDataDetector):
         return [
             one
             for one in clusters
-            if one.gain >= self.gain and FEWEST_IN_CLUSTER <= one.split.minor.sum() < len(one.rows)
+            if (one.gain >= self.gain or one.persistent is not None)
+            and FEWEST_IN_CLUSTER <= one.inside.sum() < len(one.rows)
         ]
 
     def _reclassify(
@@ -260,18 +340,21 @@ class ActivationClustering(TrainingDataDetector):
     ) -> None:
         """Ask networks that have not seen the clusters; where the larger one is poison, swap the two."""
         self._ask(asked, subject, grouped, deadline, derive_seed(seed, "smaller"))
-        left = [one for one in asked if self.rule == "combined" and one.excess() >= PUBLISHED["combined"]]
+        left = [one for one in asked if self.rule == "combined" and one.suspicion() >= PUBLISHED["combined"]]
         if len(left) > MOST_SWAPPED:
             return
         for own in left:
-            other = Cluster(own.label, own.rows, own.split, swapped=True)
+            if own.told_apart or own.persistent is not None:
+                continue
+            other = Cluster(own.label, own.rows, own.split, -own.margin)
             known = grouped.copy()  # what else is suspect teaches nothing here either
             for one in left:
                 if one is not own:
                     known[one.rows[one.inside]] = -1
             self._ask([other], subject, known, deadline, derive_seed(seed, "larger", str(own.label)))
-            if other.excess() >= PUBLISHED["combined"] and other.certainty() > own.certainty():
-                own.swapped, own.verdicts, own.usual = True, other.verdicts, other.usual
+            if other.suspicion() >= PUBLISHED["combined"] and other.certainty() > own.certainty():
+                own.margin, own.verdicts = other.margin, other.verdicts
+                own.usual, own.sure = other.usual, other.sure
 
     def _ask(
         self,
@@ -288,7 +371,9 @@ class ActivationClustering(TrainingDataDetector):
         suspect = [one.rows[one.inside] for one in asked]
         others = [rng.permutation(one.rows[~one.inside]) for one in asked]
         compared = [rows[: min(MOST_COMPARED, len(rows) // 3)] for rows in others]
-        excluded = np.concatenate([*suspect, *compared])
+        rest = np.setdiff1d(np.flatnonzero(grouped >= 0), np.concatenate([*suspect, *compared]))
+        unseen = rng.permutation(rest)[: min(MOST_COMPARED, len(rest) // 10)]
+        excluded = np.concatenate([*suspect, *compared, unseen])
         kept = np.setdiff1d(np.flatnonzero(grouped >= 0), excluded)
         verdicts = reclassify(
             subject.classifier,
@@ -300,9 +385,11 @@ class ActivationClustering(TrainingDataDetector):
             seed=seed,
             deadline=deadline,
         )
-        parts = verdicts.parts([len(rows) for rows in (*suspect, *compared)])
+        *parts, others_seen = verdicts.parts([len(rows) for rows in (*suspect, *compared, unseen)])
+        right = others_seen.own > others_seen.elsewhere
+        sure = np.sort(others_seen.own[right].round(1))
         for one, own, other in zip(asked, parts[: len(asked)], parts[len(asked) :], strict=True):
-            one.verdicts = own
+            one.verdicts, one.sure = own, sure
             one.usual = float((other.taken_for != one.label).mean()) if len(other.own) else 0.0
 
     def _score(self, one: Cluster) -> float:
@@ -313,7 +400,7 @@ class ActivationClustering(TrainingDataDetector):
             return one.split.silhouette
         if self.rule == "reclassification":
             return one.odds() if one.verdicts else float(-np.log(len(one.rows) + 0.5))
-        return one.excess() if one.verdicts else 0.0
+        return one.suspicion() if one.verdicts else 0.0
 
     def _sample_scores(self, clusters: list[Cluster], scores: dict[int, float], n: int) -> Floats:
         """Return a score in [0, 1] of each sample: its class's, times how much it belongs to the cluster.
@@ -333,8 +420,8 @@ def belonging(one: Cluster) -> Floats:
     It is where a sample lies between the centres and, in the cluster, how little a network that was trained
     without it finds the given label; the mean of both.
     """
-    margin = -one.split.margin if one.swapped else one.split.margin
-    place: Floats = 1 / (1 + np.exp(-STEEPNESS * margin.astype(np.float64)))
+    margin = one.margin if one.persistent is None else np.maximum(one.margin, one.persistent)
+    place: Floats = 1 / (1 + np.exp(-STEEPNESS * margin))
     if one.verdicts is None:
         return place
     foreign = np.zeros(len(place))
