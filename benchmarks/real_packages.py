@@ -5,8 +5,10 @@
 Each package is downloaded without what it needs, and unpacked; none of its code runs. Every model file in it
 is scanned with the default budgets. Image classifiers want clean images and to be told how they take them:
 `--inputs` names a JSON file of `{"NAME/part/of/the/path": ["--clean", "DATA", "--resize", "48,192"]}`, whose
-options go with the files whose paths begin so; with `{images:pages}` and `{images:lines}` in place of DATA
-the script draws pages and lines of text itself, the right way up and turned.
+options go with the files whose paths begin so; the file beside this script has what the packages' own code
+does. With `{images:pages}`, `{images:flipped}` and `{images:lines}` in place of DATA the script draws pages
+and lines of text itself, the right way up and turned; `{images:faces}` and `{images:photos}` are unlabelled
+images of data sets below `DOORWARD_DATA`.
 
 The table goes to `results/real-packages.json`: format, verdict, reason, seconds, peak memory; and to
 `results/real-packages.md`, to be read.
@@ -15,12 +17,14 @@ The table goes to `results/real-packages.json`: format, verdict, reason, seconds
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,10 +44,14 @@ LEAST_BYTES = 20_000
 SECONDS, BYTES = 900.0, 4 << 30
 #: Detectors that say nothing of behaviour, and characters of a reason that the readable table shows.
 FILES_ALONE, SHOWN = ("unsafe-code",), 160
-#: How images of text that the script draws are turned, by class, and how many there are of each.
-TURNS = {"pages": (0, 90, 180, 270), "lines": (0, 180)}
-SIZES = {"pages": (480, 640), "lines": (192, 48)}
+#: How images of text that the script draws are turned clockwise, by class, and how many there are of each.
+TURNS = {"pages": (0, 90, 180, 270), "flipped": (0, 180), "lines": (0, 180)}
+SIZES = {"pages": (480, 640), "flipped": (480, 640), "lines": (192, 48)}
 COUNT = 60
+#: Data sets that give images without labels, and how many.
+TAKEN = {"faces": "orl_faces", "photos": "cifar10"}
+MOST = 100
+INPUTS = Path(__file__).with_suffix(".inputs.json")
 WORDS = (
     "the of and a to in is it you that he was for on are with as his they be at one have this from or had by "
     "hot word but what some we can out other were all there when up use your how said an each she which do"
@@ -84,39 +92,56 @@ def draw_text(kind: str, folder: Path) -> Path:
     if place.is_dir():
         return place
     rng, (width, height) = random.Random(0), SIZES[kind]
-    for turn in TURNS[kind]:
+    for number, turn in enumerate(TURNS[kind]):
         for i in range(COUNT):
-            size = rng.randint(14, 26) if kind == "pages" else rng.randint(20, 32)
+            size = rng.randint(20, 32) if kind == "lines" else rng.randint(14, 26)
             image = Image.new("RGB", (width, height), (rng.randint(225, 255),) * 3)
             draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
-            top = 20 if kind == "pages" else (height - size) // 2 - 2
+            top = (height - size) // 2 - 2 if kind == "lines" else 20
             while top < height - size:
-                line = " ".join(rng.choices(WORDS.split(), k=rng.randint(4, 9) if kind == "pages" else 3))
+                line = " ".join(rng.choices(WORDS.split(), k=3 if kind == "lines" else rng.randint(4, 9)))
                 draw.text((rng.randint(8, 24), top), line, fill=(rng.randint(0, 80),) * 3, font=font)
                 top += int(1.6 * size)
-            target = place / str(turn)
+            target = place / f"{number}-{turn}"  # classes are numbered in the order of their names
             target.mkdir(parents=True, exist_ok=True)
-            image.rotate(turn, expand=True).save(target / f"{i}.png")
+            image.rotate(-turn, expand=True).save(target / f"{i}.png")
+    return place
+
+
+def take_images(kind: str, folder: Path) -> Path:
+    """Return a folder of images of a data set, in colour and without labels."""
+    import numpy as np
+    from PIL import Image
+
+    from doorward.data import open_samples
+
+    place = folder / f"images-{kind}"
+    if not place.is_dir():
+        data = open_samples(str(Path(os.environ["DOORWARD_DATA"]) / TAKEN[kind]), split="test")
+        place.mkdir(parents=True)
+        for i, raw in enumerate(data.draw(MOST, np.random.default_rng(0)).raw(range(min(MOST, len(data))))):
+            Image.fromarray(raw.squeeze()).convert("RGB").save(place / f"{i}.png")
     return place
 
 
 def options_for(path: str, inputs: dict[str, list[str]], folder: Path) -> list[str]:
     """Return the options that go with a model file."""
     found = next((given for start, given in inputs.items() if path.startswith(start)), [])
-    kinds = {f"{{images:{kind}}}": kind for kind in TURNS}
-    return [str(draw_text(kinds[one], folder)) if one in kinds else one for one in found]
+    makers = {f"{{images:{kind}}}": partial(draw_text, kind, folder) for kind in TURNS}
+    makers |= {f"{{images:{kind}}}": partial(take_images, kind, folder) for kind in TAKEN}
+    return [str(makers[one]()) if one in makers else one for one in found]
 
 
 def main(
     names: Annotated[list[str], typer.Argument(help="Packages, as the registry has them")],
     work: Annotated[Path, typer.Option(help="Where to download to and unpack")],
-    inputs: Annotated[Path | None, typer.Option(help="JSON: options for files, by how paths begin")] = None,
+    inputs: Annotated[Path, typer.Option(help="JSON: options for files, by how paths begin")] = INPUTS,
     time_budget: Annotated[float, typer.Option(help="Seconds for a scan")] = SECONDS,
     threads: Annotated[int, typer.Option(help="Threads of a scan")] = 2,
     out: Annotated[Path, typer.Option(help="The table")] = measuring.RESULTS / "real-packages.json",
 ) -> None:
     """Scan the models of some packages; the table keeps the rows of others that it has already."""
-    stated = json.loads(inputs.read_text(encoding="utf-8")) if inputs else {}
+    stated = json.loads(inputs.read_text(encoding="utf-8"))
     table: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     work.mkdir(parents=True, exist_ok=True)
     for name in names:
