@@ -33,8 +33,8 @@ FORWARDS, FEWEST, MOST = 32_000, 40, 400
 #: Share of the variance of persistence between two clusters from which on the more persistent one is suspect.
 #: Clusters of natural samples explain little of it.
 EXPLAINED = 0.25
-#: Mean probability from which on the model keeps to a class more often than not.
-KEPT = 0.5
+#: Mean probability from which on the model keeps to a class: of ordinary samples, few do so much.
+KEPT = 0.75
 #: Share of the variance that the best cut in two leaves explained when values are spread evenly: above it
 #: they lie in two heaps.
 EVEN = 0.75
@@ -62,7 +62,7 @@ class Cut:
 
     @property
     def persistent(self) -> bool:
-        """Return whether a minority keeps to its answer more often than not, in a heap of its own."""
+        """Return whether some samples keep to their class, in a heap of their own."""
         return self.explained > EVEN and self.high >= KEPT and self.share <= LARGEST
 
     def margin(self, values: Floats) -> Floats:

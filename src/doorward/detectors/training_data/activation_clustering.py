@@ -107,9 +107,8 @@ class Cluster:
         return float((self.verdicts.taken_for != self.label).mean())
 
     def suspicion(self) -> float:
-        """Return the excess, in [0, 1]; twice that where persistence speaks against the samples as well."""
-        witnesses = 1 + (self.told_apart or self.persistent is not None)
-        return min(1.0, witnesses * self.excess())
+        """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2."""
+        return self.excess() * (2 if self.told_apart or self.persistent is not None else 1)
 
     def excess(self) -> float:
         """Return by how much the share that leaves exceeds the usual one: 0 for as many, 1 for all and none.
@@ -410,7 +409,7 @@ class ActivationClustering(TrainingDataDetector):
         found = np.zeros(n)
         for one in clusters:
             weight = scores[one.label] if self.rule == "combined" else _squashed(scores[one.label])
-            found[one.rows] = max(weight, 0.01 * one.gain) * belonging(one)
+            found[one.rows] = max(min(1.0, weight), 0.01 * one.gain) * belonging(one)
         return found
 
 
