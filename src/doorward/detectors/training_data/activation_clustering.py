@@ -200,7 +200,8 @@ class ActivationClustering(TrainingDataDetector):
     source = "B. Chen et al., SafeAI at AAAI 2019, arXiv 1811.03728"
     limits = (
         "It misses poison whose label is right (clean-label attacks), poison too rare for the model to have "
-        "learnt it, and triggers made to look like the target class to the model."
+        "learnt it, and triggers made to look like the target class to the model; a class that holds several "
+        "unlike kinds can look poisoned to it."
     )
     order: ClassVar[int] = 60
 
