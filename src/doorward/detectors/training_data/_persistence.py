@@ -18,6 +18,7 @@ from doorward.data import Samples
 from doorward.detectors._replicas import superimpose
 from doorward.detectors.training_data._learned import BATCH
 from doorward.models import Classifier
+from doorward.models.batching import chunk_images
 from doorward.models.encode.dispatch import to_float, to_tensor
 
 Rows = npt.NDArray[np.int64]
@@ -120,7 +121,7 @@ def persistence(
         CouldNotTell: if the deadline is too near.
     """
     found = np.empty(len(rows))
-    step = max(1, BATCH // len(overlays))
+    step = max(1, min(BATCH, chunk_images(classifier)) // len(overlays))
     guard = TimeGuard(deadline, len(rows), work=f"laying other samples over {len(rows):,} training samples")
     for start in range(0, len(rows), step):
         some = to_tensor(samples.select(rows[start : start + step]), classifier.spec)
