@@ -114,6 +114,15 @@ def test_clean_sets_raise_the_threshold_and_never_lower_it() -> None:
     assert low.p_value == pytest.approx(1 / 200)
 
 
+def test_in_a_suspicious_set_all_classes_that_reach_the_authors_threshold_are_flagged() -> None:
+    clean = calibrated(*np.linspace(0, 0.8, 199))
+    suspicious, not_so = (
+        judge_samples(measured(high, per_class={0: high, 1: 0.6}), clean) for high in (0.9, 0.7)
+    )
+    assert (suspicious.targets, suspicious.flagged_ids) == ((0, 1), ("a", "b", "c"))
+    assert (not_so.targets, not_so.verdict) == ((), "nothing_found")
+
+
 def test_the_share_of_clean_sets_that_are_flagged_is_at_most_one_in_a_hundred() -> None:
     rng = np.random.default_rng(0)
     clean = calibrated(*rng.uniform(0.4, 1.0, 299))

@@ -45,10 +45,11 @@ def conclude_training_data(seen: Observations, calibration: CalibrationSet) -> R
 def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: str = "image") -> Finding:
     """Return what follows from a detector's scores of a training set's classes.
 
-    A class is flagged if its score reaches the threshold that the method's authors give, and at most one in a
-    hundred clean training sets has a class with so high a score. Where no such sets were measured, or only
-    of another kind of input, the published threshold decides alone, and the finding is not calibrated. A
-    detector without either has no part in the verdict.
+    A set is suspicious if a class's score reaches the threshold that the method's authors give, and at most
+    one in a hundred clean training sets has a class with so high a score. In a suspicious set, all classes
+    that reach the authors' threshold are flagged: who poisons one may poison others. Where no clean sets
+    were measured, or only of another kind of input, that threshold decides alone, and the finding is not
+    calibrated. A detector without either has no part in the verdict.
     """
     base = {name: getattr(seen, name) for name in Measurement.model_fields}
     base |= {"atlas": (), "suspects": {}, "sources": {}, "scores": None}
@@ -62,7 +63,11 @@ def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: s
         highest = _highest(seen.detector, calibration)
         p_value = (1 + sum(one >= seen.score for one in highest)) / (1 + len(highest))
         threshold = max(threshold, _enough(highest))
-    flagged = tuple(c for c, one in sorted(seen.per_class.items()) if one is not None and one >= threshold)
+    suspicious = any(one is not None and one >= threshold for one in seen.per_class.values())
+    least = threshold if seen.published_threshold is None else seen.published_threshold
+    flagged = tuple(
+        c for c, one in sorted(seen.per_class.items()) if suspicious and one is not None and one >= least
+    )
     ids = tuple(dict.fromkeys(one for c in flagged for one in seen.suspects.get(c, ())))
     scores = seen.scores if isinstance(seen.scores, dict) else {}
     return Finding(
