@@ -430,8 +430,12 @@ def belonging(one: Cluster) -> Floats:
 
 
 def _flaggable(one: Cluster) -> npt.NDArray[np.bool_]:
-    """Return which of a class's samples are flagged if it is: those that rather belong to the cluster."""
-    return one.inside & (belonging(one) >= 0.5)
+    """Return which of a class's samples are flagged if it is: those that rather belong to the cluster.
+
+    Where persistence agrees with the cluster, that is all of it: poison that a network has not seen may stay
+    in its class for other reasons.
+    """
+    return one.inside & (one.told_apart | (belonging(one) >= 0.5))
 
 
 def _squashed(value: float) -> float:
