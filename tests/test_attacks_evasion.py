@@ -74,8 +74,8 @@ def test_an_attack_changes_predictions_and_nothing_else(name: str) -> None:
     assert made.images.max() <= 1
     flipped = classifier.logits(made.images).argmax(1) != classifier.logits(x).argmax(1)
     assert flipped.float().mean() >= 0.75
-    again = evade(classifier, x, name, settings=settings, batch_size=5)
-    assert torch.equal(again.images, made.images)
+    again = evade(classifier, x[:5], name, settings=settings, batch_size=5)
+    assert torch.equal(again.images, made.images[:5])
 
 
 def test_fgsm_is_one_step_up_the_loss() -> None:
