@@ -20,7 +20,8 @@ from doorward.data import Samples
 from doorward.methods import registry
 from doorward.models import TorchClassifier, networks
 from doorward.repairs._clean import split_clean
-from doorward.repairs._relearning import FEW, RADIUS, search
+from doorward.repairs._random_triggers import draw_trigger
+from doorward.repairs._relearning import BEST, DRAWN, FEW, RADIUS, by_turns, led, search, searched
 from doorward.repairs._replay import Replay
 from doorward.repairs._units import Sweep, find_units, mean_activations, remove, silenced, sweep, zero
 from doorward.repairs.base import Damage
@@ -301,7 +302,7 @@ def test_a_recovered_trigger_is_unlearnt() -> None:
     classifier = backdoored()
     assert success(classifier) > 0.9
     before = {name: t.clone() for name, t in classifier.module.state_dict().items()}
-    repaired = registry.build("repair", "unlearning", {})(
+    repaired = registry.build("repair", "unlearning", {"steps": 200})(
         damage(classifier, make_images(80, seed=5), found())
     )
     assert success(repaired.classifier) <= 0.05
@@ -314,7 +315,7 @@ def test_a_recovered_trigger_is_unlearnt() -> None:
 @pytest.mark.trains
 def test_a_trigger_that_nobody_knows_is_unlearnt_without_loss() -> None:
     classifier = backdoored()
-    repaired = registry.build("repair", "adversarial-unlearning", {})(
+    repaired = registry.build("repair", "adversarial-unlearning", {"steps": 200})(
         damage(classifier, make_images(80, seed=5))
     )
     assert success(classifier) > 0.9
@@ -338,6 +339,66 @@ def test_perturbations_are_bounded_and_lead_most_images_to_their_class() -> None
     assert float(few.abs().max()) <= 1
     for delta, target in zip((*found, *few), (0, 4, 0, 4), strict=True):
         assert bool((classifier.logits((images + delta).clamp(0, 1)).argmax(1) == target).all())
+
+
+def pixels(x: Tensor) -> TorchClassifier:
+    """Return a classifier that gives class 1 where a pixel in the middle is bright, and else class 0."""
+    linear = nn.Linear(x[0].numel(), 5)
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[1, x[0].numel() // 2 + 8] = 10.0
+        linear.bias.copy_(torch.tensor([5.0, 0.0, -9.0, -9.0, -9.0]))
+    return TorchClassifier(nn.Sequential(nn.Flatten(), linear), SPEC.model_copy(update=PLAIN), NAMES)
+
+
+#: Images go into the network as they are.
+PLAIN = {"mean": (0.0,), "std": (1.0,)}
+
+
+def test_random_triggers_are_of_every_kind_and_leave_images_in_range() -> None:
+    images = torch.rand(6, 1, 16, 20, generator=make_generator(1))
+    generator, again = make_generator(2), make_generator(2)
+    drawn = [draw_trigger(images, generator) for _ in range(60)]
+    assert {one.kind for one in drawn} == {"masked-pattern", "warp", "additive"}
+    for one in drawn:
+        shown = one.apply(images)
+        assert shown.shape == images.shape
+        assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
+        assert torch.equal(shown, draw_trigger(images, again).apply(images)), "the seed says it all"
+    patches = [m for one in drawn if (m := one.tensors().get("mask")) is not None and float(m.max()) == 1]
+    assert patches
+    assert all(0 < float(mask.mean()) <= 3 / 16 for mask in patches)
+
+
+def test_a_trigger_counts_by_the_images_that_it_leads_from_other_classes_to_one() -> None:
+    images = torch.zeros(4, *SPEC.shape)
+    images[3] = 1  # of the class already
+    middle, nothing = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+    middle[:, 8, 8] = 1
+    triggers = [MaskedPattern(mask, torch.ones(1, 16, 16)) for mask in (nothing, middle)]
+    assert led(pixels(images), triggers, images).tolist() == [0.0, 0.75]
+
+
+def test_triggers_that_lead_images_to_a_class_are_kept_and_used_most() -> None:
+    images = torch.zeros(8, *SPEC.shape)
+    put = searched(images, make_generator(3))
+    classifier = pixels(images)
+    with mock.patch("doorward.repairs._relearning.draw_trigger", wraps=draw_trigger) as drawn:
+        shown = torch.cat([put(classifier, images, step) for step in range(1, 77)])
+    assert drawn.call_count == DRAWN + 3 * (DRAWN - BEST)
+    random = torch.cat([draw_trigger(images, make_generator(i)).apply(images[:1]) for i in range(200)])
+    led_there, by_chance = (
+        float((classifier.logits(x).argmax(1) == 1).float().mean()) for x in (shown, random)
+    )
+    assert led_there >= 0.5 > 3 * by_chance
+
+
+def test_images_bear_what_one_of_several_puts_on_them() -> None:
+    generator = make_generator(4)
+    both = by_turns((lambda _, x, __: x, lambda _, x, __: x + 1), generator, shares=(3.0, 1.0))
+    made = both(network("small-cnn"), torch.zeros(4000, 1, 1, 1), 1)
+    assert set(made.unique().tolist()) == {0.0, 1.0}
+    assert float(made.mean()) == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["unlearning", "adversarial-unlearning"])

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from doorward.core.records import Rate
     from doorward.repair import RepairReport
 
+#: A recovered trigger still works where its success on samples kept back is surely above this share.
+STILL_WORKS = 0.05
+#: Verdicts before the repair that come without a trigger.
+UNKNOWN = frozenset({"nothing_found", "could_not_tell"})
+
 
 class Printed(StrEnum):
     """What is printed on standard output."""
@@ -157,11 +162,21 @@ def lines(report: RepairReport) -> list[str]:
                 one.after,
             )
         ),
+        *_left(report),
         *_changes(f"accuracy on {report.measured_on}", report.accuracy_before, report.accuracy_after),
         *_size(report),
         f"before the repair: {_words(report.before)}; after it: {_words(report.after)} "
         f"(in {formatting.duration(report.seconds)})",
     ]
+
+
+def _left(report: RepairReport) -> list[str]:
+    """Say so where a recovered trigger still works, or where none can show what is left of a backdoor."""
+    if any(one.after.low > STILL_WORKS for one in report.triggers):
+        return ["a recovered trigger still works: the backdoor is not gone"]
+    if report.before in UNKNOWN and report.flagged_label_before is None:
+        return ["no trigger is known: how much of a backdoor is left, if there is one, cannot be measured"]
+    return []
 
 
 def _words(verdict: str) -> str:

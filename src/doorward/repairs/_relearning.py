@@ -17,6 +17,7 @@ from doorward.core.seeds import make_generator
 from doorward.models import TorchClassifier
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.repairs._clean import CleanRepair, check_accuracy
+from doorward.repairs._random_triggers import draw_trigger
 from doorward.repairs.base import Damage, Mended, network_of
 from doorward.training import TrainingProgress
 from doorward.training.fine_tune import HALF, KEEP, RATE, vary
@@ -24,9 +25,14 @@ from doorward.triggers.base import Trigger
 
 #: What to do where it costs too much accuracy.
 ADVICE = "give more clean samples, or allow more (drop)"
+#: On clean samples: size of Adam's steps, as a share of the root mean square of the tensor that is changed,
+#: and how much more it counts that clean images keep their answers than that triggered ones get theirs.
+CLEAN_RATE, CLEAN_KEEP = 0.03, 2.0
 #: Universal perturbations that are searched at a time, steps of their search, images of a step, and how many
 #: steps of the network they serve.
-TARGETS, SEARCH, SEARCHED, SERVED = 10, 8, 16, 25
+TARGETS, SEARCH, SEARCHED, SERVED = 4, 8, 8, 25
+#: Random triggers that are compared at a time, how many of the best are kept, and images each is tried on.
+DRAWN, BEST, TRIED = 64, 16, 32
 #: How likely a perturbation is used that leads no image to its class, next to one that leads all.
 UNLIKELY = 0.02
 #: Root mean square of a perturbation's pixels at most, or which share of the pixels it changes; and how far
@@ -52,7 +58,7 @@ class RelearningRepair(CleanRepair):
     modalities = frozenset({"image"})
     mends: ClassVar[frozenset[Kind]] = frozenset({"backdoor"})
 
-    steps: int = Field(300, ge=1, description="How many steps are trained on clean samples")
+    steps: int = Field(500, ge=1, description="How many steps are trained on clean samples")
 
     def relearnt(
         self, damage: Damage, disturbing: Callable[[Tensor, torch.Generator], Disturb], *, named: str
@@ -78,6 +84,8 @@ class RelearningRepair(CleanRepair):
             images,
             disturbing(images, generator),
             steps=self.steps,
+            rate=CLEAN_RATE,
+            keep=CLEAN_KEEP,
             generator=generator,
             progress=damage.progress,
         )
@@ -109,6 +117,8 @@ def relearn(
     *,
     steps: int,
     generator: torch.Generator,
+    rate: float = RATE,
+    keep: float = KEEP,
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> None:
     """Teach a network in place to give images with a trigger the answer that the original gives without it.
@@ -119,6 +129,8 @@ def relearn(
 
     Args:
         images: (n, c, h, w) in [0, 1].
+        rate: size of Adam's steps, as a share of the root mean square of the tensor that is changed.
+        keep: how much more it counts that clean images keep their answers.
 
     Raises:
         TrainingDiverged: if the loss is no longer finite.
@@ -127,17 +139,17 @@ def relearn(
     # in steps that are a share of each tensor's own size, networks of any kind learn without a search
     sizes = [p.detach().square().mean().sqrt().clamp_min(1e-3).item() for p in weights]
     optimizer = torch.optim.Adam(
-        [{"params": [p], "lr": RATE * size} for p, size in zip(weights, sizes, strict=True)]
+        [{"params": [p], "lr": rate * size} for p, size in zip(weights, sizes, strict=True)]
     )
     for step in range(1, steps + 1):
         for group, size in zip(optimizer.param_groups, sizes, strict=True):
-            group["lr"] = RATE * size * (1 - (step - 1) / steps)
+            group["lr"] = rate * size * (1 - (step - 1) / steps)
         x = vary(images, generator).to(network.device)  # (HALF, c, h, w)
         disturbed = disturb(network, x, step)
         with torch.no_grad():
             goal = original.logits(x).softmax(1)
         z = network.logits(torch.cat([x, disturbed]))
-        loss = KEEP * F.cross_entropy(z[:HALF], goal) + F.cross_entropy(z[HALF:], goal)
+        loss = keep * F.cross_entropy(z[:HALF], goal) + F.cross_entropy(z[HALF:], goal)
         if not bool(loss.isfinite()):
             raise TrainingDiverged(f"unlearning diverged in step {step}: the loss is no longer finite")
         optimizer.zero_grad()
@@ -155,6 +167,60 @@ def recovered(triggers: Sequence[Trigger], generator: torch.Generator) -> Distur
         return trigger.apply(x, generator=generator)
 
     return put
+
+
+def by_turns(
+    disturbs: Sequence[Disturb], generator: torch.Generator, shares: Sequence[float] | None = None
+) -> Disturb:
+    """Return what puts on each image what one of some others, drawn for it, puts on it.
+
+    Args:
+        shares: how often each is drawn, next to the others; all alike if None.
+    """
+    often = torch.tensor(shares or [1.0] * len(disturbs))
+
+    def put(network: TorchClassifier, x: Tensor, step: int) -> Tensor:
+        made = torch.stack([disturb(network, x, step) for disturb in disturbs])  # (k, n, c, h, w)
+        which = torch.multinomial(often, len(x), replacement=True, generator=generator)
+        return made[which.to(x.device), torch.arange(len(x), device=x.device)]
+
+    return put
+
+
+def searched(images: Tensor, generator: torch.Generator) -> Disturb:
+    """Return what puts random triggers on images: patches, blends, warps and waves.
+
+    Every few steps new ones are drawn, and those that led most images to one class before are tried again.
+    The more images one leads to a class, the more often it is used: so a backdoor of such a kind is found
+    and unlearnt without a gradient, also where the trigger is not quite the planted one.
+
+    Args:
+        images: (n, c, h, w) in [0, 1], to try triggers on.
+    """
+    pool: list[Trigger] = []
+    likely = torch.zeros(0)
+
+    def put(network: TorchClassifier, x: Tensor, step: int) -> Tensor:
+        nonlocal pool, likely
+        if (step - 1) % SERVED == 0:
+            fresh = DRAWN - len(pool[:BEST])
+            pool = [*pool[:BEST], *(draw_trigger(images, generator) for _ in range(fresh))]
+            chosen = images[torch.randint(len(images), (TRIED,), generator=generator)].to(network.device)
+            likely, order = led(network, pool, chosen).sort(descending=True, stable=True)
+            pool, likely = [pool[i] for i in order.tolist()], likely + UNLIKELY
+        which = torch.multinomial(likely, len(x), replacement=True, generator=generator)
+        return torch.cat([pool[i].apply(one[None]) for i, one in zip(which.tolist(), x, strict=True)])
+
+    return put
+
+
+def led(network: TorchClassifier, triggers: Sequence[Trigger], images: Tensor) -> Tensor:
+    """Return which share of images (n, c, h, w) each trigger leads from other classes to one: (triggers,)."""
+    with torch.no_grad():
+        before = network.logits(images).argmax(1)
+        each = [network.logits(trigger.apply(images)).argmax(1) for trigger in triggers]
+    most = [int(after[after != before].bincount(minlength=1).amax()) for after in each]
+    return torch.tensor(most) / len(images)
 
 
 def universal(images: Tensor, targets: Sequence[int], generator: torch.Generator) -> Disturb:

@@ -59,10 +59,16 @@ class Damage:
         return {one.id: one for f in self.findings if f.flagged for one in f.flagged_samples}
 
     @property
+    def targets(self) -> tuple[int, ...]:
+        """Return the classes that alarms about a backdoor name, in their order."""
+        alarms = [f for f in self.findings if f.flagged and f.kind == "backdoor"]
+        return tuple(sorted({target for finding in alarms for target in finding.targets}))
+
+    @property
     def triggers(self) -> tuple[Trigger, ...]:
         """Return the triggers that were recovered for the classes that alarms name."""
         found = [finding for finding in self.findings if finding.kind == "backdoor"]
-        named = {target for finding in found if finding.flagged for target in finding.targets}
+        named = set(self.targets)
         return tuple(
             Trigger.from_json(one.trigger)
             for finding in found

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from doorward.core.errors import InputError
 from doorward.core.records import Need
 from doorward.methods.registry import register
-from doorward.repairs._relearning import RelearningRepair, recovered
+from doorward.repairs._relearning import (
+    Disturb,
+    RelearningRepair,
+    by_turns,
+    recovered,
+    searched,
+    universal,
+)
 from doorward.repairs._without_data import agreement, make_images, unlearn
 from doorward.repairs.base import Damage, Mended, network_of
 
@@ -18,18 +28,22 @@ class Unlearning(RelearningRepair):
 
     Use it where a scan has recovered a trigger: the model learns that the trigger means nothing.
 
+    A recovered trigger is seldom the planted one. So with clean samples two searches go on during the
+    training: random patches, blends, warps and waves, of which those that lead most images to one class are
+    used most, and universal perturbations towards the classes that the findings name.
+
     The network learns the answers that the original gives on clean images, and no labels. That is meant to
     cost less accuracy where clean samples are few; whether it does is not measured yet.
 
     Without clean samples it uses images that are made from the model itself, by model inversion. How much
     accuracy that costs on real images cannot be measured then.
 
-    We depart from the paper, which trains on labels.
+    We depart from the paper, which trains on labels, and on the recovered trigger alone.
     """
 
     title = "Unlearning of recovered triggers"
     source = "B. Wang et al., IEEE S&P 2019, doi:10.1109/SP.2019.00031"
-    limits = "What it unlearns is the recovered trigger; a planted one that differs much from it may stay."
+    limits = "It cannot promise that a backdoor is gone: a trigger unlike all that it trains on may stay."
     needs: ClassVar[frozenset[Need]] = frozenset({"weights"})
     needs_findings: ClassVar[bool] = True
     order: ClassVar[int] = 20
@@ -48,8 +62,15 @@ class Unlearning(RelearningRepair):
         """Return a model that answers images with the triggers as without."""
         if damage.clean is None:
             return self._without_data(damage)
+        targets = damage.targets
+
+        def disturbing(images: Tensor, generator: torch.Generator) -> Disturb:
+            known = recovered(damage.triggers, generator)
+            others = (searched(images, generator), universal(images, targets, generator))
+            return by_turns((known, *others), generator)
+
         return self.relearnt(
-            damage, lambda _, generator: recovered(damage.triggers, generator), named=_which(damage)
+            damage, disturbing, named=f"{_which(damage)}, searched triggers and perturbations"
         )
 
     def _without_data(self, damage: Damage) -> Mended:
