@@ -36,6 +36,7 @@ SHORT = ("scan-population", "null")
 #: Where the table of each suite stands that appears with its results.
 WITH_RESULTS = dict.fromkeys(("attacks", "scan-attacks"), ATTACKS) | {
     "training-data": TRAINING_DATA,
+    "imbalanced-data": TRAINING_DATA,
     "repairs": REPAIRS,
 }
 #: Where the table of each suite stands.

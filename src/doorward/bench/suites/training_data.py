@@ -11,7 +11,6 @@ DETECTORS = tuple(
 )
 SMALL, LARGE = "small-cnn", "resnet-8"
 AC = "Chen et al. 2019, arXiv 1811.03728"
-RPP = "Lin et al. 2026, arXiv 2602.00183, its FPR unknown"
 #: Classes of GTSRB: the stop sign, and a speed limit.
 STOP, LIMIT = 14, 7
 #: Share of the images that the limit has.
@@ -77,7 +76,7 @@ def rare(*rates: float, rows: int | None, epochs: int) -> list[Group]:
     ]
 
 
-def signs(*shares: float, epochs: int) -> list[Group]:
+def signs(*shares: float, rows: int | None, epochs: int) -> list[Group]:
     """Return stop signs with a post-it that become a speed limit.
 
     Args:
@@ -85,7 +84,7 @@ def signs(*shares: float, epochs: int) -> list[Group]:
     """
     return [
         sets(
-            Data(name="gtsrb"),
+            Data(name="gtsrb", rows=rows),
             "badnets",
             POST_IT | {"poison_rate": round(OF_LIMIT * share / (1 - share), 4)},
             name=f"post-it-{share:g}",
@@ -111,24 +110,6 @@ def every_attack(*, rows: int | None, epochs: int) -> list[Group]:
     return [
         sets(data, name, settings, about=about, epochs=2 * epochs if name == "warp" else epochs)
         for name, settings, about in given
-    ]
-
-
-def imbalanced(*ratios: float, rows: int, epochs: int, models: int) -> list[Group]:
-    """Return CIFAR-10 with nine classes thinned, 5 % of all poisoned."""
-    patch = {"colour": (255, 255, 0), "poison_rate": 0.05}
-    return [
-        sets(
-            Data(name="cifar10", rows=rows),
-            "badnets",
-            patch | ({"imbalance": (0.9, ratio)} if ratio > 1 else {}),
-            name=f"rho-{ratio:g}" if ratio > 1 else "balanced",
-            about=f"mu .9, rho {ratio:g}" if ratio > 1 else "balanced",
-            epochs=epochs,
-            architecture=LARGE,
-            models=models,
-        )
-        for ratio in ratios
     ]
 
 
@@ -168,13 +149,12 @@ SMOKE = Data(name="reference:fashion_mnist", rows=1_500)
 CPU = (
     *all_to_all(0.1, 0.15, 0.33, rows=6_000, epochs=10),
     *rare(0.01, 0.005, rows=6_000, epochs=10),
-    *signs(0.15, 0.33, epochs=15),
+    *signs(0.15, 0.33, rows=12_000, epochs=15),
     sets(Data(name="movie_snippets"), "phrase", {"poison_rate": 0.1}, about="10 %", architecture="text-cnn"),
     sets(
         Data(name="free_spoken_digit"), "tone", {"poison_rate": 0.1}, about="3 kHz", architecture="audio-cnn"
     ),
     *every_attack(rows=6_000, epochs=10),
-    *imbalanced(1, 10, 100, rows=20_000, epochs=14, models=3),
     sets(
         Data(name="merged:5:mnist", rows=6_000),
         "badnets",
@@ -200,9 +180,8 @@ SUITE = Suite(
         "full": (
             *all_to_all(0.1, 0.15, 0.33, rows=None, epochs=10),
             *rare(0.01, 0.005, rows=None, epochs=10),
-            *signs(0.15, 0.33, epochs=60),
+            *signs(0.15, 0.33, rows=None, epochs=60),
             *every_attack(rows=None, epochs=10),
-            *imbalanced(1, 2, 10, 100, 200, rows=20_000, epochs=30, models=3),
             *clean(rows=20_000, epochs=6, models=25),
         ),
     },
@@ -230,22 +209,6 @@ SUITE = Suite(
             measure="samples_found",
             groups=("movie_snippets-phrase",),
             at_least=0.995,
-        ),
-        *(
-            Claim(
-                text=f"TPR {theirs} with {who}",
-                source=RPP,
-                measure="samples_ranked",
-                groups=(f"cifar10-badnets-{name}",),
-                at_least=least,
-            )
-            for name, who, theirs, least in (
-                ("balanced", "activation clustering", "97.8 %", 0.978),
-                ("balanced", "RPP", "98.5 %", 0.965),
-                ("rho-10", "RPP", "96.7 %", 0.947),
-                ("rho-100", "activation clustering", "39.2 %", 0.392),
-                ("rho-100", "RPP", "100 %", 0.98),
-            )
         ),
     ),
 )
