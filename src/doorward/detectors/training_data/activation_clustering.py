@@ -64,6 +64,7 @@ class Cluster:
             other one's. That is the smaller one of the split unless something is known.
         persistent: (n,) the same for the samples in which the model keeps to the class whatever is laid over
             them; None where these are no heap of their own.
+        laid_over: whether other samples were laid over those of the class.
         told_apart: whether persistence says which of the two clusters of the split is the suspect one.
         verdicts: what a model trained without the suspect samples takes them for.
         usual: share of other samples of the class, kept out of that training as well, that it takes for other
@@ -77,6 +78,7 @@ class Cluster:
     split: Split
     margin: Floats
     persistent: Floats | None = None
+    laid_over: bool = False
     told_apart: bool = False
     verdicts: Reclassified | None = None
     usual: float = 0.0
@@ -107,7 +109,13 @@ class Cluster:
         return float((self.verdicts.taken_for != self.label).mean())
 
     def suspicion(self) -> float:
-        """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2."""
+        """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2.
+
+        Where nothing can be laid over samples, there is no such witness. There the excess counts among those
+        that do not leave anyway.
+        """
+        if not self.laid_over:
+            return self.excess() / (1 - self.usual) if self.usual < 1 else 0.0
         return self.excess() * (2 if self.told_apart or self.persistent is not None else 1)
 
     def excess(self) -> float:
@@ -303,6 +311,7 @@ class ActivationClustering(TrainingDataDetector):
             overlays = to_tensor(subject.train.select(laid), subject.classifier.spec)
             known = (subject.classifier, subject.train, one.label)
             values = np.empty(len(one.rows))
+            one.laid_over = True
             some = persistent.drawn(one.inside, len(clusters), rng)
             values[some] = persistent.persistence(*known, one.rows[some], overlays, deadline)
             inside = one.inside[some]
@@ -346,7 +355,7 @@ class ActivationClustering(TrainingDataDetector):
         for own in left:
             if own.told_apart or own.persistent is not None:
                 continue
-            other = Cluster(own.label, own.rows, own.split, -own.margin)
+            other = Cluster(own.label, own.rows, own.split, -own.margin, laid_over=own.laid_over)
             known = grouped.copy()  # what else is suspect teaches nothing here either
             for one in left:
                 if one is not own:
