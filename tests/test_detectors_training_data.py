@@ -13,10 +13,12 @@ from torch import nn
 
 import poisoned_sets
 from doorward.core.budget import Deadline
+from doorward.core.errors import CouldNotTell
 from doorward.core.records import Measurement
 from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples
 from doorward.detectors.base import Detector
+from doorward.detectors.training_data import _persistence as persistent
 from doorward.detectors.training_data._learned import BATCH, learned
 from doorward.detectors.training_data._noise import NOISE
 from doorward.detectors.training_data.noise_response import conformal_p
@@ -86,6 +88,26 @@ def test_poison_may_be_most_of_a_class() -> None:
     seen = build("activation-clustering")(case.subject, seed=shifted(0))
     assert frozenset(seen.suspects[0]) == case.ids
     assert seen.score == seen.per_class[0]
+
+
+@pytest.mark.trains
+def test_too_little_time_to_lay_samples_over_others_is_said_and_the_rest_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = images(300, 0.2, seed=shifted(0))
+    allowed: list[float | None] = []
+
+    def late(*given: Any) -> Any:
+        allowed.append(given[-1].seconds)
+        raise CouldNotTell("laying other samples over 200 training samples would take 9 hours more")
+
+    monkeypatch.setattr(persistent, "persistence", late)
+    seen = build("activation-clustering")(case.subject, seed=shifted(0), deadline=Deadline(600))
+    assert "would take 9 hours" in seen.summary
+    assert seen.reason is None
+    assert frozenset(seen.suspects[0]) == case.ids
+    assert allowed[0] is not None
+    assert 200 < allowed[0] <= 300, "half of what is left"
 
 
 @pytest.mark.trains

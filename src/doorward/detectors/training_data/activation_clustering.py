@@ -64,7 +64,7 @@ class Cluster:
             other one's. That is the smaller one of the split unless something is known.
         persistent: (n,) the same for the samples in which the model keeps to the class whatever is laid over
             them; None where these are no heap of their own.
-        laid_over: whether other samples were laid over those of the class.
+        laid_over: whether other samples are laid over those of the class, as far as the time suffices.
         told_apart: whether persistence says which of the two clusters of the split is the suspect one.
         verdicts: what a model trained without the suspect samples takes them for.
         usual: share of other samples of the class, kept out of that training as well, that it takes for other
@@ -260,15 +260,19 @@ class ActivationClustering(TrainingDataDetector):
             for (c, own), split in zip(rows.items(), splits, strict=True)
         ]
         seed = int(torch.randint(1 << 31, (), generator=generator))
+        short = None
         if self.rule == "combined" and subject.classifier.spec.modality in persistent.MODALITIES:
-            self._lay_over(clusters, subject, seen, deadline, derive_seed(seed, "overlays"))
+            try:
+                self._lay_over(clusters, subject, seen, deadline, derive_seed(seed, "overlays"))
+            except CouldNotTell as error:
+                short = str(error)
         asked = self._candidates(clusters)
         if asked:
             self._reclassify(asked, subject, grouped, deadline, seed)
         scores = {one.label: self._score(one) for one in clusters}
         ids = subject.train.ids
         return self.measurement(
-            summary=_summary(asked, scores, classes),
+            summary="; ".join(filter(None, (_summary(asked, scores, classes), short))),
             score=max(scores.values()),
             per_class={c: scores.get(c) for c in range(len(classes))},
             unknown_classes=few,
@@ -299,9 +303,19 @@ class ActivationClustering(TrainingDataDetector):
     def _lay_over(
         self, clusters: list[Cluster], subject: Subject, seen: Learned, deadline: Deadline, seed: int
     ) -> None:
-        """Find the samples in which the model keeps to the class when others are laid over them."""
+        """Find the samples in which the model keeps to the class when others are laid over them.
+
+        It takes half of the time that is left at most.
+
+        Raises:
+            CouldNotTell: if that is too little; what was found until then stays.
+        """
         assert subject.classifier is not None
         assert subject.train is not None
+        half = Deadline(None if deadline.seconds is None else deadline.left() / 2)
+        half.on_progress = deadline.on_progress
+        for one in clusters:
+            one.laid_over = True
         for one in clusters:
             others = np.flatnonzero(seen.agrees & (seen.labels != one.label))
             if len(others) < persistent.OVERLAYS:
@@ -311,9 +325,8 @@ class ActivationClustering(TrainingDataDetector):
             overlays = to_tensor(subject.train.select(laid), subject.classifier.spec)
             known = (subject.classifier, subject.train, one.label)
             values = np.empty(len(one.rows))
-            one.laid_over = True
             some = persistent.drawn(one.inside, len(clusters), rng)
-            values[some] = persistent.persistence(*known, one.rows[some], overlays, deadline)
+            values[some] = persistent.persistence(*known, one.rows[some], overlays, half)
             inside = one.inside[some]
             suspect, other = float(values[some][inside].mean()), float(values[some][~inside].mean())
             if (
@@ -324,7 +337,7 @@ class ActivationClustering(TrainingDataDetector):
                 one.margin = one.margin if suspect > other else -one.margin
             elif persistent.cut(values[some]).persistent:
                 rest = np.setdiff1d(np.arange(len(one.rows)), some)
-                values[rest] = persistent.persistence(*known, one.rows[rest], overlays, deadline)
+                values[rest] = persistent.persistence(*known, one.rows[rest], overlays, half)
                 heaps = persistent.cut(values)
                 one.persistent = heaps.margin(values) if heaps.persistent else None
 
