@@ -84,6 +84,17 @@ def test_the_raw_baseline_clusters_pixels() -> None:
     assert raw_baseline(differing, np.array([False, True]), 0) == {}
 
 
+def test_joined_classes_are_other_contents_than_the_files_they_come_from() -> None:
+    """Else a model of the one is taken for one of the other."""
+    whole, joined, fewer = (
+        Sources(None).contents(Data(name=f"{how}reference:fashion_mnist"))
+        for how in ("", "merged:5:", "merged:2:")
+    )
+    assert len({whole.train, joined.train, fewer.train}) == 3
+    assert len({whole.test, joined.test, fewer.test}) == 3
+    assert (whole.classes, joined.classes, fewer.classes) == (10, 5, 2)
+
+
 def test_classes_are_joined() -> None:
     assert unmerged("merged:2:glyphs-hard") == ("glyphs-hard", 2)
     samples = merged(InMemorySamples(np.zeros((4, 2, 2), np.uint8), [0, 1, 2, 3], classes="abcd"), 2)

@@ -92,9 +92,11 @@ class Sources:
             images, classes = data.rows or GENERATED, joined.classes or data.world.classes
             return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
         train, test = self.part(data, "train"), self.part(data, "test")
+        joined = unmerged(data.name).classes  # its files are the same, what is learnt from them is not
+        how = "" if joined is None else f", joined into {joined} classes"
         return Contents(
-            train=str(train.provenance.sha256),
-            test=str(test.provenance.sha256),
+            train=f"{train.provenance.sha256}{how}",
+            test=f"{test.provenance.sha256}{how}",
             images=min(data.rows or len(train), len(train)),
             shape=example_shape(train),
             classes=len(train.classes),
