@@ -92,8 +92,8 @@ class Sources:
             images, classes = data.rows or GENERATED, joined.classes or data.world.classes
             return Contents(train=made, test=made, images=images, shape=shape, classes=classes)
         train, test = self.part(data, "train"), self.part(data, "test")
-        joined = unmerged(data.name).classes  # its files are the same, what is learnt from them is not
-        how = "" if joined is None else f", joined into {joined} classes"
+        into = unmerged(data.name).classes  # its files are the same, what is learnt from them is not
+        how = "" if into is None else f", joined into {into} classes"
         return Contents(
             train=f"{train.provenance.sha256}{how}",
             test=f"{test.provenance.sha256}{how}",
