@@ -117,7 +117,10 @@ def take_images(kind: str, folder: Path) -> Path:
 
     place = folder / f"images-{kind}"
     if not place.is_dir():
-        data = open_samples(str(Path(os.environ["DOORWARD_DATA"]) / TAKEN[kind]), split="test")
+        root = os.environ.get("DOORWARD_DATA")
+        if root is None:
+            raise SystemExit(f"DOORWARD_DATA has to name the folder of {TAKEN[kind]}, for images of {kind}")
+        data = open_samples(str(Path(root) / TAKEN[kind]), split="test")
         place.mkdir(parents=True)
         for i, raw in enumerate(data.draw(MOST, np.random.default_rng(0)).raw(range(min(MOST, len(data))))):
             Image.fromarray(raw.squeeze()).convert("RGB").save(place / f"{i}.png")

@@ -194,7 +194,7 @@ class ActivationClustering(TrainingDataDetector):
     clustered, so that wrong labels which it has not learnt do not count. Only classes that split clearly
     are asked about, at once, with one network trained from scratch. What counts is how many more of the
     cluster surely leave the class than of other samples that the network has not seen either, since a
-    weak one mistakes many.
+    weak one mistakes many; and they count the less, the less sure it is of what it takes them for.
 
     Poison may be most of a class, and a cluster may hold a part of it alone. So other samples are laid over
     those of each class: a trigger outlasts them, and what the model sees in ordinary samples does not. The
