@@ -7,9 +7,10 @@ import copy
 import importlib.util
 import io
 import logging
+import math
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from doorward.core.errors import CouldNotTell, InputError, MissingExtra
 from doorward.models import InputSpec, LoadOptions, TorchClassifier, open_classifier
 from doorward.models.formats.loading import artifact_digest
-from doorward.models.formats.onnx.graph import PLANS
+from doorward.models.formats.onnx.graph import PLANS, OnnxGraph
 from doorward.models.formats.onnx.loader import OnnxRuntimeClassifier, inspect_onnx, load_onnx
 from doorward.models.formats.onnx.operators import OPERATORS
 
@@ -248,8 +250,16 @@ def tiny(n: int = 5) -> Tensor:
 
 
 def runtime(path: Path, x: np.ndarray, output: int = 0) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()  # joined nodes of 8-bit numbers differ by processor
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[output]
+
+
+def evaluated(path: Path, x: np.ndarray) -> np.ndarray:
+    """Return what ONNX's own evaluator computes; onnxruntime's 8-bit products differ by processor."""
+    evaluator = ReferenceEvaluator(str(path))
+    return evaluator.run(None, {evaluator.input_names[0]: x})[0]
 
 
 # --- torch graphs ------------------------------------------------------------------------------------------
@@ -585,8 +595,7 @@ def test_quantised_model_keeps_its_gradient(tmp_path: Path) -> None:
     assert (x.grad != 0).float().mean() > 0.9
 
 
-def test_model_that_scales_by_each_image_goes_image_by_image(tmp_path: Path) -> None:
-    """Dynamic quantisation takes its range from all images at hand; those of a batch must not mix."""
+def dynamically_quantised(folder: Path) -> Path:
     noise = np.random.default_rng(6)
     tensors = {"k": noise.integers(-99, 99, (48, 3)).astype(np.int8), "scale": np.array(0.01, np.float32)}
     nodes = [
@@ -597,13 +606,67 @@ def test_model_that_scales_by_each_image_goes_image_by_image(tmp_path: Path) -> 
         helper.make_node("Mul", ["s", "scale"], ["both"]),
         helper.make_node("Mul", ["f", "both"], ["y"]),
     ]
-    path = save(model(nodes, tensors), tmp_path / "m.onnx")
+    return save(model(nodes, tensors), folder / "m.onnx")
+
+
+def statically_quantised(folder: Path) -> Path:
+    """Return a graph in onnxruntime's own format of 8-bit numbers."""
+    noise = np.random.default_rng(6)
+    tensors = {
+        "k": noise.integers(-99, 99, (4, 3, 3, 3)).astype(np.int8),
+        "w": noise.integers(-99, 99, (64, 3)).astype(np.int8),
+        "ws": np.array(0.01, np.float32),
+        "s": np.array(1 / 255, np.float32),
+        "cs": np.array(0.02, np.float32),
+        "ys": np.array(0.1, np.float32),
+        "z": np.array(0, np.uint8),
+        "wz": np.array(0, np.int8),
+        "yz": np.array(128, np.uint8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node(
+            "QLinearConv", ["q", "s", "z", "k", "ws", "wz", "cs", "z"], ["c"], pads=[1, 1, 1, 1]
+        ),
+        helper.make_node("Flatten", ["c"], ["flat"]),
+        helper.make_node("QLinearMatMul", ["flat", "cs", "z", "w", "ws", "wz", "ys", "yz"], ["whole"]),
+        helper.make_node("DequantizeLinear", ["whole", "ys", "yz"], ["y"]),
+    ]
+    return save(model(nodes, tensors), folder / "m.onnx")
+
+
+def test_model_that_scales_by_each_image_goes_image_by_image(tmp_path: Path) -> None:
+    """Dynamic quantisation takes its range from all images at hand; those of a batch must not mix."""
+    path = dynamically_quantised(tmp_path)
     classifier = load_onnx(path, TINY)
     assert isinstance(classifier, TorchClassifier)
     assert classifier.batch == 1
     x = tiny() * torch.tensor([0.1, 1, 0.3, 0, 0.5]).view(5, 1, 1, 1)
-    one = np.concatenate([runtime(path, image[None].numpy()) for image in x])
+    one = np.concatenate([evaluated(path, image[None].numpy()) for image in x])
     np.testing.assert_allclose(classifier.logits(x), one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.86, math.nan])
+@pytest.mark.parametrize("quantised", [dynamically_quantised, statically_quantised])
+def test_a_processor_on_which_onnxruntime_saturates_costs_no_gradients(
+    quantised: Callable[[Path], Path], factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = quantised(tmp_path)
+    honest = OnnxRuntimeClassifier.outputs
+    monkeypatch.setattr(OnnxRuntimeClassifier, "outputs", lambda *words: honest(*words) * factor)
+    classifier = load_onnx(path, TINY)
+    assert isinstance(classifier, TorchClassifier)
+    assert "onnxruntime on this processor is" in classifier.notes[0]
+
+
+def test_a_graph_that_its_own_evaluator_contradicts_runs_in_onnxruntime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = dynamically_quantised(tmp_path)
+    monkeypatch.setattr(OnnxGraph, "forward", lambda _, x: x.flatten(1)[:, :3])
+    classifier = load_onnx(path, TINY)
+    assert isinstance(classifier, OnnxRuntimeClassifier)
+    assert "off those of onnxruntime" in str(classifier.limitation)
 
 
 # --- what has no torch form --------------------------------------------------------------------------------

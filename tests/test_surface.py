@@ -7,11 +7,7 @@ import doctest
 import importlib
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -23,11 +19,11 @@ from PIL import Image
 import docs_pages
 import doorward
 import file_scanners
+from documents import ROOT, Block, marked_blocks, run_block
 from doorward.methods import registry
 from doorward.methods.base import Method
 from doorward.methods.registry import MethodKind
 
-ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 FILES = {
     ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): file
@@ -234,83 +230,15 @@ def test_the_table_of_file_scanners_is_what_was_measured() -> None:
 # Documents that are tests: a block after <!-- test --> runs as written
 
 
-@dataclass(frozen=True)
-class Block:
-    """One marked code block: its language, its text, and the exit code its last command shall have."""
-
-    language: str
-    code: str
-    exit_code: int
-    line: int
-
-
-MARKED = re.compile(
-    r"^<!-- test(?:: exit (?P<exit>\d+))? -->\n+```(?P<language>\w+)\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-def marked_blocks(text: str) -> list[Block]:
-    """Return the blocks of a Markdown text that are to be run."""
-    return [
-        Block(m["language"], m["code"], int(m["exit"] or 0), text.count("\n", 0, m.start("code")) + 1)
-        for m in MARKED.finditer(text)
-    ]
-
-
-def shell_steps(code: str) -> list[tuple[str, str]]:
-    """Return the commands of a console block, each with the output that is shown for it."""
-    steps: list[tuple[str, str]] = []
-    for line in code.splitlines():
-        if line.startswith("$ "):
-            steps.append((line[2:], ""))
-        elif steps and steps[-1][0].endswith("\\"):
-            steps[-1] = (f"{steps[-1][0]}\n{line}", "")
-        elif steps:
-            steps[-1] = (steps[-1][0], f"{steps[-1][1]}{line}\n")
-    return steps
-
-
-def run_block(block: Block, folder: Path) -> None:
-    """Run one block in a folder as a user would, and compare exit code and shown output.
-
-    In shown output `...` stands for anything, and runs of blanks are alike.
-    """
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "COLUMNS": "120",
-        "OMP_NUM_THREADS": "1",
-    }
-    if block.language == "python":
-        steps = [([sys.executable, "-c", block.code], "")]
-    else:
-        assert block.language == "console", f"line {block.line}: only console and python blocks can be run"
-        steps = [(["bash", "-c", command], shown) for command, shown in shell_steps(block.code)]
-    assert steps, f"line {block.line}: a console block shows its commands after '$ '"
-    for number, (command, shown) in enumerate(steps, start=1):
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        expected = block.exit_code if number == len(steps) else 0
-        told = f"line {block.line}, {command[-1]!r}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert done.returncode == expected, told
-        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        assert not shown or doctest.OutputChecker().check_output(shown, done.stdout, flags), told
-
-
-WITH_BLOCKS = [file for file in DOCUMENTS if "<!-- test" in file.read_text(encoding="utf-8")]
-
-
-def test_the_readme_marks_its_commands() -> None:
-    assert ROOT / "README.md" in WITH_BLOCKS, "put <!-- test --> before the blocks to be run"
+# (those of the README run in test_cli_demo.py, which looks at what they leave)
+WITH_BLOCKS = [
+    file for file in DOCUMENTS if file.name != "README.md" and "<!-- test" in file.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda file: file.name)
 def test_marked_blocks_run_as_written(document: Path, tmp_path: Path) -> None:
-    text = document.read_text(encoding="utf-8")
-    blocks = marked_blocks(text)
-    assert len(blocks) == text.count("<!-- test"), "a mark stands right above a console or python block"
-    for block in blocks:
+    for block in marked_blocks(document.read_text(encoding="utf-8")):
         run_block(block, tmp_path)
 
 

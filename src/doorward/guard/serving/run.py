@@ -146,7 +146,7 @@ def listen(app: FastAPI, request: ServeRequest, tell: Callable[[str], None]) -> 
 
 
 def _bound(config: uvicorn.Config) -> socket.socket:
-    """Return a socket that is bound to the address.
+    """Return a socket that listens at the address: from now on a request waits and is not refused.
 
     Raises:
         InputError: if it cannot be had.
@@ -157,6 +157,7 @@ def _bound(config: uvicorn.Config) -> socket.socket:
         own = socket.socket(family, kind, proto)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.bind(where)
+        own.listen(config.backlog)
     except OSError as error:
         raise InputError(f"cannot serve at {config.host}:{config.port}: {error.strerror or error}") from error
     return own
