@@ -91,6 +91,17 @@ def guarded(n: int = 40, path: str = "models/garments.onnx") -> tuple[GuardRepor
     return report, samples
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_a_page_never_says_nothing_found_first_where_a_trigger_still_works(works: bool) -> None:
+    trigger = TriggerRecord(
+        detector="patch-search", target=3, before=rate(97, 100), after=rate(96 if works else 2, 100)
+    )
+    markup = to_html(repaired().model_copy(update={"triggers": (trigger,)}))
+    headline = re.search("<h1.*?</h1>", markup)[0]
+    assert ("The backdoor is not gone" in headline) == works
+    assert ("Nothing found after the repair" in headline) != works
+
+
 PAGES = {
     "repair": lambda: to_html(repaired()),
     "repair, nothing done": lambda: to_html(

@@ -194,6 +194,7 @@ def test_a_backdoor_is_unlearnt_by_its_recovered_trigger(
     assert not any("not gone" in line for line in lines(report))
     unmended = report.model_copy(update={"triggers": (tried.model_copy(update={"after": tried.before}),)})
     assert "a recovered trigger still works: the backdoor is not gone" in lines(unmended)
+    assert (unmended.after, unmended.exit_code) == ("nothing_found", 1)
     assert report.accuracy_before is not None
     assert report.accuracy_after is not None
     assert report.accuracy_after.value >= report.accuracy_before.value - 0.03

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from doorward.core.records import Rate
     from doorward.repair import RepairReport
 
-#: A recovered trigger still works where its success on samples kept back is surely above this share.
-STILL_WORKS = 0.05
-#: Verdicts before the repair that come without a trigger.
-UNKNOWN = frozenset({"nothing_found", "could_not_tell"})
-
 
 class Printed(StrEnum):
     """What is printed on standard output."""
@@ -77,8 +72,8 @@ def repair(
     the model alone is unlearnt on images made from it. The original stays as it is. OUT gets the model, in
     the format of the original where that can hold it, repair.json and repair.html.
 
-    Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found, 2 usage or
-    unreadable input, 3 could not tell, 4 if training failed.
+    Exit code: 0 nothing found afterwards, or nothing to mend, 1 something is still found or a recovered
+    trigger still works, 2 usage or unreadable input, 3 could not tell, 4 if training failed.
     """
     for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
         if value == "":
@@ -172,9 +167,9 @@ def lines(report: RepairReport) -> list[str]:
 
 def _left(report: RepairReport) -> list[str]:
     """Say so where a recovered trigger still works, or where none can show what is left of a backdoor."""
-    if any(one.after.low > STILL_WORKS for one in report.triggers):
+    if report.still_works:
         return ["a recovered trigger still works: the backdoor is not gone"]
-    if report.before in UNKNOWN and report.flagged_label_before is None:
+    if report.unmeasured:
         return ["no trigger is known: how much of a backdoor is left, if there is one, cannot be measured"]
     return []
 

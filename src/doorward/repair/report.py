@@ -13,6 +13,8 @@ from doorward.repairs.base import RepairRecord
 
 #: The page on what was done, next to the model.
 PAGE = "repair.html"
+#: A recovered trigger still works where its success on samples kept back is surely above this share.
+STILL_WORKS = 0.05
 
 
 class TriggerRecord(Record):
@@ -63,9 +65,20 @@ class RepairReport(Record):
     seconds: float = 0.0
 
     @property
+    def still_works(self) -> bool:
+        """Return whether a recovered trigger still works, whatever the scan after the repair finds."""
+        return any(one.after.low > STILL_WORKS for one in self.triggers)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Return whether nothing is known by which to measure what is left of a backdoor."""
+        unknown = self.before in ("nothing_found", "could_not_tell")
+        return unknown and not self.triggers and self.flagged_label_before is None
+
+    @property
     def exit_code(self) -> int:
         """Return 0 if nothing is found after the repair, 1 if something still is, 3 for could not tell."""
-        return {"nothing_found": 0, "could_not_tell": 3}.get(self.after, 1)
+        return 1 if self.still_works else {"nothing_found": 0, "could_not_tell": 3}.get(self.after, 1)
 
     def _repr_html_(self) -> str:
         return framed(to_html(self))
