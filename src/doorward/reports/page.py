@@ -6,6 +6,7 @@ A page loads nothing and runs no script.
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -84,6 +85,9 @@ def figure(picture: Picture) -> Figure:
     )
 
 
+_PERCENT = re.compile(r"(?<=[<>]) (?=\d)|(?<=\d) (?=%)")
+
+
 @cache
 def template(name: str, packages: tuple[str, ...] = ()) -> Template:
     """Return a template of a package, or of the reports, whose macros and style it may use."""
@@ -112,7 +116,10 @@ def _whole_words(text: str) -> Markup:
 
 
 def _harmless(value: Any) -> Any:
-    """Pass every string that a template prints through `plain`; autoescaping follows."""
+    """Pass every string that a template prints through `plain`; autoescaping follows.
+
+    A percentage keeps its signs on its line.
+    """
     if isinstance(value, str) and not isinstance(value, Markup):
-        return formatting.plain(value, lines=True)
+        return _PERCENT.sub("\N{NO-BREAK SPACE}", formatting.plain(value, lines=True))
     return value
