@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench_examples import clean, trials
-from doorward.bench.store import Row, Store
+from doorward.bench.store import Row, Store, StoreError
 from doorward.bench.suite import MethodChoice, Trial, parts_of, work_of
 from doorward.core.errors import InputError
 
@@ -102,6 +102,24 @@ def test_what_a_detector_sees_is_found_whatever_others_are_asked(store: Store) -
     store.put(alone)
     assert store.holding(parts_of(both)["b"]) == alone
     assert store.holding("nothing") is None
+
+
+def test_what_others_left_in_the_store_loses_no_result(store: Store) -> None:
+    """Somebody may delete rows by hand; the same key can then be written again."""
+    judged = {"model": {"seed": 1}, "judging": {"detectors": [{"name": "a", "code": "c"}]}}
+    kept = row(ONE, "a", resolved=judged, result={"seen": {"measurements": [{"detector": "a"}]}})
+    assert store.put(kept)
+    with closing(sqlite3.connect(store.url.removeprefix("sqlite:///"))) as by_hand, by_hand:
+        by_hand.execute("DELETE FROM trials")
+    assert store.put(kept)
+    assert store.get("a") == kept
+
+
+def test_a_store_that_refuses_a_result_says_so(store: Store) -> None:
+    with closing(sqlite3.connect(store.url.removeprefix("sqlite:///"))) as by_hand, by_hand:
+        by_hand.execute("CREATE TRIGGER full BEFORE INSERT ON trials BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(StoreError, match="refuses a result"):
+        store.put(row(ONE, "a"))
 
 
 def test_a_store_of_an_earlier_make_is_read_and_its_work_is_named(store: Store, tmp_path: Path) -> None:

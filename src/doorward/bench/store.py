@@ -155,6 +155,7 @@ class Store:
                 if connection.scalar(sql.select(_trials.c.status).where(where)) == "done":
                     return False
                 connection.execute(sql.delete(_trials).where(where))
+                connection.execute(sql.delete(_parts).where(_parts.c.key == row.key))
                 held = row.model_dump(mode="json") | {"work": work_of(row.resolved, row.key)}
                 connection.execute(sql.insert(_trials).values(held))
                 if row.status == "done":
@@ -164,8 +165,10 @@ class Store:
                     found = [{"part": part, "key": row.key} for part in parts]
                     if found:
                         connection.execute(sql.insert(_parts), found)
-        except sql.exc.IntegrityError:  # another run has written the same just now
-            return False
+        except sql.exc.IntegrityError as error:
+            if self.get(row.key) is None:
+                raise StoreError(f"the results store {self.url} refuses a result ({_why(error)})") from error
+            return False  # another run has written the same just now
         except sql.exc.SQLAlchemyError as error:
             raise StoreError(
                 f"the results store {self.url} cannot be written to ({_why(error)}); what it holds is "
