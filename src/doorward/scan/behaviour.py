@@ -40,7 +40,7 @@ from doorward.models.preparation import prepared
 from doorward.scan.confirmation import TriedTrigger, confirm
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
-from doorward.scan.images import ImageSplit, affordable, draw_images, unmatched_note
+from doorward.scan.images import ImageSplit, affordable, draw_images, unmatched_note, with_other_classes
 from doorward.scan.plan import MEASURED
 from doorward.scan.preprocessing import TRIED, better_fit, passes
 from doorward.scan.saturation import unless_saturated
@@ -199,10 +199,13 @@ def _drawn(seen: _Seen, classifier: Classifier, samples: Samples, context: ScanC
     fitting = affordable(classifier, images, context.deadline)
     if note := unmatched_note(samples, classifier):
         seen.warnings.append(note)
-    if fitting == total:
-        return images
-    seen.left_out.append(f"{fitting} of {total} images were used, so that the scan ends in time")
-    return draw_images(classifier, samples, fitting, context.seed)
+    if fitting < total:
+        seen.left_out.append(f"{fitting} of {total} images were used, so that the scan ends in time")
+        images = draw_images(classifier, samples, fitting, context.seed)
+    images, note = with_other_classes(classifier, images, context.seed, context.deadline)
+    if note is not None:
+        seen.left_out.append(note)
+    return images
 
 
 def _without_part(finding: Finding) -> Finding:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
@@ -27,6 +29,9 @@ PASSES, SHARE = 3, 0.25
 #: Images that are used however slow the model is (half of them are to fit, of which searches want 20), and
 #: those on which its pace is measured.
 FEWEST, PACED = 40, 4
+#: Share of the images that are to be of other classes than the most common; how many images are looked
+#: through for them, how many at a time, and the share of the time after which no more are.
+OTHERS, LOOKED_THROUGH, LOOKED_AT_ONCE, LOOKING = 0.1, 1_000, 100, 0.05
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,7 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
     if samples.modality != "image":
         raise InputError(f"the model takes images, {samples.provenance.path} holds {samples.modality}")
     samples = match_labels(samples, classifier)
-    rng = np.random.default_rng(derive_seed(seed, "images"))
-    drawn = samples.draw(min(images, len(samples)), rng)
+    drawn = _draw(samples, images, seed)
     # the draw goes round the classes, so every other image leaves each class in both halves
     turns = np.arange(len(drawn))
     classes = 0 if samples.labels is None else len(np.unique(samples.labels))
@@ -68,6 +72,64 @@ def draw_images(classifier: Classifier, samples: Samples, images: int, seed: int
         turns = turns // classes
     to_fit = (turns % 2 == 0) & (np.arange(len(drawn)) < CALIBRATION_IMAGES)
     return ImageSplit(samples, drawn.select(np.flatnonzero(to_fit)), drawn.select(np.flatnonzero(~to_fit)))
+
+
+def _draw(samples: Samples, n: int, seed: int) -> Samples:
+    """Draw images; of unlabelled ones, those of a larger draw begin with those of a smaller one."""
+    return samples.draw(min(n, len(samples)), np.random.default_rng(derive_seed(seed, "images")))
+
+
+def with_other_classes(
+    classifier: Classifier, split: ImageSplit, seed: int, deadline: Deadline
+) -> tuple[ImageSplit, str | None]:
+    """Return a split in which not all images are of one class to the model, and what is to be told.
+
+    A search for a trigger starts from images outside its target. Unlabelled images may nearly all be of one
+    class, as the photos of somebody are to a filter of nudity. Further images of the set are then looked
+    through, in a small part of the time.
+
+    Args:
+        seed: that the split was drawn with.
+    """
+    fit, taken = len(split.fit), len(split.fit) + len(split.confirm)
+    if split.whole.labels is not None or not taken:
+        return split, None
+    more = _draw(split.whole, max(taken, LOOKED_THROUGH), seed)
+    begun, left, looked = deadline.spent(), deadline.left(), taken
+    try:
+        predicted = _predicted(classifier, more.select(np.arange(taken)))
+        usual = int(np.bincount(predicted).argmax())
+        others, common = np.flatnonzero(predicted != usual), np.flatnonzero(predicted == usual)
+        drawn = len(others)
+        while (
+            len(others) < OTHERS * taken and looked < len(more) and deadline.spent() - begun < LOOKING * left
+        ):
+            part = np.arange(looked, min(looked + LOOKED_AT_ONCE, len(more)))
+            others = np.append(others, part[_predicted(classifier, more.select(part)) != usual])
+            looked += len(part)
+    except InputError:  # the scan says what is wrong with the model
+        return split, None
+    name, others = classifier.classes[usual], others[: max(drawn, math.ceil(OTHERS * taken))]
+    if not len(others):
+        return split, (
+            f"the model puts all of {looked} images into class {name!r}, so that no search for a trigger of "
+            "that class has a start: give images that it puts into other classes as well"
+        )
+    if drawn >= OTHERS * taken:
+        return split, None
+    half = (len(others) + 1) // 2
+    to_fit = np.concatenate([others[:half], common[: fit - half]])
+    to_confirm = np.concatenate([others[half:], common[fit - half : taken - len(others)]])
+    return ImageSplit(split.whole, more.select(to_fit), more.select(to_confirm)), (
+        f"the model puts nearly all images into class {name!r}; {len(others)} of {looked} are of others, and "
+        "are shared out evenly"
+    )
+
+
+def _predicted(classifier: Classifier, samples: Samples) -> npt.NDArray[np.int64]:
+    x = to_float(to_tensor(samples, classifier.spec))
+    predicted: npt.NDArray[np.int64] = batched_logits(classifier, x, raw=True).argmax(1).cpu().numpy()
+    return predicted
 
 
 def adopt_names(classifier: Classifier, samples: Samples | None) -> None:

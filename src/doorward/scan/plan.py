@@ -141,8 +141,8 @@ def _neural_cleanse(s: Mapping[str, Any], k: int, n: int) -> Cost:
 
 
 def _trigger_families(s: Mapping[str, Any], k: int, n: int) -> Cost:
-    if k < 3:  # it says at once that it cannot tell
-        return Cost()
+    if k < 3:  # it says that it cannot tell once it has seen the images
+        return Cost(forwards=distilled.IMAGES)
     size = max(1, s["screening_batch"] // (1 if k <= s["many_classes"] else 2))
     screening = k * s["screening_steps"] * size if k > s["finalists"] else 0
     finals = min(k, s["finalists"]) * s["steps"] * s["batch_size"]
