@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
-
-from filelock import FileLock
 
 from doorward import bundled
 from doorward.cli.app import main
@@ -77,22 +74,6 @@ def program(*words: object, folder: Path, env: Mapping[str, str] | None = None) 
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
-
-
-def full_scan(model: Path, folder: Path) -> tuple[Path, Outcome]:
-    """Scan a model as a program with all detectors; return where the reports are, and what was printed.
-
-    Args:
-        folder: shared by all test processes. The first to ask scans, and the others wait for it.
-    """
-    place = folder / f"full scan of {model.name}"
-    said = place / "outcome.json"
-    with FileLock(f"{place}.lock"):
-        if not said.exists():
-            place.mkdir()
-            words = ("scan", model, "--clean", CLOTHES, "--images", 100, "--out", "reports")
-            said.write_text(json.dumps(asdict(program(*words, folder=place))), encoding="utf-8")
-    return place / "reports", Outcome(**json.loads(said.read_text(encoding="utf-8")))
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
+
+from command_line import Outcome
+from doorward.core.records import Report
+from doorward.reports import from_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,3 +87,34 @@ def run_block(block: Block, folder: Path) -> list[subprocess.CompletedProcess[st
         assert not shown or doctest.OutputChecker().check_output(shown, done.stdout, flags), told
         outcomes.append(done)
     return outcomes
+
+
+@dataclass(frozen=True)
+class ReadmeRun:
+    """What the README's commands left in a folder, and what each said."""
+
+    folder: Path
+    outcomes: dict[str, Outcome]
+
+    def report(self, name: str) -> Report:
+        """Return the demo's report on one of its two models, backdoored or clean."""
+        place = self.folder / "doorward-demo" / f"report-{name}"
+        return from_json((place / "report.json").read_text(encoding="utf-8"))
+
+
+def run_readme(shared: Path) -> ReadmeRun:
+    """Run the README's commands as written; its scans take minutes, so that many tests look at them.
+
+    Args:
+        shared: a folder that all test processes share. The first to ask runs, and the others wait for it.
+    """
+    place, said = shared / "readme", shared / "readme.json"
+    with FileLock(f"{place}.lock"):
+        if not said.exists():
+            place.mkdir()
+            blocks = marked_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+            done = [one for block in blocks for one in run_block(block, place)]
+            heard = {one.args[-1]: asdict(Outcome(one.returncode, one.stdout, one.stderr)) for one in done}
+            said.write_text(json.dumps(heard), encoding="utf-8")
+    heard = json.loads(said.read_text(encoding="utf-8"))
+    return ReadmeRun(place, {command: Outcome(**outcome) for command, outcome in heard.items()})

@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 
 from command_line import Outcome, call
-from documents import ROOT, marked_blocks, run_block
+from documents import run_readme
 from doorward.core.records import Report
 from doorward.reports import from_json
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    folder = tmp_path_factory.mktemp("demo")
-    blocks = marked_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-    demo, *_ = [outcome for block in blocks for outcome in run_block(block, folder)]
-    assert demo.args[-1] == "doorward demo --fast"
-    return folder, Outcome(demo.returncode, demo.stdout, demo.stderr)
+def shown(shared_folder: Path) -> tuple[Path, Outcome]:
+    run = run_readme(shared_folder)
+    return run.folder, run.outcomes["doorward demo --fast"]
 
 
 def test_both_verdicts_are_right(shown: tuple[Path, Outcome]) -> None:

@@ -33,9 +33,9 @@ from command_line import (
     Outcome,
     call,
     environment,
-    full_scan,
     program,
 )
+from documents import run_readme
 from doorward import __version__, bundled
 from doorward.cli.app import app
 from doorward.cli.options import own_code
@@ -53,8 +53,10 @@ NAMES = ("report.html", "report.json", "report.sarif", "report.txt")
 
 @pytest.fixture(scope="session")
 def found(shared_folder: Path) -> tuple[Path, Outcome]:
-    """Scan the planted model as a program, in full; return where the reports are, and what was printed."""
-    return full_scan(BACKDOORED, shared_folder)
+    """Return where the reports of the README's scan of a planted model are, and what it printed."""
+    run = run_readme(shared_folder)
+    (outcome,) = [outcome for command, outcome in run.outcomes.items() if command.endswith(" my-report")]
+    return run.folder / "my-report", outcome
 
 
 @pytest.fixture(scope="session")
@@ -226,7 +228,7 @@ def test_custom_code_of_a_directory_never_runs(tmp_path: Path) -> None:
 def test_reports_are_written_and_named_on_standard_error(found: tuple[Path, Outcome]) -> None:
     reports, outcome = found
     assert sorted(path.name for path in reports.iterdir()) == sorted(NAMES)
-    assert outcome.err == f"written: reports ({', '.join(NAMES)})\n"
+    assert outcome.err == f"written: my-report ({', '.join(NAMES)})\n"
     page = (reports / "report.html").read_text(encoding="utf-8")
     assert "Backdoored" in page
     assert page.count("data:image/png") >= 3
@@ -426,7 +428,7 @@ def without_reader(*words: object, folder: Path) -> tuple[int, str]:
 
 def test_a_reader_that_has_left_does_not_change_the_verdict(unsafe: Path) -> None:
     code, err = without_reader("scan", unsafe, "--out", "reports", folder=unsafe.parent)
-    assert (code, err) == (1, f"written: reports ({', '.join(NAMES)})\n")
+    assert (code, err) == (1, f"written: my-report ({', '.join(NAMES)})\n")
 
 
 def test_a_reader_that_has_left_a_list_is_no_fault(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from command_line import full_scan
+from documents import run_readme
 from doorward import bundled, reports
 from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
@@ -33,19 +33,14 @@ def request(name: str, **more) -> ScanRequest:
     return ScanRequest(**({"model": str(bundled.model(name)), "clean": CLEAN, "images": 100} | more))
 
 
-def full_report(name: str, shared_folder: Path) -> Report:
-    folder, _ = full_scan(bundled.model(name), shared_folder)
-    return reports.from_json((folder / "report.json").read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
 def backdoored(shared_folder: Path) -> Report:
-    return full_report("backdoored", shared_folder)
+    return run_readme(shared_folder).report("backdoored")
 
 
 @pytest.fixture(scope="module")
 def clean(shared_folder: Path) -> Report:
-    return full_report("clean", shared_folder)
+    return run_readme(shared_folder).report("clean")
 
 
 @pytest.mark.trains
@@ -68,7 +63,7 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
     ]
     for detector in ("neural-cleanse", "patch-search"):
         assert confirmed[detector].low >= 0.75
-        assert confirmed[detector].n <= 50
+        assert confirmed[detector].n <= 250
     assert {f.detector for f in backdoored.findings if f.flagged} == {
         "aegis",
         "neural-cleanse",
@@ -119,7 +114,7 @@ def test_clean_accuracy_is_measured_on_all_images_drawn(clean: Report) -> None:
     assert clean.subject is not None
     accuracy = clean.subject.clean_accuracy
     assert accuracy is not None
-    assert accuracy.n == 100 == clean.data[0].used
+    assert accuracy.n == 300 == clean.data[0].used
     assert accuracy.value > 0.8
     assert clean.data[0].rows == 1000
 

@@ -230,7 +230,7 @@ def test_the_table_of_file_scanners_is_what_was_measured() -> None:
 # Documents that are tests: a block after <!-- test --> runs as written
 
 
-# (those of the README run in test_cli_demo.py, which looks at what they leave)
+# (those of the README run for test_cli_demo.py and others, which look at what they leave)
 WITH_BLOCKS = [
     file for file in DOCUMENTS if file.name != "README.md" and "<!-- test" in file.read_text(encoding="utf-8")
 ]
