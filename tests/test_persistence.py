@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from doorward.core.budget import Deadline
@@ -16,10 +19,11 @@ from doorward.detectors.training_data._persistence import (
     differing,
     drawn,
     explained,
+    joined,
     persistence,
 )
 from doorward.models.encode.dispatch import to_tensor
-from poisoned_sets import images
+from poisoned_sets import PoisonedSet, images, texts
 
 
 def test_two_heaps_are_cut_between_them() -> None:
@@ -75,8 +79,9 @@ def test_as_many_of_a_cluster_as_of_the_rest_are_measured(n: int, small: int, cl
     assert inside[places].sum() >= wanted
 
 
-def test_a_trigger_outlasts_what_is_laid_over_it() -> None:
-    case = images(300, 0.4)
+@pytest.mark.parametrize("made", [images, texts])
+def test_a_trigger_outlasts_what_is_laid_over_it(made: Callable[[int, float], PoisonedSet]) -> None:
+    case = made(300, 0.4)
     train, classifier = case.subject.train, case.subject.classifier
     assert train is not None
     assert classifier is not None
@@ -91,6 +96,22 @@ def test_a_trigger_outlasts_what_is_laid_over_it() -> None:
     assert ((found >= 0) & (found <= 1)).all()
     again = persistence(classifier, train, 0, rows[:10], overlays, Deadline())
     assert again == pytest.approx(found[:10], abs=1e-6), "others next to them change nothing"
+
+
+def test_texts_are_joined_whole_where_there_is_room() -> None:
+    text, other = torch.tensor([[1, 2, 3, 0]]), torch.tensor([[7, 8, 0], [9, 0, 0]])
+    rows = [one[:, None, None] for one in (text, other)]
+    after = joined(*rows, 8, others_first=False)
+    assert after.shape == (2, 1, 1, 5)
+    assert after.flatten(1).tolist() == [[1, 2, 3, 7, 8], [1, 2, 3, 9, 0]]
+    assert joined(*rows, 8, others_first=True).flatten(1).tolist() == [[7, 8, 1, 2, 3], [9, 1, 2, 3, 0]]
+
+
+def test_a_long_text_keeps_its_ends_and_leaves_half_of_the_row() -> None:
+    text, other = torch.arange(1, 11)[None, None, None], torch.arange(21, 40)[None, None, None]
+    assert joined(text, other, 8, others_first=False).flatten().tolist() == [1, 2, 9, 10, 21, 22, 23, 24]
+    short = joined(text, other[..., :1], 8, others_first=True)
+    assert short.flatten().tolist() == [21, 1, 2, 3, 4, 8, 9, 10]
 
 
 def test_a_deadline_is_kept() -> None:

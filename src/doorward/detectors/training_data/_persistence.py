@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.data import Samples
@@ -20,13 +21,14 @@ from doorward.detectors.training_data._learned import BATCH
 from doorward.models import Classifier
 from doorward.models.batching import chunk_images
 from doorward.models.encode.dispatch import to_float, to_tensor
+from doorward.models.encode.text import PADDING
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 #: Samples of other classes that are laid over each sample, of different ones where there are so many, and the
-#: weights of both: half of them are added to it, half are mixed with it.
+#: weights of both: half of them are added to it, half are mixed with it. Of texts, half go before it.
 OVERLAYS = 8
 MIXES = ((1.0, 1.0), (0.5, 0.5))
 #: Superpositions by which a set's classes are compared, about, and samples of a class in that.
@@ -41,7 +43,6 @@ KEPT = 0.75
 EVEN = 0.75
 #: Of a class, the persistent samples may be so many at most to be suspect by that alone.
 LARGEST = 2 / 3
-MODALITIES = frozenset({"image", "audio"})
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,11 @@ def persistence(
     for start in range(0, len(rows), step):
         some = to_tensor(samples.select(rows[start : start + step]), classifier.spec)
         kept = []
-        for own, weights in zip(overlays.chunk(len(MIXES)), MIXES, strict=True):
-            mixed = superimpose(some, own, weights=weights).flatten(0, 1)  # (b * m, c, h, w)
+        for turn, own in enumerate(overlays.chunk(len(MIXES))):
+            if classifier.spec.modality == "text":
+                mixed = joined(some, own, classifier.spec.width, others_first=bool(turn))
+            else:
+                mixed = superimpose(some, own, weights=MIXES[turn]).flatten(0, 1)  # (b * m, c, h, w)
             with torch.no_grad():
                 likely = classifier.logits(to_float(mixed.to(classifier.device), classifier.spec)).softmax(1)
             kept.append(likely[:, label].view(len(some), -1).double().cpu())
@@ -135,6 +139,25 @@ def persistence(
         found[start : start + step] = least.mean(1).numpy()
         guard.advance(len(some))
     return found
+
+
+def joined(texts: Tensor, others: Tensor, width: int, *, others_first: bool) -> Tensor:
+    """Return every text (b, 1, 1, l) with every other one (m, 1, 1, v) in one row: (b * m, 1, 1, w).
+
+    A text that is longer than half of the width leaves as much of it to the other, and loses its middle.
+
+    Args:
+        width: w at most.
+    """
+    rows = []
+    for text in texts.flatten(1):
+        own = text[text != PADDING]
+        for other in others.flatten(1):
+            more = other[other != PADDING][: max(width // 2, width - len(own))]
+            room = min(len(own), width - len(more))
+            kept = torch.cat([own[: room - room // 2], own[len(own) - room // 2 :]])
+            rows.append(torch.cat([more, kept] if others_first else [kept, more]))
+    return pad_sequence(rows, batch_first=True, padding_value=PADDING)[:, None, None]
 
 
 def differing(labels: Rows, rows: Rows, rng: np.random.Generator) -> Rows:

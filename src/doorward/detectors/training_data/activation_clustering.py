@@ -46,6 +46,8 @@ FEWEST_IN_CLUSTER = 5
 #: Other samples of a class that are kept out of the training as well, to compare with: at most so many, and
 #: at most a third of them.
 MOST_COMPARED = 200
+#: Kinds of samples of which persistence has been measured on many clean sets, so that it may count twice.
+WITNESSED = frozenset({"image", "audio"})
 #: Classes, among those whose smaller cluster leaves, up to which the larger ones are asked about too: each
 #: costs a training, and poison that is most of many classes at once is most of the set.
 MOST_SWAPPED = 2
@@ -64,7 +66,8 @@ class Cluster:
             other one's. That is the smaller one of the split unless something is known.
         persistent: (n,) the same for the samples in which the model keeps to the class whatever is laid over
             them; None where these are no heap of their own.
-        laid_over: whether other samples are laid over those of the class, as far as the time suffices.
+        laid_over: whether other samples are laid over those of the class, as far as the time suffices, and
+            that counts as a second witness; of texts it only says which cluster is the suspect one.
         told_apart: whether persistence says which of the two clusters of the split is the suspect one.
         verdicts: what a model trained without the suspect samples takes them for.
         usual: share of other samples of the class, kept out of that training as well, that it takes for other
@@ -111,8 +114,7 @@ class Cluster:
     def suspicion(self) -> float:
         """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2.
 
-        Where nothing can be laid over samples, there is no such witness. There the excess counts among those
-        that do not leave anyway.
+        Of texts, there is no such witness. There the excess counts among those that do not leave anyway.
         """
         if not self.laid_over:
             return self.excess() / (1 - self.usual) if self.usual < 1 else 0.0
@@ -261,7 +263,7 @@ class ActivationClustering(TrainingDataDetector):
         ]
         seed = int(torch.randint(1 << 31, (), generator=generator))
         short = None
-        if self.rule == "combined" and subject.classifier.spec.modality in persistent.MODALITIES:
+        if self.rule == "combined":
             try:
                 self._lay_over(clusters, subject, seen, deadline, derive_seed(seed, "overlays"))
             except CouldNotTell as error:
@@ -315,7 +317,7 @@ class ActivationClustering(TrainingDataDetector):
         half = Deadline(None if deadline.seconds is None else deadline.left() / 2)
         half.on_progress = deadline.on_progress
         for one in clusters:
-            one.laid_over = True
+            one.laid_over = subject.classifier.spec.modality in WITNESSED
         for one in clusters:
             others = np.flatnonzero(seen.agrees & (seen.labels != one.label))
             if len(others) < persistent.OVERLAYS:
