@@ -22,8 +22,8 @@ BACKDOORED, CLEAN = bundled.model("backdoored"), bundled.model("clean")
 CLOTHES = f"{bundled.FOLDER / 'fashion_mnist'}:test"
 #: What makes a scan quick where its verdict does not matter.
 QUICK = ("--detector", "max-margin")
-#: Two that find small patches with confidence.
-PATCHES = ("--detector", "neural-cleanse", "--detector", "patch-search")
+#: One that finds small patches with confidence.
+PATCHES = ("--detector", "neural-cleanse")
 
 
 @dataclass(frozen=True)

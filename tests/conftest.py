@@ -36,6 +36,11 @@ settings.register_profile(
 settings.load_profile("doorward")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes and what others wait for: the README's commands."""
+    items.sort(key=lambda item: item.path.name != "test_cli_demo.py")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Return the folder of real data sets, or skip."""
