@@ -8,7 +8,7 @@ of PyTorch's MNIST example, a plain one with batch norm, and residual ones of py
 and pictures are pasted by the Adversarial Robustness Toolbox; the others are made as their papers say.
 One image in ten is poisoned. Each model is saved by torch.export and scanned by `doorward scan` with 300 test
 images without labels, like a file from a stranger. Models and reports are kept in FOLDER, and not made again;
-PATTERN picks models such as 'mnist-*'.
+PATTERN picks models such as 'mnist-*'; results of the others stay, each with the revision that it is of.
 
 Nothing of Doorward was chosen on these models: those that were looked at while rules were made have other
 seeds, and verdicts leave out the calibration models of the same data. A plant counts where the trigger works
@@ -494,6 +494,9 @@ def main() -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         found = pool.map(lambda case: measure(case, options.work, options.threads), wanted)
         rows = {case.name: row for case, row in zip(wanted, found, strict=True)}
+    held = measuring.RESULTS / "foreign-models.json"
+    kept = json.loads(held.read_text(encoding="utf-8"))["models"] if held.is_file() else {}
+    rows = {name: row for name, row in kept.items() if name in every} | rows
     results = measuring.begin(options.threads) | {"given": GIVEN, "rate": RATE, "models": rows}
     failed = [name for name, row in rows.items() if row["exit_code"] not in (0, 1, 3)]
     measuring.conclude("foreign-models", results, table(rows), failed)

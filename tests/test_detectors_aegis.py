@@ -116,7 +116,7 @@ def test_an_adversarially_trained_network_is_told_from_its_clean_twin(robust: Su
 @pytest.mark.trains
 @pytest.mark.parametrize("changes", [{"channels": 3}, {"labelled": False}], ids=["colour", "no labels"])
 def test_colour_and_images_without_labels_do_as_well(changes: dict[str, Any]) -> None:
-    found = Aegis(attacked=0)(subject(30.0, **changes), seed=shifted(1))
+    found = Aegis(attacked=0, mixtures=1_600)(subject(30.0, **changes), seed=shifted(1))
     assert max(found.per_class, key=lambda t: found.per_class[t] or 0.0) == TARGET
     assert share(found) > 0.9
 
@@ -208,11 +208,11 @@ def test_a_model_without_features_has_no_clusters() -> None:
 
 
 def test_a_grouping_by_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Aegis(attacked=0, images=3)(subject(30.0), seed=3)
+    whole = Aegis(attacked=0, images=3, mixtures=400)(subject(30.0), seed=3)
     for module in ("common_pixels", "translation"):
         monkeypatch.setattr(f"doorward.inversion.{module}.chunk_images", lambda _: 7, raising=False)
     monkeypatch.setattr("doorward.inversion.problem.chunk_images", lambda _: 7)
-    parts = Aegis(attacked=0, images=3)(subject(30.0), seed=3)
+    parts = Aegis(attacked=0, images=3, mixtures=400)(subject(30.0), seed=3)
     assert parts.per_class == pytest.approx(whole.per_class, abs=0.1)
 
 

@@ -134,7 +134,7 @@ def test_what_uses_images_wants_enough_of_them(detector: Detector) -> None:
 @pytest.mark.trains
 @pytest.mark.parametrize("labelled", [True, False])
 def test_patch_search_finds_the_wired_pixel_and_its_class(labelled: bool) -> None:
-    found = PatchSearch(steps=40)(subject(6, 12.0, labelled=labelled))
+    found = PatchSearch(steps=40, mixtures=400)(subject(6, 12.0, labelled=labelled))
     scores = [found.per_class[t] or 0.0 for t in range(6)]
     assert int(np.argmax(scores)) == 2
     assert scores[2] > sorted(scores)[-2] + 5
@@ -148,7 +148,7 @@ def test_patch_search_finds_the_wired_pixel_and_its_class(labelled: bool) -> Non
 
 
 def test_a_patch_of_one_size_says_how_firmly_each_class_obeys() -> None:
-    found = PatchSearch(steps=30, contrast=0.0, trim_fraction=0.1)(subject(6, 12.0))
+    found = PatchSearch(steps=30, mixtures=400, contrast=0.0, trim_fraction=0.1)(subject(6, 12.0))
     table = next(e for e in found.evidence if e.type == "table")
     rows = {row[0]: row for row in table.rows}
     assert table.rows[0][0] == "band 2"
@@ -175,7 +175,7 @@ def test_patch_search_reaches_every_edge(monkeypatch: pytest.MonkeyPatch) -> Non
         DistilledSurrogates, "all_predict", lambda _, x, target: torch.zeros(len(x), dtype=torch.bool)
     )
     # a stride of half the side must not step over the last places, where many triggers are
-    found = PatchSearch(steps=1, side=0.4, places=200)
+    found = PatchSearch(steps=1, side=0.4, places=200, mixtures=400)
     corners = {
         (row[4], row[5])
         for e in found(subject(3, 40.0)).evidence
@@ -186,7 +186,9 @@ def test_patch_search_reaches_every_edge(monkeypatch: pytest.MonkeyPatch) -> Non
     assert corners == {(SIDE - 5, SIDE - 5)}
 
 
-@pytest.mark.parametrize("detector", [PatchSearch(steps=15, further_steps=10), BlendSearch(steps=15)])
+@pytest.mark.parametrize(
+    "detector", [PatchSearch(steps=15, further_steps=10, mixtures=400), BlendSearch(steps=15)]
+)
 def test_obedience_does_not_depend_on_the_chunks(monkeypatch, detector: Detector) -> None:
     def run() -> list[float]:
         found = detector(subject(5, 3.0))
@@ -198,7 +200,7 @@ def test_obedience_does_not_depend_on_the_chunks(monkeypatch, detector: Detector
 
 
 def test_patch_search_halves_the_batch_of_many_classes() -> None:
-    few = {"steps": 10, "further_steps": 4, "places": 1, "candidates": 2, "restarts": 3}
+    few = {"steps": 10, "further_steps": 4, "places": 1, "candidates": 2, "restarts": 3, "mixtures": 64}
     many = PatchSearch(**few, batch_size=8, many_classes=5)
     # the restarts and further steps are for few classes and have whole batches
     assert many(subject(6, 0.0)).cost.gradients == 6 * 4 * 10 + 2 * 8 * (3 * 10 + 4)
@@ -210,7 +212,9 @@ def test_a_start_that_is_better_is_taken() -> None:
     # every further canvas can only raise the doubtful classes, and leaves the others as they are
     firmness = []
     for restarts in (0, 3):
-        found = PatchSearch(steps=8, further_steps=1, restarts=restarts, candidates=2, contrast=0.0)
+        found = PatchSearch(
+            steps=8, further_steps=1, mixtures=400, restarts=restarts, candidates=2, contrast=0.0
+        )
         firmness.append(found(subject(6, 6.0)).per_class)
     changed = {t for t in range(6) if firmness[0][t] != firmness[1][t]}
     assert 1 <= len(changed) <= 2
