@@ -266,7 +266,7 @@ def test_the_table_as_csv_and_page() -> None:
     text = page.render(SUMMARY)
     assert "label-flipping" in text
     assert "(under attack" not in text, "what stands in brackets is set apart"
-    assert "under attack 25.0 %" in text
+    assert "under attack 25.0\N{NO-BREAK SPACE}%" in text
     assert "planted-01" in text
 
 

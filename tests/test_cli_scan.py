@@ -428,7 +428,7 @@ def without_reader(*words: object, folder: Path) -> tuple[int, str]:
 
 def test_a_reader_that_has_left_does_not_change_the_verdict(unsafe: Path) -> None:
     code, err = without_reader("scan", unsafe, "--out", "reports", folder=unsafe.parent)
-    assert (code, err) == (1, f"written: my-report ({', '.join(NAMES)})\n")
+    assert (code, err) == (1, f"written: reports ({', '.join(NAMES)})\n")
 
 
 def test_a_reader_that_has_left_a_list_is_no_fault(tmp_path: Path) -> None:
