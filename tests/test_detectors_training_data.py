@@ -74,6 +74,28 @@ def test_a_clean_set_has_no_high_score(kind: str) -> None:
 
 
 @pytest.mark.trains
+@pytest.mark.parametrize("kind", ["text", "audio"])
+def test_of_texts_and_recordings_the_half_that_outlasts_others_is_the_poison(kind: str) -> None:
+    """Where most of a class is poison, its smaller cluster is what belongs there, and leaves as surely."""
+    case = MAKE[kind](300, 0.6, seed=shifted(0))
+    seen = build("activation-clustering")(case.subject, seed=shifted(0))
+    assert frozenset(seen.suspects[0]) == case.ids
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_without_persistence_only_images_are_asked_about(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Voices lie apart and leave as poison does; they do not outlast what is laid over them."""
+    case = MAKE[kind](300, 0.2, seed=shifted(0))
+    monkeypatch.setattr(
+        "doorward.detectors.training_data._persistence.persistence", lambda *a: np.full(len(a[3]), 0.1)
+    )
+    seen = build("activation-clustering")(case.subject, seed=shifted(0))
+    assert seen.score is not None
+    assert (seen.score > 0) == (kind == "image")
+    assert (seen.suspects == {}) == (kind != "image")
+
+
+@pytest.mark.trains
 def test_poison_may_be_most_of_a_class() -> None:
     case = images(600, 0.0, seed=shifted(0))
     assert case.subject.train is not None
