@@ -124,7 +124,7 @@ def scan(
         device=check_device(device),
     )
 
-    def tell(now: Progress) -> None:
+    def report_progress(now: Progress) -> None:
         rest = f", {now.left:,} left, about {duration(now.seconds_left)}" if now.left else ""
         typer.echo(f"{plain(now.found.path)}: {standing(now.found).replace('_', ' ')}{rest}", err=True)
 
@@ -139,7 +139,7 @@ def scan(
         disk=int(disk * (1 << 30)),
     )
     try:
-        work(kept, settings, told=tell, runner=runner)
+        work(kept, settings, told=report_progress, runner=runner)
     finally:
         if folder is not None:
             write_overview(kept, folder)

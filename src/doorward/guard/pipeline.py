@@ -94,14 +94,14 @@ def prepare(
         CouldNotTell: if the clean inputs are too few, the model's outputs say nothing, or time runs out.
         UnsafeArtifact: if loading the model would execute code.
     """
-    tell = progress or (lambda _: None)
+    report_progress = progress or (lambda _: None)
     if (request.clean is None) == (request.saved is None):
         raise InputError(
             "a guard is fitted to clean inputs or read from where it was saved; give one of these"
         )
     check_device(request.device)
     chosen = [_filter(name) for name in dict.fromkeys(request.filters)] or None
-    tell("loading the model")
+    report_progress("loading the model")
     classifier = open_classifier(
         request.model,
         options=request.options or LoadOptions(),
@@ -112,11 +112,11 @@ def prepare(
     if request.saved is not None:
         return Prepared(Guard.load(request.saved, classifier), ())
     assert request.clean is not None
-    tell("opening the clean inputs")
+    report_progress("opening the clean inputs")
     whole = _open(request, request.clean)
     rng = np.random.default_rng(derive_seed(request.seed, "images"))
     clean = whole.draw(min(request.images, len(whole)), rng)
-    tell(f"fitting filters to {len(clean):,} clean inputs")
+    report_progress(f"fitting filters to {len(clean):,} clean inputs")
     guard = Guard.fit(
         classifier,
         clean,
@@ -138,7 +138,7 @@ def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | Non
         CouldNotTell: if the clean inputs are too few, the model's outputs say nothing, or time runs out.
         UnsafeArtifact: if loading the model would execute code.
     """
-    tell, deadline = progress or (lambda _: None), Deadline(request.time_budget)
+    report_progress, deadline = progress or (lambda _: None), Deadline(request.time_budget)
     if request.check is None:
         raise InputError("there are no inputs to judge")
     inputs = _open(request, request.check)
@@ -148,7 +148,7 @@ def guard_inputs(request: GuardRequest, *, progress: Callable[[str], None] | Non
     data = (*ready.data, _record("inputs", inputs, len(inputs)))
     if request.keep is not None:
         ready.guard.save(request.keep)
-    tell(f"judging {len(inputs):,} inputs")
+    report_progress(f"judging {len(inputs):,} inputs")
     answers = ready.guard(inputs, deadline=deadline)
     return Guarded(_report(request, ready.guard, inputs, answers, data, deadline), inputs)
 

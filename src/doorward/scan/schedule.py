@@ -222,7 +222,7 @@ class _Schedule:
         then = f"; then {joined([one.name for one in plan[1:]])}" if len(plan) > 1 else ""
         whole, told = sum(one.seconds for one in plan), [-MESSAGES]
 
-        def tell() -> None:
+        def report() -> None:
             now = time.monotonic()
             if now - told[0] < MESSAGES:
                 return
@@ -233,4 +233,4 @@ class _Schedule:
                 f"about {left} left{then})"
             )
 
-        return tell
+        return report

@@ -197,7 +197,7 @@ class DataAttack(Method):
         labels = samples.labels.copy()
         labels[poisoned] = self.new_labels(samples, poisoned, target_map, generator=generator)
         changed = self.change(samples, poisoned, generator=generator)
-        wakes = target_map if triggers else {}
+        activates = target_map if triggers else {}
         return Poisoned(
             TriggeredSamples(
                 changed,
@@ -213,9 +213,9 @@ class DataAttack(Method):
                 seed=seed,
                 modality=samples.modality,
                 trigger=triggers.test.to_json() if triggers else None,
-                target_map=wakes,
-                targets=tuple(sorted(set(wakes.values()))),
-                source_classes=tuple(sorted(wakes)),
+                target_map=activates,
+                targets=tuple(sorted(set(activates.values()))),
+                source_classes=tuple(sorted(activates)),
                 poison_rate=count / total,
             ),
             poisoned=poisoned,

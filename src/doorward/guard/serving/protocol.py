@@ -79,7 +79,7 @@ class Failure(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReadRequest:
     """A request that has been read.
 
     Attributes:
@@ -116,7 +116,7 @@ def metadata(name: str, spec: InputSpec, classes: Sequence[str]) -> dict[str, An
     }
 
 
-def read_request(body: bytes, length: str | None, spec: InputSpec, *, most: int) -> Asked:
+def read_request(body: bytes, length: str | None, spec: InputSpec, *, most: int) -> ReadRequest:
     """Read a request for inference.
 
     Args:
@@ -139,7 +139,7 @@ def read_request(body: bytes, length: str | None, spec: InputSpec, *, most: int)
     if len(request.inputs) != 1 or request.inputs[0].name != name:
         given = ", ".join(repr(one.name[:40]) for one in request.inputs[:4])
         raise BadRequestError(f"the model has one input, {name!r}; got {given}")
-    return Asked(tensors.read(request.inputs[0], tail, spec, most=most), request.id, _wanted(request))
+    return ReadRequest(tensors.read(request.inputs[0], tail, spec, most=most), request.id, _wanted(request))
 
 
 def _parted(body: bytes, length: str | None) -> tuple[bytes, bytes]:
@@ -178,7 +178,7 @@ def verdict(answers: Answers) -> dict[str, Any]:
     return told | {"rejected_rows": ",".join(map(str, rejected)), "reasons": "\n".join(reasons)}
 
 
-def write_answer(name: str, asked: Asked, answers: Answers) -> Reply:
+def write_answer(name: str, asked: ReadRequest, answers: Answers) -> Reply:
     """Write an answer: the outputs that are wanted, with the verdict in the parameters of each."""
     tables = {"logits": answers.logits, "class": answers.predictions, "accepted": answers.accepted}
     said, tail, outputs = verdict(answers), b"", []

@@ -85,7 +85,7 @@ def serve(request: ServeRequest, *, progress: Callable[[str], None] | None = Non
         CouldNotTell: if the clean inputs are too few, or the model's outputs say nothing.
         UnsafeArtifact: if loading the model would execute code.
     """
-    tell = progress or (lambda _: None)
+    report_progress = progress or (lambda _: None)
     upstream = Upstream(request.upstream) if request.upstream else None
     quarantine = Quarantine(request.quarantine) if request.quarantine else None
     _check_tls(request)
@@ -97,7 +97,7 @@ def serve(request: ServeRequest, *, progress: Callable[[str], None] | None = Non
         guard.save(request.guard.keep)
     guard(blank(guard.classifier.spec))
     for warning in guard.fitted.warnings(len(guard.classifier.classes)):
-        tell(warning)
+        report_progress(warning)
     app = build(
         guard,
         name=request.name,
@@ -107,10 +107,10 @@ def serve(request: ServeRequest, *, progress: Callable[[str], None] | None = Non
         upstream=upstream,
         watch=Watch(guard, quarantine=quarantine),
     )
-    listen(app, request, tell)
+    listen(app, request, report_progress)
 
 
-def listen(app: FastAPI, request: ServeRequest, tell: Callable[[str], None]) -> None:
+def listen(app: FastAPI, request: ServeRequest, report_progress: Callable[[str], None]) -> None:
     """Serve an application until a signal says to stop.
 
     Raises:
@@ -141,7 +141,7 @@ def listen(app: FastAPI, request: ServeRequest, tell: Callable[[str], None]) -> 
     sockets = [_bound(server.config)]
     kind = "https" if request.certificate else "http"
     host, port = sockets[0].getsockname()[:2]
-    tell(f"serving {request.name!r} at {kind}://{f'[{host}]' if ':' in host else host}:{port}")
+    report_progress(f"serving {request.name!r} at {kind}://{f'[{host}]' if ':' in host else host}:{port}")
     server.run(sockets=sockets)
 
 
