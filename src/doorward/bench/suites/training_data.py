@@ -124,6 +124,36 @@ def every_attack(*, rows: int | None, epochs: int) -> list[Group]:
     ]
 
 
+def other_inputs() -> list[Group]:
+    """Return texts and recordings, poisoned towards two classes, and clean ones."""
+    texts, sounds = Data(name="movie_snippets"), Data(name="free_spoken_digit")
+    phrase, tone = {"poison_rate": 0.05, "target": 1}, {"poison_rate": 0.1, "target": 4}
+    return [
+        sets(texts, "phrase", {"poison_rate": 0.1}, about="10 %", architecture="text-cnn"),
+        sets(sounds, "tone", {"poison_rate": 0.1}, about="3 kHz", architecture="audio-cnn"),
+        sets(
+            texts,
+            "phrase",
+            phrase,
+            name="other",
+            about="5 %, the other class",
+            architecture="text-cnn",
+            first_seed=1,
+        ),
+        sets(
+            sounds,
+            "tone",
+            tone,
+            name="other",
+            about="3 kHz, another digit",
+            architecture="audio-cnn",
+            first_seed=1,
+        ),
+        sets(texts.model_copy(update={"rows": 6_000}), architecture="text-cnn", models=3),
+        sets(sounds.model_copy(update={"rows": 2_200}), architecture="audio-cnn", models=3),
+    ]
+
+
 def clean(*, rows: int, epochs: int, models: int) -> list[Group]:
     """Return clean sets of judged data: whole, imbalanced and, apart from claims, of two kinds a class."""
     found = []
@@ -160,10 +190,7 @@ SMOKE = Data(name="reference:fashion_mnist", rows=1_500)
 CPU = (
     *all_to_all(0.1, 0.15, 0.33, rows=6_000, epochs=10),
     *rare(0.01, 0.005, rows=6_000, epochs=10),
-    sets(Data(name="movie_snippets"), "phrase", {"poison_rate": 0.1}, about="10 %", architecture="text-cnn"),
-    sets(
-        Data(name="free_spoken_digit"), "tone", {"poison_rate": 0.1}, about="3 kHz", architecture="audio-cnn"
-    ),
+    *other_inputs(),
     *every_attack(rows=6_000, epochs=10),
     two_kinds(rows=6_000, epochs=10),
     *clean(rows=4_000, epochs=4, models=25),
