@@ -97,6 +97,8 @@ def with_other_classes(
     more = _draw(split.whole, max(taken, LOOKED_THROUGH), seed)
     begun, left, looked = deadline.spent(), deadline.left(), taken
     try:
+        if fit and _share_of_others(_predicted(classifier, split.fit)) >= OTHERS:
+            return split, None
         predicted = _predicted(classifier, more.select(np.arange(taken)))
         usual = int(np.bincount(predicted).argmax())
         others, common = np.flatnonzero(predicted != usual), np.flatnonzero(predicted == usual)
@@ -124,6 +126,11 @@ def with_other_classes(
         f"the model puts nearly all images into class {name!r}; {len(others)} of {looked} are of others, and "
         "are shared out evenly"
     )
+
+
+def _share_of_others(predicted: npt.NDArray[np.int64]) -> float:
+    """Return the share of predictions (n,) that are of other classes than the most common."""
+    return 1 - float(np.bincount(predicted).max()) / len(predicted)
 
 
 def _predicted(classifier: Classifier, samples: Samples) -> npt.NDArray[np.int64]:
