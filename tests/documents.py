@@ -113,8 +113,13 @@ def run_readme(shared: Path) -> ReadmeRun:
         if not said.exists():
             place.mkdir()
             blocks = marked_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-            done = [one for block in blocks for one in run_block(block, place)]
+            try:
+                done = [one for block in blocks for one in run_block(block, place)]
+            except AssertionError as error:
+                said.write_text(json.dumps({"failed": str(error)}), encoding="utf-8")
+                raise
             heard = {one.args[-1]: asdict(Outcome(one.returncode, one.stdout, one.stderr)) for one in done}
             said.write_text(json.dumps(heard), encoding="utf-8")
     heard = json.loads(said.read_text(encoding="utf-8"))
+    assert "failed" not in heard, heard["failed"]
     return ReadmeRun(place, {command: Outcome(**outcome) for command, outcome in heard.items()})

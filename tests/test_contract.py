@@ -321,11 +321,11 @@ def backdoored_twins(_: Path) -> Twins:
 
 def scanned_twins(name: str, shared_folder: Path) -> tuple[Finding, Finding]:
     """Return what a detector finds in the embedded pair in the README's demo: a scan in full takes long."""
-    planted, clean = (
-        next(one for one in run_readme(shared_folder).report(model).findings if one.detector == name)
-        for model in ("backdoored", "clean")
-    )
-    return planted, clean
+    reports = [run_readme(shared_folder).report(model) for model in ("backdoored", "clean")]
+    planted, clean = ({one.detector: one for one in report.findings} for report in reports)
+    assert name in planted, reports[0].not_run
+    assert name in clean, reports[1].not_run
+    return planted[name], clean[name]
 
 
 #: The class that noise blended over images leads to.

@@ -20,9 +20,11 @@ from doorward.core.seeds import make_generator
 from doorward.data import Samples
 from doorward.methods import registry
 from doorward.models import TorchClassifier, networks, open_classifier
+from doorward.models.encode.image import to_float, to_tensor
 from doorward.models.formats.export import export_onnx, export_pt2
 from doorward.models.formats.saving import save_classifier
 from doorward.repair import RepairReport, RepairRequest, by_clean_data, by_model_alone, repair
+from doorward.repair.tried import success
 from doorward.repair.writing import write_mended
 from doorward.repairs import _relearning
 from doorward.repairs._units import find_units, remove, zero
@@ -31,6 +33,7 @@ from doorward.scan.environment import environment
 from doorward.testing import NAMES, SPEC, make_images
 from doorward.training import evaluate, predict
 from doorward.triggers.base import Trigger
+from doorward.triggers.masked import MaskedPattern
 
 #: What makes a repair quick where it does not matter how good it is.
 QUICK = ("--method", "fine-tuning", "--set", "share=0.02", "--set", "drop=1")
@@ -62,6 +65,21 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[by_clean_data.Scanned]:
     nothing = by_clean_data.Scanned("nothing_found")
     monkeypatch.setattr(by_clean_data, "scan_model", lambda *_, **__: said.pop(0) if said else nothing)
     return said
+
+
+def test_a_trigger_that_does_nothing_has_no_success() -> None:
+    """A model may put some images of other classes into the target anyway."""
+    classifier = open_classifier(bundled.model("clean"))
+    assert isinstance(classifier, TorchClassifier)
+    samples = bundled.fashion_mnist("test").draw(300, np.random.default_rng(0))
+    images, labels = to_float(to_tensor(samples, classifier.spec)), torch.tensor(samples.labels)
+    nothing = MaskedPattern(mask=torch.zeros(1, 28, 28), pattern=torch.zeros(1, 28, 28)).to_json()
+    predicted = classifier.logits(images).argmax(1)
+    target = next(t for t in range(10) if bool(((predicted == t) & (labels != t)).any()))
+    found = success(
+        classifier, RecoveredTrigger(title="none", target=target, trigger=nothing), images, labels
+    )
+    assert (found.successes, found.n) == (0, int(((labels != target) & (predicted != target)).sum()))
 
 
 def alarm(trigger: Trigger, target: int, detector: str = "patch-search") -> by_clean_data.Scanned:

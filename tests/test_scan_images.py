@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
 from doorward.data import InMemorySamples
 from doorward.models import InputSpec, TorchClassifier
-from doorward.scan.images import LOOKED_THROUGH, ImageSplit, draw_images, with_other_classes
+from doorward.scan.images import FEW, LOOKED_THROUGH, ImageSplit, draw_images, with_other_classes
 
 SPEC = InputSpec(channels=1, height=4, width=4)
 
@@ -44,20 +47,29 @@ def drawn(given: InMemorySamples, images: int = 100) -> tuple[ImageSplit, ImageS
     return before, *with_other_classes(CLASSIFIER, before, 0, Deadline(None))
 
 
-@pytest.mark.parametrize("images", [40, 100, 300])
+@pytest.mark.parametrize("images", [40, 100, 300, 1_000])
 def test_images_of_other_classes_are_sought_out_and_shared_out(images: int) -> None:
-    before, after, note = drawn(samples(900, 30), images)
-    least = min(30, images // 10)
-    assert bright(before.fit) + bright(before.confirm) < least
-    assert (bright(after.fit), bright(after.confirm)) == (least // 2, least // 2)
+    before, after, note = drawn(samples(1_900, 100), images)
+    found = bright(after.fit) + bright(after.confirm)
+    assert bright(before.fit) + bright(before.confirm) <= found <= 0.3 * images
+    assert bright(after.fit) == min(math.ceil(0.3 * len(before.fit)), (found + 1) // 2)
     assert (len(after.fit), len(after.confirm)) == (len(before.fit), len(before.confirm))
     assert note is not None
-    assert note.startswith(f"the model puts nearly all images into class 'dark'; {least} of ")
+    assert note.startswith("the model puts ")
+    assert ("images alone" in note) == (bright(after.fit) < FEW)
     rows = {raw.tobytes() for part in (after.fit, after.confirm) for raw in part.raw(range(len(part)))}
     assert len(rows) == images, "no image is taken twice"
 
 
-@pytest.mark.parametrize(("dark", "light"), [(50, 50), (900, 200)])
+def test_as_many_as_were_counted_are_told() -> None:
+    _, _, note = drawn(samples(600, 400 - 250))
+    assert note is not None
+    told = [int(word) for word in re.findall(r"[0-9]+", note)][:2]
+    order = draw_images(CLASSIFIER, samples(600, 150), told[1], 0)
+    assert told[0] == told[1] - bright(order.fit) - bright(order.confirm)
+
+
+@pytest.mark.parametrize(("dark", "light"), [(50, 50), (900, 800)])
 def test_a_draw_with_images_enough_of_both_stays(dark: int, light: int) -> None:
     before, after, note = drawn(samples(dark, light))
     assert after is before

@@ -107,8 +107,8 @@ class MendedTwin:
 
     @property
     def as_expected(self) -> bool:
-        """Return whether a scan finds nothing in it, and the planted trigger does not work."""
-        return self.report.after == "nothing_found" and self.success.value <= LEFT
+        """Return whether a scan finds nothing in it, and neither planted nor recovered triggers work."""
+        return self.report.exit_code == 0 and self.success.value <= LEFT
 
 
 def mend_twin(

@@ -166,7 +166,8 @@ class Store:
                     if found:
                         connection.execute(sql.insert(_parts), found)
         except sql.exc.IntegrityError as error:
-            if self.get(row.key) is None:
+            there = self.get(row.key)
+            if there is None or there.status != "done":
                 raise StoreError(f"the results store {self.url} refuses a result ({_why(error)})") from error
             return False  # another run has written the same just now
         except sql.exc.SQLAlchemyError as error:

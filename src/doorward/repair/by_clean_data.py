@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from doorward.core.errors import InputError
-from doorward.core.records import Finding, NotRun, Rate, RecoveredTrigger, Report, Verdict
+from doorward.core.records import Finding, NotRun, Report, Verdict
 from doorward.data import Samples
 from doorward.detectors.base import Detector
 from doorward.models import TorchClassifier
-from doorward.models.batching import batched_logits
 from doorward.models.encode.image import to_float, to_tensor
 from doorward.repair.choice import choose_repair, fitting_repairs, open_data, told
 from doorward.repair.report import RepairOutcome, RepairReport, TriggerRecord
 from doorward.repair.request import RepairRequest
+from doorward.repair.tried import named_triggers, try_triggers
 from doorward.repairs._clean import CleanSplit, split_clean
 from doorward.repairs.base import Damage, Repaired, RepairRecord
 from doorward.scan.behaviour import choose
 from doorward.scan.context import ScanContext
 from doorward.scan.examine import examine_in
 from doorward.scan.images import match_labels
-from doorward.stats import metrics
 from doorward.training import evaluate
-from doorward.triggers.base import Trigger
 
 #: Formats whose files say how large each layer is by its kind alone.
 FIXED_SHAPES = frozenset({"huggingface"})
@@ -183,25 +180,8 @@ def _tried(
     scanned: Scanned, before: TorchClassifier, after: TorchClassifier, samples: Samples
 ) -> tuple[TriggerRecord, ...]:
     """Return how often the triggers of the classes that were named work on samples kept back."""
-    named = {target for f in scanned.findings if f.flagged for target in f.targets}
-    return tuple(
-        TriggerRecord(
-            detector=finding.detector,
-            target=one.target,
-            before=_success(before, one, samples),
-            after=_success(after, one, samples),
-        )
-        for finding in scanned.findings
-        for one in finding.evidence
-        if isinstance(one, RecoveredTrigger) and one.target in named
-    )
-
-
-def _success(classifier: TorchClassifier, recovered: RecoveredTrigger, samples: Samples) -> Rate:
-    """Return how often a trigger leads samples of other classes to its target."""
     assert samples.labels is not None
-    others = samples.select(np.flatnonzero(samples.labels != recovered.target))
-    x = Trigger.from_json(recovered.trigger).apply(to_float(to_tensor(others, classifier.spec)))
-    with torch.no_grad():
-        given = batched_logits(classifier, x).argmax(1).cpu()
-    return metrics.rate(int((given == recovered.target).sum()), len(others))
+    images = to_float(to_tensor(samples, before.spec))
+    return try_triggers(
+        named_triggers(scanned.findings), before, after, images, torch.from_numpy(samples.labels)
+    )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from doorward.core.records import Finding, NotRun, Rate, RecoveredTrigger, Report
+from doorward.core.records import Finding, NotRun, Report
 from doorward.models import TorchClassifier
-from doorward.models.batching import batched_logits
 from doorward.repair.choice import choose_repair, told
 from doorward.repair.report import RepairOutcome, RepairReport, TriggerRecord
 from doorward.repair.request import RepairRequest
+from doorward.repair.tried import named_triggers, try_triggers
 from doorward.repairs._without_data import make_images
 from doorward.repairs.base import Damage
 from doorward.scan.behaviour import choose
 from doorward.scan.context import ScanContext
 from doorward.scan.environment import environment
 from doorward.scan.examine import examine_in
-from doorward.stats import metrics
-from doorward.triggers.base import Trigger
 
 #: Images of each class that recovered triggers are tried on, four times as many as are kept back.
 TRIED = 16
@@ -88,30 +84,8 @@ def _tried(
     findings: tuple[Finding, ...], before: TorchClassifier, after: TorchClassifier, seed: int
 ) -> tuple[TriggerRecord, ...]:
     """Return how often the triggers of the classes that were named work on images made from the model."""
-    recovered = [
-        (finding.detector, one)
-        for finding in findings
-        for one in finding.evidence
-        if finding.flagged and isinstance(one, RecoveredTrigger) and one.target in finding.targets
-    ]
-    if not recovered:
+    triggers = named_triggers(findings)
+    if not triggers:
         return ()
     made = make_images(before, seed, most=TRIED)
-    return tuple(
-        TriggerRecord(
-            detector=detector,
-            target=one.target,
-            before=_success(before, one, made.kept, made.kept_labels),
-            after=_success(after, one, made.kept, made.kept_labels),
-        )
-        for detector, one in recovered
-    )
-
-
-def _success(
-    classifier: TorchClassifier, recovered: RecoveredTrigger, images: Tensor, labels: Tensor
-) -> Rate:
-    """Return how often a trigger leads images of other classes to its target."""
-    others = images[labels != recovered.target]
-    given = batched_logits(classifier, Trigger.from_json(recovered.trigger).apply(others)).argmax(1)
-    return metrics.rate(int((given == recovered.target).sum()), len(others))
+    return try_triggers(triggers, before, after, made.kept, made.kept_labels)

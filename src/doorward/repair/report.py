@@ -72,12 +72,12 @@ class RepairReport(Record):
     @property
     def unmeasured(self) -> bool:
         """Return whether nothing is known by which to measure what is left of a backdoor."""
-        unknown = self.before in ("nothing_found", "could_not_tell")
-        return unknown and not self.triggers and self.flagged_label_before is None
+        cut = self.repair is not None and self.repair.repair == "remove-branch"
+        return not (cut or self.triggers) and self.flagged_label_before is None
 
     @property
     def exit_code(self) -> int:
-        """Return 0 if nothing is found after the repair, 1 if something still is, 3 for could not tell."""
+        """Return 0 if nothing is found after the repair and no trigger works, 3 if it cannot tell, else 1."""
         return 1 if self.still_works else {"nothing_found": 0, "could_not_tell": 3}.get(self.after, 1)
 
     def _repr_html_(self) -> str:

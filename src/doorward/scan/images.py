@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doorward.core.budget import Deadline
-from doorward.core.errors import InputError
+from doorward.core.errors import CouldNotTell, InputError
 from doorward.core.records import (
     DataRecord,
 )
@@ -31,7 +31,9 @@ PASSES, SHARE = 3, 0.25
 FEWEST, PACED = 40, 4
 #: Share of the images that are to be of other classes than the most common; how many images are looked
 #: through for them, how many at a time, and the share of the time after which no more are.
-OTHERS, LOOKED_THROUGH, LOOKED_AT_ONCE, LOOKING = 0.1, 1_000, 100, 0.05
+OTHERS, LOOKED_THROUGH, LOOKED_AT_ONCE, LOOKING = 0.3, 1_000, 100, 0.05
+#: Images that a search starts from, below which it is told how few they are.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -82,60 +84,66 @@ def _draw(samples: Samples, n: int, seed: int) -> Samples:
 def with_other_classes(
     classifier: Classifier, split: ImageSplit, seed: int, deadline: Deadline
 ) -> tuple[ImageSplit, str | None]:
-    """Return a split in which not all images are of one class to the model, and what is to be told.
+    """Return a split in which not nearly all images are of one class to the model, and what is to be told.
 
     A search for a trigger starts from images outside its target. Unlabelled images may nearly all be of one
     class, as the photos of somebody are to a filter of nudity. Further images of the set are then looked
-    through, in a small part of the time.
+    through, in a small part of the time, and those of other classes are shared out evenly.
 
     Args:
         seed: that the split was drawn with.
     """
     fit, taken = len(split.fit), len(split.fit) + len(split.confirm)
-    if split.whole.labels is not None or not taken:
+    if split.whole.labels is not None or not fit or len(classifier.classes) < 2:
         return split, None
-    more = _draw(split.whole, max(taken, LOOKED_THROUGH), seed)
     begun, left, looked = deadline.spent(), deadline.left(), taken
     try:
-        if fit and _share_of_others(_predicted(classifier, split.fit)) >= OTHERS:
+        predicted = _predicted(classifier, split.fit, deadline)
+        if 1 - np.bincount(predicted).max() / fit >= OTHERS:
             return split, None
-        predicted = _predicted(classifier, more.select(np.arange(taken)))
+        more = _draw(split.whole, max(taken, LOOKED_THROUGH), seed)
+        predicted = _predicted(classifier, more.select(np.arange(taken)), deadline)
         usual = int(np.bincount(predicted).argmax())
         others, common = np.flatnonzero(predicted != usual), np.flatnonzero(predicted == usual)
-        drawn = len(others)
-        while (
-            len(others) < OTHERS * taken and looked < len(more) and deadline.spent() - begun < LOOKING * left
-        ):
+        wanted = max(len(others), math.ceil(OTHERS * taken))
+        while len(others) < wanted and looked < len(more) and deadline.spent() - begun < LOOKING * left:
             part = np.arange(looked, min(looked + LOOKED_AT_ONCE, len(more)))
-            others = np.append(others, part[_predicted(classifier, more.select(part)) != usual])
+            others = np.append(others, part[_predicted(classifier, more.select(part), deadline) != usual])
             looked += len(part)
-    except InputError:  # the scan says what is wrong with the model
+    except (InputError, CouldNotTell):  # the scan says what is wrong
         return split, None
-    name, others = classifier.classes[usual], others[: max(drawn, math.ceil(OTHERS * taken))]
-    if not len(others):
+    name, found = classifier.classes[usual], len(others)
+    if not found:
         return split, (
             f"the model puts all of {looked} images into class {name!r}, so that no search for a trigger of "
             "that class has a start: give images that it puts into other classes as well"
         )
-    if drawn >= OTHERS * taken:
-        return split, None
-    half = (len(others) + 1) // 2
-    to_fit = np.concatenate([others[:half], common[: fit - half]])
-    to_confirm = np.concatenate([others[half:], common[fit - half : taken - len(others)]])
-    return ImageSplit(split.whole, more.select(to_fit), more.select(to_confirm)), (
-        f"the model puts nearly all images into class {name!r}; {len(others)} of {looked} are of others, and "
-        "are shared out evenly"
+    others = others[:wanted]
+    own = max(math.ceil(len(others) * fit / taken), min(math.ceil(OTHERS * fit), (len(others) + 1) // 2))
+    to_fit = np.concatenate([others[:own], common[: fit - own]])
+    to_confirm = np.concatenate([others[own:], common[fit - own : taken - len(others)]])
+    note = (
+        f"the model puts {looked - found} of {looked} images into class {name!r}; those of others are shared "
+        "out evenly"
     )
+    if own < FEW:
+        note += (
+            f", and a search for a trigger of that class starts from {own} images alone: give more of them"
+        )
+    return ImageSplit(split.whole, more.select(to_fit), more.select(to_confirm)), note
 
 
-def _share_of_others(predicted: npt.NDArray[np.int64]) -> float:
-    """Return the share of predictions (n,) that are of other classes than the most common."""
-    return 1 - float(np.bincount(predicted).max()) / len(predicted)
+def _predicted(classifier: Classifier, samples: Samples, deadline: Deadline) -> npt.NDArray[np.int64]:
+    """Return the class (n,) that a model puts each sample into.
 
-
-def _predicted(classifier: Classifier, samples: Samples) -> npt.NDArray[np.int64]:
-    x = to_float(to_tensor(samples, classifier.spec))
-    predicted: npt.NDArray[np.int64] = batched_logits(classifier, x, raw=True).argmax(1).cpu().numpy()
+    Raises:
+        CouldNotTell: if the deadline is too near.
+        InputError: if the model cannot be run, or gives what is no number.
+    """
+    logits = batched_logits(classifier, to_float(to_tensor(samples, classifier.spec)), deadline, raw=True)
+    if bool(logits.isnan().any()):
+        raise InputError("the model gives outputs that are no numbers")
+    predicted: npt.NDArray[np.int64] = logits.argmax(1).cpu().numpy()
     return predicted
 
 

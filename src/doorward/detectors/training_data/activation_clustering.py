@@ -66,8 +66,8 @@ class Cluster:
             other one's. That is the smaller one of the split unless something is known.
         persistent: (n,) the same for the samples in which the model keeps to the class whatever is laid over
             them; None where these are no heap of their own.
-        laid_over: whether other samples are laid over those of the class, as far as the time suffices, and
-            that counts as a second witness; of texts and recordings it says which classes are asked about.
+        witnessed: whether persistence counts as a second witness; of texts and recordings it says instead
+            which classes are asked about.
         told_apart: whether persistence says which of the two clusters of the split is the suspect one.
         keeps: whether the model keeps to the class in many of these whatever is laid over them.
         verdicts: what a model trained without the suspect samples takes them for.
@@ -82,7 +82,7 @@ class Cluster:
     split: Split
     margin: Floats
     persistent: Floats | None = None
-    laid_over: bool = False
+    witnessed: bool = False
     told_apart: bool = False
     keeps: bool = False
     verdicts: Reclassified | None = None
@@ -116,10 +116,10 @@ class Cluster:
     def suspicion(self) -> float:
         """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2.
 
-        Of texts and recordings, there is no such witness, since persistence has not been measured on clean
-        sets of them. There the excess counts among those that do not leave anyway.
+        Of texts and recordings, there is no such witness, since no clean sets of them are in the calibration.
+        There the excess counts among those that do not leave anyway.
         """
-        if not self.laid_over:
+        if not self.witnessed:
             return self.excess() / (1 - self.usual) if self.usual < 1 else 0.0
         return self.excess() * (2 if self.told_apart or self.persistent is not None else 1)
 
@@ -208,9 +208,9 @@ class ActivationClustering(TrainingDataDetector):
     about too, and the one that the network is surer of is the poison. A sample's score joins where it lies
     between the two centres and what the network takes it for.
 
-    To texts, others are joined in front and behind. Of texts and recordings no clean sets have been measured,
-    and the voices of speakers lie apart as poison does: only classes are asked about in which the model keeps
-    to the class, and poison that does not outlast others is missed.
+    To texts, others are joined in front and behind. Of texts and recordings no clean sets are in the
+    calibration, and the voices of speakers lie apart as poison does: only classes are asked about in which
+    the model keeps to the class, in one of the two clusters or in a heap of samples. Other poison is missed.
     """
 
     title = "Activation clustering"
@@ -218,7 +218,8 @@ class ActivationClustering(TrainingDataDetector):
     limits = (
         "It misses poison whose label is right (clean-label attacks), poison too rare for the model to have "
         "learnt it, and triggers made to look like the target class to the model; a class that holds several "
-        "unlike kinds can look poisoned to it."
+        "unlike kinds can look poisoned to it, and of texts and recordings it sees only poison that outlasts "
+        "what is added to a sample."
     )
     order: ClassVar[int] = 60
 
@@ -283,7 +284,7 @@ class ActivationClustering(TrainingDataDetector):
         scores = {one.label: self._score(one) for one in clusters}
         ids = subject.train.ids
         return self.measurement(
-            summary="; ".join(filter(None, (_summary(asked, scores, classes), short))),
+            summary="; ".join(filter(None, (_summary(asked, clusters, scores, classes), short))),
             score=max(scores.values()),
             per_class={c: scores.get(c) for c in range(len(classes))},
             unknown_classes=few,
@@ -326,7 +327,7 @@ class ActivationClustering(TrainingDataDetector):
         half = Deadline(None if deadline.seconds is None else deadline.left() / 2)
         half.on_progress = deadline.on_progress
         for one in clusters:
-            one.laid_over = subject.classifier.spec.modality in WITNESSED
+            one.witnessed = subject.classifier.spec.modality in WITNESSED
         for one in clusters:
             others = np.flatnonzero(seen.agrees & (seen.labels != one.label))
             if len(others) < persistent.OVERLAYS:
@@ -342,7 +343,7 @@ class ActivationClustering(TrainingDataDetector):
             suspect, other = float(values[some][inside].mean()), float(values[some][~inside].mean())
             kept, heaps = max(suspect, other) >= persistent.KEPT, persistent.cut(values[some])
             apart = persistent.explained(values[some], inside) >= persistent.EXPLAINED
-            if apart and (kept or not one.laid_over):
+            if apart and (kept or not one.witnessed):
                 one.told_apart, one.keeps = True, kept or heaps.persistent
                 one.margin = one.margin if suspect > other else -one.margin
             elif heaps.persistent:
@@ -362,8 +363,8 @@ class ActivationClustering(TrainingDataDetector):
         return [
             one
             for one in clusters
-            if (one.gain >= self.gain or one.persistent is not None)
-            and (one.laid_over or one.keeps or self.rule != "combined")
+            if (one.gain >= self.gain or one.persistent is not None or (one.keeps and not one.witnessed))
+            and (one.witnessed or one.keeps or self.rule != "combined")
             and FEWEST_IN_CLUSTER <= one.inside.sum() < len(one.rows)
         ]
 
@@ -383,7 +384,7 @@ class ActivationClustering(TrainingDataDetector):
         for own in left:
             if own.told_apart or own.persistent is not None:
                 continue
-            other = Cluster(own.label, own.rows, own.split, -own.margin, laid_over=own.laid_over)
+            other = Cluster(own.label, own.rows, own.split, -own.margin, witnessed=own.witnessed)
             known = grouped.copy()  # what else is suspect teaches nothing here either
             for one in left:
                 if one is not own:
@@ -479,7 +480,11 @@ def _squashed(value: float) -> float:
     return float(1 / (1 + np.exp(-value)))
 
 
-def _summary(asked: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]) -> str:
+def _summary(
+    asked: list[Cluster], clusters: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]
+) -> str:
+    if not (asked or clusters[0].witnessed):
+        return f"In none of {len(scores)} classes does the model keep to the class whatever is added"
     if not asked:
         return f"None of {len(scores)} classes splits into two clusters clearly"
     top = max(asked, key=lambda one: scores[one.label])
