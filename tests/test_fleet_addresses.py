@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import pickle
 import tempfile
@@ -39,15 +40,14 @@ def store(tmp_path: Path) -> FleetStore:
 
 
 @pytest.fixture(autouse=True)
-def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give copies a folder of their own, which is empty in the end.
-
-    Its path is short: processes are started through sockets in it, whose names have 108 bytes at most.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield Path(folder)
-        assert list(Path(folder).glob("doorward-fleet-*")) == []
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give copies a folder of their own, which is empty in the end."""
+    multiprocessing.util.get_temp_dir()  # its sockets stay at a short path: 108 bytes at most
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.glob("doorward-fleet-*")) == []
 
 
 @pytest.fixture
