@@ -17,7 +17,6 @@ from doorward.core.records import Finding, Measurement, Report
 from doorward.data import InMemorySamples, open_samples
 from doorward.data.parquet import write_parquet
 from doorward.methods import registry
-from doorward.repair.by_training_data import STILL_FOUND
 from doorward.repairs.base import Damage
 from doorward.repairs.relabelling import relabelled
 from doorward.reports import exit_code, from_json, not_covered, to_html, to_json, to_sarif, to_text
@@ -337,9 +336,7 @@ def test_training_data_are_inspected_cleaned_and_the_model_is_mended(planted: Pa
     mended = call("repair", model, tmp_path / "mended", "--train", planted)
     assert mended.code == 0, mended
     told = json.loads((tmp_path / "mended" / "repair.json").read_text(encoding="utf-8"))
-    # all poison is of one class: with its right label, the trigger would come to lead there
-    assert told["repair"]["repair"] == "removal"
-    assert [one["detector"] for one in told["not_run"] if one["reason"] == STILL_FOUND] == ["relabelling"]
+    assert told["repair"]["repair"] == "relabelling"
     assert told["flagged_label_before"]["value"] > 0.9
     assert told["flagged_label_after"]["value"] < 0.05
     assert told["accuracy_after"]["value"] > 0.95

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from doorward.core.records import NotRun
 from doorward.data import Samples
 from doorward.models import TorchClassifier
-from doorward.repair.choice import choose_repair, fitting_repairs, open_data, told
+from doorward.repair.choice import choose_repair, open_data, told
 from doorward.repair.report import RepairOutcome, RepairReport
 from doorward.repair.request import RepairRequest
 from doorward.repairs.base import Damage, Repaired
@@ -22,17 +21,12 @@ from doorward.training import evaluate, predict
 
 #: Share of the flagged samples that a mended model may still give their flagged label.
 KEPT_LABEL = 0.05
-#: Why a repair was followed by another. Poison of one class that gets its right label may teach the trigger
-#: to lead there.
-STILL_FOUND = "poison was still found after it, so that the next that fits was used on the model as it came"
 
 
 def repair_by_training_data(
     request: RepairRequest, classifier: TorchClassifier, context: ScanContext
 ) -> RepairOutcome:
     """Look for poison in a model's training data, mend the model by what is flagged, and look again.
-
-    Where something is still found, the next repair that goes by training data is tried in place of the first.
 
     Raises:
         InputError: if something is missing, unreadable or does not fit.
@@ -57,24 +51,12 @@ def repair_by_training_data(
     )
     if not damage.flagged:
         return RepairOutcome(base.model_copy(update={"seconds": context.deadline.spent()}))
-    first, unfit = choose_repair(request, damage)
-    further = fitting_repairs(damage)[0] if request.method == "auto" else ()
-    failed: list[NotRun] = []
-    for method in (
-        first,
-        *(one for one in further if "train" in one.needs and one.method() != first.method()),
-    ):
-        context.report_progress(f"{method.method()}: {method.title}")
-        repaired = method(damage)
-        report = base.model_copy(update=_compared(damage, repaired, context))
-        if report.after == "nothing_found":
-            break
-        failed.append(NotRun(detector=method.method(), reason=STILL_FOUND))
-    told_of = [one for one in failed if report.repair is None or one.detector != report.repair.repair]
+    method, unfit = choose_repair(request, damage)
+    context.report_progress(f"{method.method()}: {method.title}")
+    repaired = method(damage)
+    report = base.model_copy(update=_compared(damage, repaired, context))
     return RepairOutcome(
-        report.model_copy(
-            update={"not_run": (*report.not_run, *told_of, *unfit), "seconds": context.deadline.spent()}
-        ),
+        report.model_copy(update={"not_run": (*report.not_run, *unfit), "seconds": context.deadline.spent()}),
         repaired.classifier,
     )
 

@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 #: What a class's score measures, by rule, and from which score on the paper finds it poisoned.
 SCORE_NAMES: dict[Rule, str] = {
-    "combined": "share that surely leaves beyond what does anyway, twice if persistent, or persistence alone",
+    "combined": "share that surely leaves the class, beyond what does anyway; twice that if it is persistent",
     "reclassification": "log of how many of the cluster go to the commonest other class, for each that stays",
     "relative-size": "share by which the smaller cluster falls short of half of the class",
     "silhouette": "silhouette coefficient of the two clusters",
@@ -69,7 +69,6 @@ class Cluster:
         witnessed: whether persistence counts as a second witness; of texts and recordings it says instead
             which classes are asked about.
         told_apart: whether persistence says which of the two clusters of the split is the suspect one.
-        correlation: of persistence with the suspect cluster, in [0, 1], where that tells the two apart.
         keeps: whether the model keeps to the class in many of these whatever is laid over them.
         verdicts: what a model trained without the suspect samples takes them for.
         usual: share of other samples of the class, kept out of that training as well, that it takes for other
@@ -85,7 +84,6 @@ class Cluster:
     persistent: Floats | None = None
     witnessed: bool = False
     told_apart: bool = False
-    correlation: float = 0.0
     keeps: bool = False
     verdicts: Reclassified | None = None
     usual: float = 0.0
@@ -118,16 +116,12 @@ class Cluster:
     def suspicion(self) -> float:
         """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2.
 
-        Poison whose label is right does not leave. So it is at least the correlation of persistence with the
-        cluster, where that tells the two apart.
         Of texts and recordings, there is no such witness, since no clean sets of them are in the calibration.
         There the excess counts among those that do not leave anyway.
         """
         if not self.witnessed:
             return self.excess() / (1 - self.usual) if self.usual < 1 else 0.0
-        if self.told_apart:
-            return max(self.correlation, 2 * self.excess())
-        return self.excess() * (1 if self.persistent is None else 2)
+        return self.excess() * (2 if self.told_apart or self.persistent is not None else 1)
 
     def excess(self) -> float:
         """Return by how much the share that leaves exceeds the usual one: 0 for as many, 1 for all and none.
@@ -174,11 +168,8 @@ class Cluster:
         return int(np.bincount(others).argmax()) if len(others) else None
 
     def sources(self) -> dict[int, int]:
-        """Return which other class each row of the suspect cluster seems to come from.
-
-        Where persistence alone speaks against them, their labels may be right, and nothing is returned.
-        """
-        if self.verdicts is None or (self.witnessed and 2 * self.excess() < self.correlation):
+        """Return which other class each row of the suspect cluster seems to come from."""
+        if self.verdicts is None:
             return {}
         usual = self.source()
         given = dict(zip(self.rows[self.inside].tolist(), self.verdicts.taken_for.tolist(), strict=True))
@@ -214,9 +205,8 @@ class ActivationClustering(TrainingDataDetector):
     those of each class: a trigger outlasts them, and what the model sees in ordinary samples does not. The
     cluster in which the model keeps to the class is the suspect one, and so are samples in which it does
     wherever they lie. Where that tells nothing and one class or two leave, their larger clusters are asked
-    about too, and the one that the network is surer of is the poison. Poison whose label is right does not
-    leave: where persistence tells the clusters apart, its correlation with them counts as well. A sample's
-    score joins where it lies between the two centres and what the network takes it for.
+    about too, and the one that the network is surer of is the poison. A sample's score joins where it lies
+    between the two centres and what the network takes it for.
 
     To texts, others are joined in front and behind. Of texts and recordings no clean sets are in the
     calibration, and the voices of speakers lie apart as poison does: only classes are asked about in which
@@ -226,10 +216,10 @@ class ActivationClustering(TrainingDataDetector):
     title = "Activation clustering"
     source = "B. Chen et al., SafeAI at AAAI 2019, arXiv 1811.03728"
     limits = (
-        "It misses poison whose label is right unless the trigger outlasts what is laid over it, poison too "
-        "rare for the model to have learnt it, and triggers made to look like the target class to the model; "
-        "a class that holds several unlike kinds can look poisoned to it, and of texts and recordings it "
-        "sees only poison that outlasts what is added to a sample."
+        "It misses poison whose label is right (clean-label attacks), poison too rare for the model to have "
+        "learnt it, and triggers made to look like the target class to the model; a class that holds several "
+        "unlike kinds can look poisoned to it, and of texts and recordings it sees only poison that outlasts "
+        "what is added to a sample."
     )
     order: ClassVar[int] = 60
 
@@ -352,11 +342,9 @@ class ActivationClustering(TrainingDataDetector):
             inside = one.inside[some]
             suspect, other = float(values[some][inside].mean()), float(values[some][~inside].mean())
             kept, heaps = max(suspect, other) >= persistent.KEPT, persistent.cut(values[some])
-            explained = persistent.explained(values[some], inside)
-            apart = explained >= persistent.EXPLAINED
+            apart = persistent.explained(values[some], inside) >= persistent.EXPLAINED
             if apart and (kept or not one.witnessed):
                 one.told_apart, one.keeps = True, kept or heaps.persistent
-                one.correlation = explained**0.5
                 one.margin = one.margin if suspect > other else -one.margin
             elif heaps.persistent:
                 rest = np.setdiff1d(np.arange(len(one.rows)), some)
@@ -375,7 +363,7 @@ class ActivationClustering(TrainingDataDetector):
         return [
             one
             for one in clusters
-            if (one.gain >= self.gain or one.keeps)
+            if (one.gain >= self.gain or one.persistent is not None or (one.keeps and not one.witnessed))
             and (one.witnessed or one.keeps or self.rule != "combined")
             and FEWEST_IN_CLUSTER <= one.inside.sum() < len(one.rows)
         ]
