@@ -60,7 +60,7 @@ def test_it_keeps_the_contract(site: Path) -> None:
         "from doorward.methods import registry; from doorward.testing import check_detector; "
         f"check_detector(registry.build('detector', '{NAME}', {{}}))"
     )
-    run("-c", code, site=site)()
+    assert run("-c", code, site=site)() == "", "it ends well and prints nothing"
 
 
 def test_it_is_calibrated_on_ten_models_and_scanned_with(site: Path, tmp_path: Path) -> None:

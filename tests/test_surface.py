@@ -238,8 +238,9 @@ WITH_BLOCKS = [
 
 @pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda file: file.name)
 def test_marked_blocks_run_as_written(document: Path, tmp_path: Path) -> None:
-    for block in marked_blocks(document.read_text(encoding="utf-8")):
-        run_block(block, tmp_path)
+    outcomes = [run_block(one, tmp_path) for one in marked_blocks(document.read_text(encoding="utf-8"))]
+    assert outcomes, "run_block compares exit codes and outputs; there has to be one"
+    assert all(outcomes)
 
 
 EXAMPLE = """

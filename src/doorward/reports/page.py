@@ -85,6 +85,7 @@ def figure(picture: Picture) -> Figure:
     )
 
 
+#: Blanks inside a percentage, such as `> 99.9 %`.
 _PERCENT = re.compile(r"(?<=[<>]) (?=\d)|(?<=\d) (?=%)")
 
 
