@@ -93,6 +93,9 @@ def test_without_persistence_only_images_are_asked_about(kind: str, monkeypatch:
     assert seen.score is not None
     assert (seen.score > 0) == (kind == "image")
     assert (seen.suspects == {}) == (kind != "image")
+    assert ("does the model keep" in seen.summary) == (kind != "image")
+    by_size = build("activation-clustering", rule="relative-size")(case.subject, seed=shifted(0))
+    assert "does the model keep" not in by_size.summary
 
 
 @pytest.mark.trains

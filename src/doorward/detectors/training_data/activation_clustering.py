@@ -283,8 +283,10 @@ class ActivationClustering(TrainingDataDetector):
             self._reclassify(asked, subject, grouped, deadline, seed)
         scores = {one.label: self._score(one) for one in clusters}
         ids = subject.train.ids
+        by_persistence = self.rule == "combined" and not clusters[0].witnessed
+        told = _summary(asked, scores, classes, by_persistence=by_persistence)
         return self.measurement(
-            summary="; ".join(filter(None, (_summary(asked, clusters, scores, classes), short))),
+            summary="; ".join(filter(None, (told, short))),
             score=max(scores.values()),
             per_class={c: scores.get(c) for c in range(len(classes))},
             unknown_classes=few,
@@ -481,9 +483,9 @@ def _squashed(value: float) -> float:
 
 
 def _summary(
-    asked: list[Cluster], clusters: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]
+    asked: list[Cluster], scores: dict[int, float], classes: tuple[str, ...], *, by_persistence: bool
 ) -> str:
-    if not (asked or clusters[0].witnessed):
+    if not asked and by_persistence:
         return f"In none of {len(scores)} classes does the model keep to the class whatever is added"
     if not asked:
         return f"None of {len(scores)} classes splits into two clusters clearly"
