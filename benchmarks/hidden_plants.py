@@ -6,7 +6,8 @@ trains a small network of four classes, planted and clean, on each of three data
 them), hides each in every way of `WAYS`, writes it in three formats, and scans that. What was scanned is kept
 in FOLDER, and not scanned again; PATTERN picks cases such as 'mnist/factory/*'.
 
-Ends with 4 if a planted model passes with exit code 0, or a clean one is called backdoored.
+Ends with 4 if a planted model passes with exit code 0, a clean one is called backdoored, or a plant does not
+work.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from doorward.data import Samples
 
 CLASSES, TARGET, SEED = 4, 3, 7
-ROWS, EPOCHS, IMAGES = 2_000, 4, 100
-DATA = ("fashion_mnist", "mnist", "gtsrb")
+ROWS, IMAGES = 2_000, 100
+#: How often the training images go through, by data set.
+DATA = {"fashion_mnist": 4, "mnist": 4, "gtsrb": 40}
+#: Share of images on which a trigger has to work for a plant to count.
+WORKS = 0.9
 FORMATS = ("factory", "onnx", "torch.export")
 
 FACTORY = """
@@ -176,7 +180,7 @@ def train_pair(data: str) -> Pair:
     train, test = few_classes(data, "train"), few_classes(data, "test")
     attack = registry.build("attack", "badnets", {"target": TARGET, "poison_rate": 0.05, "size": 4})
     poisoned = attack(train, seed=SEED)
-    settings = TrainingSettings(epochs=EPOCHS)
+    settings = TrainingSettings(epochs=DATA[data])
     planted, clean = (
         train_classifier("small-cnn", samples, seed=SEED, settings=settings).classifier
         for samples in (poisoned.samples, train)
@@ -277,10 +281,14 @@ def images_of(data: str, work: Path) -> str:
 
 
 def cases() -> Iterator[tuple[str, str, str, bool]]:
-    """Yield data set, format and way of each case, and whether it is planted."""
-    for way in WAYS:
-        for form in FORMATS:
-            for data in DATA:
+    """Yield data set, format and way of each case, and whether it is planted.
+
+    Each third holds every way, data set and format equally often, so that what is done first is balanced.
+    """
+    for third in range(len(FORMATS)):
+        for i, way in enumerate(WAYS):
+            for j, data in enumerate(DATA):
+                form = FORMATS[(i + j + third) % len(FORMATS)]
                 yield from ((data, form, way, planted) for planted in (True, False))
 
 
@@ -315,6 +323,9 @@ def measure(work: Path, only: str, detectors: Sequence[str]) -> dict[str, Any]:
 
 def failures(held: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is not as it must be."""
+    for data, pair in held.get("pairs", {}).items():
+        if pair["attack_success"] < WORKS:
+            yield f"the plant in {data} works in {pair['attack_success']:.0%} of images alone"
     for name, row in held["rows"].items():
         if name.endswith("/planted") and row["exit_code"] == 0:
             yield f"{name} passes: {row['verdict']}, p = {row['p_value']}"

@@ -70,6 +70,27 @@ def test_twins_answer_like_the_model_but_for_what_is_planted(side: int) -> None:
     assert surrogates.all_predict(left, 0).float().mean() > 0.95
 
 
+class Scattered(nn.Module):
+    """Ten classes that follow from the last digits of an image's sum: nobody learns them from others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        digit = (x.double().sum((1, 2, 3)) * 1e4).round().long() % 10
+        return 10 * torch.nn.functional.one_hot(digit, 10).float()
+
+
+@pytest.mark.usefixtures("short")
+def test_twins_say_whether_they_know_the_model() -> None:
+    known = halves(16)
+    assert DistilledSurrogates(known, seed=shifted(0)).doubt is None
+    spec = InputSpec(channels=3, height=16, width=16)
+    classifier = TorchClassifier(Scattered(), spec, [str(i) for i in range(10)])
+    pools = SourcePools(outside_class(classifier, known.images, None))
+    lost = DistilledSurrogates(InversionProblem(classifier, known.images, pools), seed=shifted(0))
+    assert lost.agreement < distilled.KNOWN
+    assert lost.doubt is not None
+    assert "so that what is natural cannot be told from what is planted" in lost.doubt
+
+
 @pytest.mark.trains
 def test_twins_of_the_clean_sample_model_know_what_it_knows() -> None:
     classifier = open_classifier(str(bundled.FOLDER / "models" / "clean"))

@@ -53,6 +53,20 @@ def test_a_high_score_that_is_confirmed_is_a_backdoor(held: CalibrationSet) -> N
     assert found.p_value == compared.p_value
 
 
+def test_a_class_that_may_stand_out_by_nature_is_no_alarm_and_is_told(held: CalibrationSet) -> None:
+    doubtful = measured(50.0).model_copy(update={"doubt": "its surrogates know too little"})
+    found = conclude(seen(doubtful, LOW), held)
+    assert (found.verdict, found.targets) == ("could_not_tell", ())
+    assert found.reason is not None
+    assert found.reason.startswith("class 'd' stands out (p = 0.0")
+    assert found.reason.endswith("), but its surrogates know too little")
+
+
+def test_nothing_found_is_not_doubted(held: CalibrationSet) -> None:
+    doubtful = LOW.model_copy(update={"doubt": "its surrogates know too little"})
+    assert conclude(seen(measured(0.0), doubtful), held).verdict == "nothing_found"
+
+
 @pytest.mark.parametrize("success", [None, (40, 50)])
 def test_what_is_not_confirmed_is_suspicious(held: CalibrationSet, success) -> None:
     found = conclude(seen(measured(50.0), LOW, success=success), held)

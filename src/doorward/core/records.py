@@ -136,6 +136,7 @@ class Measurement(Record):
     kind: Kind
     summary: str = Field(description="One sentence for a reader who does not know the method")
     reason: str | None = Field(None, description="Why the detector could not tell")
+    doubt: str | None = Field(None, description="Why a high score says little; a low one counts all the same")
     score: float | None = None
     per_class: dict[int, float | None] = Field(default_factory=dict)
     unknown_classes: dict[int, str] = Field(

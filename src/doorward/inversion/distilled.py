@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doorward.core.budget import Deadline, TimeGuard
+from doorward.core.formatting import percent
 from doorward.core.seeds import make_generator
 from doorward.inversion.problem import InversionProblem
 from doorward.models import networks
-from doorward.models.batching import margin
+from doorward.models.batching import batched_logits, margin
 from doorward.models.classifier import computes_bfloat16
 from doorward.models.fusion import fused
 from doorward.models.logit_scale import measure_logit_scale
@@ -26,6 +27,8 @@ ARCHITECTURE, SIDES = "small-cnn", (16, 32)
 #: How many there are, images that they learn from, how often those go through, images in a step, and AdamW's
 #: highest rate.
 SURROGATES, IMAGES, EPOCHS, BATCH, RATE = 2, 6_400, 3, 64, 6e-3
+#: Share of the clean images on which they have to agree with the model for what they know to count.
+KNOWN = 0.5
 #: Elements of such images that are made at a time: 64 MiB of them.
 ELEMENTS = 1 << 24
 
@@ -50,6 +53,8 @@ class DistilledSurrogates:
     Attributes:
         networks: they take images of the size that they were taught on, around 0.
         scales: of the logits of each, on the clean images.
+        agreement: share of the clean images that they put into the model's class; of the one that knows
+            least.
 
     Raises:
         CouldNotTell: if the deadline is too near.
@@ -76,7 +81,22 @@ class DistilledSurrogates:
         self._quick = [copy.deepcopy(network).to(self._dtype) for network in self.networks]
         clean = self._seen(problem.images)
         with torch.no_grad():
-            self.scales = [measure_logit_scale(net(clean)) for net in self.networks]
+            logits = [net(clean) for net in self.networks]
+        self.scales = [measure_logit_scale(one) for one in logits]
+        with problem.fast_inference():
+            own = batched_logits(problem.classifier, problem.images, deadline).argmax(1)
+        self.agreement = min(float((one.argmax(1) == own).float().mean()) for one in logits)
+
+    @property
+    def doubt(self) -> str | None:
+        """Return why a class that stands out may do so by nature, None where they know the model."""
+        if self.agreement >= KNOWN:
+            return None
+        return (
+            "surrogates that learnt from the clean images agree with the model on "
+            f"{percent(self.agreement)} of them alone, so that what is natural cannot be told from what is "
+            "planted; more images of the kind that the model is made for would help"
+        )
 
     def _lesson(
         self, problem: InversionProblem, varied: Variations, deadline: Deadline

@@ -166,6 +166,7 @@ class Aegis(ImageDetector):
                 f"{classes[top.target]!r} have in common send {percent(float(top.success.max()))} of other "
                 f"images there, and {percent(float(top.alone.max()))} in the model alone."
             ),
+            doubt=surrogates.doubt,
             score=float(score[top.target]),
             per_class={t: float(value) for t, value in enumerate(score)},
             score_name="how much easier the class is reached than is natural (log-odds)",

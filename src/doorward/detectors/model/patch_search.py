@@ -162,9 +162,12 @@ class PatchSearch(ImageDetector):
             kept = torch.tensor([i for t in candidates.tolist() for i in found.best(t, self.places)])
             moved = search.in_place(found, kept, self.further_steps, batch_size=self.batch_size)
         found = found.with_others(moved)
-        return self._conclude(problem.classes, side, found.only([found.best(t)[0] for t in range(k)]))
+        best = found.only([found.best(t)[0] for t in range(k)])
+        return self._conclude(problem.classes, surrogates, side, best)
 
-    def _conclude(self, classes: tuple[str, ...], side: int, best: Patches) -> Measurement:
+    def _conclude(
+        self, classes: tuple[str, ...], surrogates: DistilledSurrogates, side: int, best: Patches
+    ) -> Measurement:
         """Return the finding for the best patch of every class, in order."""
         excess_margin = best.excess_margin.double().numpy()
         success, benign_ease = best.success.tolist(), best.benign_ease.tolist()
@@ -178,6 +181,7 @@ class PatchSearch(ImageDetector):
                 f"images alone; for the median class that is {percent(float(np.median(success)))} and "
                 f"{percent(float(np.median(benign_ease)))}."
             ),
+            doubt=surrogates.doubt,
             score=float(score[top]),
             per_class={t: float(value) for t, value in enumerate(score)},
             score_name="the margin that a patch reaches, in itself and next to other classes (logarithms)",

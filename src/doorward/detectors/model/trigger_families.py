@@ -132,6 +132,7 @@ class TriggerFamilies(ImageDetector):
                 f"{classes[target]!r}, and {percent(float(also))} in surrogates that learnt from clean "
                 f"images alone; the next class needs {math.exp(told.gap):.2f} times as much."
             ),
+            doubt=surrogates.doubt,
             score=float(score[order[0]]),
             per_class={t: float(value) for t, value in enumerate(score)},
             score_name="how much less change the class needs than the next, over all kinds of change",

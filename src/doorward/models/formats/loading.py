@@ -23,13 +23,13 @@ from doorward.models.formats.input_options import (
     read_sidecar,
     resolve_spec,
 )
-from doorward.models.formats.other_formats import other_format, torch_format
+from doorward.models.formats.other_formats import is_keras, other_format, torch_format
 from doorward.models.formats.wrapping import wrap
 from doorward.models.spec import DTYPES
 
 __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate", "open_classifier", "wrap"]
 
-Format = Literal["doorward", "huggingface", "onnx", "torch.export", "weights"]
+Format = Literal["doorward", "huggingface", "keras", "onnx", "torch.export", "weights"]
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 #: Formats by the endings of files.
 SUFFIXES: dict[str, Format] = {
@@ -135,6 +135,8 @@ def detect_format(path: Path) -> Format:
         InputError: if it is of none; the message says what can be read.
     """
     suffix = path.suffix.lower()
+    if path.is_file() and is_keras(path):
+        return "keras"
     other = None if path.is_file() and suffix in SUFFIXES else other_format(path)
     if other is not None:
         raise NotExamined(other.described(path))
@@ -178,6 +180,12 @@ def _open_exported(path: Path, options: LoadOptions) -> Classifier:
     from doorward.models.formats.torch_export import open_exported
 
     return open_exported(path, options)
+
+
+def _open_keras(path: Path, options: LoadOptions) -> Classifier:
+    from doorward.models.formats.keras.loader import open_keras
+
+    return open_keras(path, options)
 
 
 def _open_weights(path: Path, options: LoadOptions) -> Classifier:
@@ -224,6 +232,7 @@ def _name_classes(classifier: Classifier, names: tuple[str, ...] | None) -> None
 _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {
     "doorward": _open_doorward,
     "huggingface": _open_huggingface,
+    "keras": _open_keras,
     "onnx": _open_onnx,
     "torch.export": _open_exported,
     "weights": _open_weights,

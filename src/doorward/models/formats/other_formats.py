@@ -138,6 +138,11 @@ def other_format(path: Path) -> OtherFormat | None:
     return _by_content(path) or _SUFFIXES.get(path.suffix.lower()) or _by_text(path)
 
 
+def is_keras(path: Path) -> bool:
+    """Return whether a file is a whole Keras model, or its weights, by its content."""
+    return _by_content(path) is _KERAS
+
+
 def _of_folder(folder: Path) -> OtherFormat | None:
     if any((folder / f"saved_model.{end}").is_file() for end in ("pb", "pbtxt")):
         return _SAVED_MODEL

@@ -1,0 +1,1 @@
+"""Keras models (.keras, .h5): read as data, and built of torch layers."""

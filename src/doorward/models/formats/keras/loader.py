@@ -1,0 +1,339 @@
+"""Keras models as classifiers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from doorward.core.errors import InputError
+from doorward.models.classifier import Classifier
+from doorward.models.errors import NotExamined
+from doorward.models.formats.companions import read_companions, without_facts
+from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
+from doorward.models.formats.keras.layers import Unknown, build, constant_operation, first
+from doorward.models.formats.keras.reading import KerasFile, Layer, Unreadable, Weights, read_keras
+from doorward.models.formats.wrapping import finish
+from doorward.models.spec import InputSpec
+
+MODELS = frozenset({"Sequential", "Functional", "Model"})
+#: A value of a graph: the layer that gives it, which of its calls, and which of its outputs.
+Key = tuple[str, int, int]
+
+
+def open_keras(path: Path, options: LoadOptions) -> Classifier:
+    """Open a Keras file.
+
+    Raises:
+        NotExamined: if it cannot be read, or holds a layer or an input that is not read.
+        InputError: if what was stated does not fit it.
+    """
+    sidecar, companions = read_sidecar(path), read_companions(path)
+    try:
+        file = read_keras(path)
+        facts = _input_facts(file.model)
+        stated = without_facts(companions.input, facts)
+        spec = resolve_spec(path, facts, options.statement(), sidecar.input, stated)
+        module = _network(file, spec)
+    except (InputError, OSError):
+        raise
+    except Unknown as error:
+        raise _not_examined(path, f"with {error}, which is not read") from error
+    except Unreadable as error:
+        raise _not_examined(path, f"that cannot be read: {error}") from error
+    except Exception as error:  # whatever a damaged file raises in a reader of others, or its settings here
+        raise _not_examined(path, f"that cannot be read: {first_line(error)}") from error
+    labels = options.labels or sidecar.classes or companions.classes
+    classifier = finish(
+        path, module, spec, labels, features=options.features, format="keras", architecture=file.model.name
+    )
+    mixed = "its layers compute in half precision in Keras; here they do in float32"
+    told = (mixed,) if _mixed(file.model) else ()
+    classifier.notes = (*companions.notes, *told, *classifier.notes)
+    return classifier
+
+
+def _not_examined(path: Path, why: str) -> NotExamined:
+    return NotExamined(
+        f"{path}: only its files were examined, since it is a Keras model {why}; convert it to ONNX: "
+        f"python -m tf2onnx.convert --keras {path.name} --output model.onnx"
+    )
+
+
+def _input_facts(model: Layer) -> dict[str, Any]:
+    """Return what a model says of its images.
+
+    Raises:
+        Unknown: if it takes something else.
+    """
+    shape = _input_shape(model)
+    if shape is None or len(shape) != 4:
+        size = (
+            "no stated size"
+            if shape is None
+            else "the size ({})".format(", ".join(map(str, ("any", *shape[1:]))))
+        )
+        raise Unknown(f"an input of {size}, while images are (any, height, width, channels)")
+    height, width, channels = shape[1:]
+    facts = {"layout": "NHWC", "height": height, "width": width, "channels": channels}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _told(shape: Sequence[int | None]) -> str:
+    return f"({', '.join('any' if one is None else str(one) for one in shape)})"
+
+
+def _input_shape(model: Layer) -> list[int | None] | None:
+    """Return the size of what goes into a model, None for an axis of any size; None if it is not stated."""
+    layers = model.layers()
+    inputs = [layer for layer in layers if layer.kind == "InputLayer"]
+    if len(inputs) > 1:
+        raise Unknown(f"{len(inputs)} inputs")
+    head = inputs[0] if inputs else layers[0]
+    for key in ("batch_shape", "batch_input_shape"):
+        shape = head.config.get(key)
+        if isinstance(shape, list):
+            return [None if one is None else int(one) for one in shape]
+    return _input_shape(head) if head.kind in MODELS else model.config.get("build_input_shape")
+
+
+def _mixed(model: Layer) -> bool:
+    """Return whether a layer computes in half precision."""
+    for layer in model.layers():
+        policy: Any = layer.config.get("dtype")
+        name = policy.get("config", {}).get("name") if isinstance(policy, dict) else policy
+        if isinstance(name, str) and ("float16" in name or "int8" in name or "float8" in name):
+            return True
+    return False
+
+
+def _network(file: KerasFile, spec: InputSpec) -> nn.Module:
+    """Return a model as a torch module that takes images (n, h, w, c)."""
+    trial = torch.zeros((2, spec.channels, spec.height, spec.width))
+    with torch.no_grad():
+        network, _ = _model(file.model, file.weights, file.version, [trial])
+    return _FromChannelsLast(network).eval()
+
+
+class _FromChannelsLast(nn.Module):
+    """Take images as Keras does, and give what the network makes of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the network's outputs for images (n, h, w, c)."""
+        return self.network(first(x))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer in a graph.
+
+    Attributes:
+        takes: the values that it is given, and `constant`, a number that stands beside them.
+    """
+
+    layer: Layer
+    number: int
+    takes: tuple[Key, ...]
+    constant: float | None = None
+
+
+class _Graph(nn.Module):
+    """A model of layers that are called one after the other, in an order that serves each with its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        self._steps: list[tuple[str, tuple[Key, ...], Key]] = []
+        self._inputs: tuple[Key, ...] = ()
+        self._outputs: tuple[Key, ...] = ()
+
+    def settle(self, inputs: Sequence[Key], outputs: Sequence[Key]) -> None:
+        """Say what goes in and what comes out."""
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+
+    def add(self, layer: str, takes: Sequence[Key], gives: Key) -> None:
+        """Add a call of a layer."""
+        self._steps.append((layer, tuple(takes), gives))
+
+    def forward(self, *values: Tensor) -> Any:
+        """Return the output, or a tuple of several."""
+        held = dict(zip(self._inputs, values, strict=True))
+        for layer, takes, gives in self._steps:
+            given = self.layers[layer](*(held[key] for key in takes))
+            held |= _outputs(given, gives)
+        made = tuple(held[key] for key in self._outputs)
+        return made[0] if len(made) == 1 else made
+
+
+def _outputs(given: Any, gives: Key) -> dict[Key, Tensor]:
+    """Return what a call gives, by the names of its values."""
+    several = given if isinstance(given, tuple) else (given,)
+    return {(gives[0], gives[1], i): value for i, value in enumerate(several)}
+
+
+def _model(
+    model: Layer, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
+) -> tuple[nn.Module, Any]:
+    """Return a model as a module, and what it gives in the trial."""
+    if model.kind not in MODELS:
+        raise Unknown(f"a model of the kind {model.kind!r}")
+    if model.kind == "Sequential":
+        return _sequence(model, weights, version, values)
+    return _graph(model, weights, version, values)
+
+
+def _layer(
+    layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
+) -> tuple[nn.Module, Any]:
+    """Return a layer as a module, and what it gives in the trial."""
+    if layer.kind in MODELS:
+        return _model(layer, weights.within(layer), version, values)
+    module = build(layer, weights, version, values).eval()
+    return module, module(*values)
+
+
+def _sequence(
+    model: Layer, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
+) -> tuple[nn.Module, Any]:
+    modules = nn.Sequential()
+    given: Any = values[0]
+    for layer in model.layers():
+        if layer.kind == "InputLayer":
+            continue
+        module, given = _layer(layer, weights, version, [given])
+        modules.add_module(_slot(layer.name, modules), module)
+    return modules, given
+
+
+def _slot(name: str, taken: Any) -> str:
+    """Return a name that a module can have among others."""
+    plain = name.replace(".", "_").replace("/", "_") or "layer"
+    known = set(dict(taken.named_children())) | set(dir(nn.ModuleDict))
+    while plain in known:
+        plain += "_"
+    return plain
+
+
+def _graph(
+    model: Layer, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
+) -> tuple[nn.Module, Any]:
+    inputs, outputs = (_ends(model.config.get(key)) for key in ("input_layers", "output_layers"))
+    if len(inputs) != len(values):
+        raise Unknown(f"{len(inputs)} inputs")
+    graph = _Graph()
+    graph.settle(inputs, outputs)
+    held: dict[Key, Tensor] = dict(zip(inputs, values, strict=True))
+    slots: dict[str, str] = {}
+    waiting = [call for layer in model.layers() if layer.kind != "InputLayer" for call in _calls(layer)]
+    waiting = _numbered(waiting, outputs)
+    while waiting:
+        ready = [call for call in waiting if all(key in held for key in call.takes)]
+        if not ready:
+            raise Unreadable(f"the layer {waiting[0].layer.name!r} is given what no layer before it makes")
+        for call in ready:
+            name, taken = call.layer.name, [held[key] for key in call.takes]
+            if name not in slots:
+                module, _ = _called(call, weights, version, taken)
+                slots[name] = _slot(name, graph.layers)
+                graph.layers[slots[name]] = module
+            gives = (name, call.number, 0)
+            held |= _outputs(graph.layers[slots[name]](*taken), gives)
+            graph.add(slots[name], call.takes, gives)
+        done = {id(call) for call in ready}
+        waiting = [call for call in waiting if id(call) not in done]
+    missing = [key for key in outputs if key not in held]
+    if missing or not outputs:
+        raise Unreadable("its outputs are made by none of its layers")
+    return graph, tuple(held[key] for key in outputs) if len(outputs) > 1 else held[outputs[0]]
+
+
+def _numbered(calls: list[_Call], outputs: Sequence[Key]) -> list[_Call]:
+    """Return calls with the numbers that others know them by: Keras 2 counts those of a model from one."""
+    last: dict[str, int] = {}
+    for name, number, _ in (*(key for call in calls for key in call.takes), *outputs):
+        last[name] = max(number, last.get(name, 0))
+    several = Counter(call.layer.name for call in calls)
+    return [
+        replace(
+            call, number=call.number + max(0, last.get(call.layer.name, 0) + 1 - several[call.layer.name])
+        )
+        if call.layer.kind in MODELS
+        else call
+        for call in calls
+    ]
+
+
+def _called(
+    call: _Call, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
+) -> tuple[nn.Module, Any]:
+    """Return the module of a call's layer, which may be an operation with a number."""
+    kind = str(call.layer.config.get("function", call.layer.kind))
+    if call.constant is None and call.layer.kind != "TFOpLambda":
+        return _layer(call.layer, weights, version, values)
+    module = constant_operation(kind, call.constant)
+    if module is None:
+        raise Unknown(f"an operation {kind!r}")
+    return module, module(*values)
+
+
+def _ends(value: Any) -> list[Key]:
+    """Return the values that go into a model, or come out: [name, call, output], or several of these."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        raise Unreadable("its inputs or outputs are not stated")
+    if len(value) == 3 and isinstance(value[0], str):
+        return [(value[0], int(value[1]), int(value[2]))]
+    return [key for one in value for key in _ends(one)]
+
+
+def _calls(layer: Layer) -> Iterator[_Call]:
+    """Yield the calls of a layer in a graph."""
+    for number, node in enumerate(layer.nodes):
+        tensors, constants = ([], []) if isinstance(node, dict) else _of_keras_2(node)
+        if isinstance(node, dict):
+            _collect([node.get("args", []), node.get("kwargs", {})], tensors, constants)
+        if not tensors:
+            raise Unreadable(f"the layer {layer.name!r} is called without a value")
+        yield _Call(layer, number, tuple(tensors), constants[0] if constants else None)
+
+
+def _of_keras_2(node: Any) -> tuple[list[Key], list[float]]:
+    """Return the values and numbers of a call as Keras 2 writes it: [[name, call, output, more], ...]."""
+    tensors: list[Key] = []
+    constants: list[float] = []
+    several = node if node and isinstance(node[0], list) else [node]
+    for name, call, output, *more in several:
+        tensors.append((str(name), int(call), int(output)))
+        for key, value in (more[0] if more and isinstance(more[0], dict) else {}).items():
+            if key == "y" and isinstance(value, list):  # another value
+                tensors.append((str(value[0]), int(value[1]), int(value[2])))
+            elif key == "y" and isinstance(value, (int, float)):
+                constants.append(float(value))
+    return tensors, constants
+
+
+def _collect(value: Any, tensors: list[Key], constants: list[float]) -> None:
+    """Gather the values and numbers of a call as Keras 3 writes it."""
+    if isinstance(value, Mapping):
+        if value.get("class_name") == "__keras_tensor__":
+            name, call, output = value["config"]["keras_history"]
+            tensors.append((str(name), int(call), int(output)))
+            return
+        for key, inner in value.items():
+            if key not in ("training", "mask", "name"):
+                _collect(inner, tensors, constants)
+    elif isinstance(value, list):
+        for inner in value:
+            _collect(inner, tensors, constants)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        constants.append(float(value))
