@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.options import INPUT_COLUMN, LABEL_COLUMN, SEED, check_folder, status
+from doorward.cli.options import ATTACKS, INPUT_COLUMN, LABEL_COLUMN, SEED, check_folder, status
 from doorward.cli.settings import names_classes, settings_of, with_class_numbers
 from doorward.core import formatting
 from doorward.core.errors import InputError
@@ -31,7 +31,10 @@ UNFINISHED = ".doorward-"
 
 def plant(
     attack: str = typer.Argument(
-        ..., metavar="ATTACK", help="Name of the attack; `doorward list attacks` shows them."
+        ...,
+        metavar="ATTACK",
+        autocompletion=ATTACKS,
+        help="Name of the attack; `doorward list attacks` shows them.",
     ),
     source: str = typer.Argument(
         ...,
