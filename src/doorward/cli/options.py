@@ -74,7 +74,7 @@ def _column(what: str) -> Any:
     )
 
 
-ATTACKS, DETECTORS, REPAIRS = map(known, ("attack", "detector", "repair"))
+ATTACKS, DETECTORS, REPAIRS = known("attack"), known("detector"), known("repair")
 INPUT_COLUMN, IMAGE_COLUMN, LABEL_COLUMN = map(_column, ("inputs", "images", "labels"))
 
 
