@@ -291,7 +291,7 @@ USES = (
     Use(scanned("weights.pt", "--clean", "packed.zip"), "unpack it, and give the folder"),
     Use("train unlabelled trained", "labels are needed, and unlabelled has none"),
     Use("plant badnets weights.pt out --set target=1", "weights.pt is a model"),
-    Use("verify nowhere", "expected the report.json that a scan wrote"),
+    Use("verify nowhere", "no such file; expected the report.json that a scan wrote"),
     # a file of defaults
     Use("cd configured: scan x", "did you mean 'time-budget'?"),
     Use("cd hostile: scan x", "goes on the command line alone, since it runs code"),

@@ -1,6 +1,6 @@
 """Repair a model: scan it and its data, choose a method by what is found, mend, and look again."""
 
-from doorward.core.packages import make_callable
+import doorward.core.packages
 from doorward.repair.choice import choose_repair
 from doorward.repair.pipeline import repair
 from doorward.repair.report import RepairOutcome, RepairReport, TriggerRecord
@@ -8,4 +8,4 @@ from doorward.repair.request import RepairRequest
 
 __all__ = ["RepairOutcome", "RepairReport", "RepairRequest", "TriggerRecord", "choose_repair", "repair"]
 
-make_callable(__name__)
+doorward.core.packages.make_callable(__name__)

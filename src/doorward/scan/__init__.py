@@ -1,6 +1,6 @@
 """The scan: from a request to evidence, findings and one verdict."""
 
-import doorward.reports  # noqa: F401 - with it, a notebook shows a report as its page
-from doorward.core.packages import make_callable
+import doorward.core.packages
+import doorward.reports  # with it, a notebook shows a report as its page
 
-make_callable(__name__)
+doorward.core.packages.make_callable(__name__)

@@ -89,7 +89,7 @@ def _text(path: Path) -> str:
             raise InputError(f"cannot be read: it has more than {_LARGEST >> 20} MiB")
         return data.decode("utf-8")
     except FileNotFoundError:
-        raise InputError("there is no such file; expected the report.json that a scan wrote") from None
+        raise InputError("no such file; expected the report.json that a scan wrote") from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
