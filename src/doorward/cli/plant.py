@@ -160,7 +160,7 @@ def _plant_all(source: str, out: Path, data: str | None, **how: Any) -> None:
             with status() as progress:
                 report = scan_in_full(request, progress=progress).report
         except DoorwardError as error:
-            rows.append((name, "", "", str(error)))
+            rows.append((name, "", "", str(error).removeprefix(f"{name}: ")))
             continue
         success = formatting.percent(truth.attack_success.value) if truth.attack_success else ""
         named = {*report.targets} & {*truth.targets}
