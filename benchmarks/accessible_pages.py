@@ -16,8 +16,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -40,7 +41,7 @@ from doorward.models.encode.image import encode_png
 from doorward.reports import to_html
 
 RESULTS = measuring.RESULTS / "accessible-pages.json"
-WIDTHS, SCHEMES, HEIGHT = (390, 1280, 2000), ("light", "dark"), 1200
+VIEWS, HEIGHT = tuple(product((390, 1280, 2000), ("light", "dark"))), 1200
 GRAVE = ("serious", "critical")
 OPEN = "document.querySelectorAll('details').forEach(d => d.open = true)"
 #: Elements that Tab comes to, and whether the one that has the focus shows it.
@@ -101,35 +102,41 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def checked(browser: html_pages.Browser, page: str, axe: str, shots: Path | None, name: str) -> Iterator[Any]:
-    """Yield what is found of a page at each width, in each scheme, folded and unfolded."""
-    for width in WIDTHS:
-        for scheme in SCHEMES:
-            browser.show(page, width=width, height=HEIGHT, scheme=scheme)
-            if shots is not None:
-                file = f"{name.replace(', ', '-').replace(' ', '-')}-{width}-{scheme}.png"
-                (shots / file).write_bytes(browser.screenshot())
-            browser.driver.execute_script(axe)
-            for unfolded in (False, True):
-                if unfolded:
-                    browser.driver.execute_script(OPEN)
-                found = browser.driver.execute_async_script(
-                    "axe.run(document, {resultTypes: ['violations']}).then(arguments[arguments.length - 1])"
-                )
-                yield {
-                    "width": width,
-                    "scheme": scheme,
-                    "unfolded": unfolded,
-                    "sticks_out": max(0, browser.ask("document.documentElement.scrollWidth") - width),
-                    "violations": [
-                        {
-                            "rule": one["id"],
-                            "impact": one["impact"],
-                            "places": [node["html"][:160] for node in one["nodes"][:3]],
-                        }
-                        for one in found["violations"]
-                    ],
-                }
+def checked(
+    browser: html_pages.Browser,
+    page: str,
+    axe: str,
+    shots: Path | None = None,
+    name: str = "",
+    views: Iterable[tuple[int, str]] = VIEWS,
+) -> Iterator[Any]:
+    """Yield what is found of a page at some widths and schemes, folded and unfolded."""
+    for width, scheme in views:
+        browser.show(page, width=width, height=HEIGHT, scheme=scheme)
+        if shots is not None:
+            file = f"{name.replace(', ', '-').replace(' ', '-')}-{width}-{scheme}.png"
+            (shots / file).write_bytes(browser.screenshot())
+        browser.driver.execute_script(axe)
+        for unfolded in (False, True):
+            if unfolded:
+                browser.driver.execute_script(OPEN)
+            found = browser.driver.execute_async_script(
+                "axe.run(document, {resultTypes: ['violations']}).then(arguments[arguments.length - 1])"
+            )
+            yield {
+                "width": width,
+                "scheme": scheme,
+                "unfolded": unfolded,
+                "sticks_out": max(0, browser.ask("document.documentElement.scrollWidth") - width),
+                "violations": [
+                    {
+                        "rule": one["id"],
+                        "impact": one["impact"],
+                        "places": [node["html"][:160] for node in one["nodes"][:3]],
+                    }
+                    for one in found["violations"]
+                ],
+            }
 
 
 def keyboard(browser: html_pages.Browser, page: str) -> dict[str, Any]:

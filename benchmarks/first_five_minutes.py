@@ -5,7 +5,8 @@
 runs the commands in an empty folder, from the demo to a verdict on a model of somebody else's package, a
 repaired model and a poisoned training set. It writes docs/first-five-minutes.md, the reports of docs/gallery/
 and benchmarks/results/first-five-minutes.json. It ends with 1 if a command does not end as it should. The
-package comes from the package index, or from a wheel that lies here already.
+package comes from the package index, or from a wheel that lies here already. With --check nothing is written:
+CI runs the commands so, and ends where one does not end as it should, or the trigger or poison is not found.
 """
 
 from __future__ import annotations
@@ -115,11 +116,11 @@ PARTS = (
 )
 
 
-def run(step: Step, folder: Path) -> dict[str, Any]:
+def run(step: Step, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Run a step's command in a folder, and return what it took and printed."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ |= {"PATH": programs, "COLUMNS": "100"}
-    done = measuring.run(["bash", "-ec", f"cd '{folder}'\n{step.command}"], threads=1)
+    done = measuring.run(["bash", "-ec", f"cd '{folder}'\n{step.command}"], threads=threads)
     said = without_indexes((done.output + done.errors).replace(str(folder), "."))
     return {
         "command": step.command,
@@ -176,6 +177,19 @@ def flagged_poison(folder: Path) -> dict[str, int]:
     return {"planted": len(planted), "flagged": len(flagged), "right": len(planted & flagged)}
 
 
+def refuse_missed(poison: dict[str, int], repair: str) -> None:
+    """Raise unless nearly all of the poison is found, and the backdoored model is mended.
+
+    Raises:
+        SystemExit: saying what was missed.
+    """
+    if poison["right"] < 0.9 * poison["planted"]:
+        raise SystemExit(f"too little of the poison is found: {poison}")
+    told = json.loads(repair)
+    if (told["before"], told["after"]) != ("backdoored", "nothing_found"):
+        raise SystemExit(f"the model is not mended: {told['before']} before, {told['after']} after")
+
+
 def of_the_poison(planted: int, flagged: int, right: int) -> str:
     """Return what a scan found of the poison, and what is left of it."""
     found = f"Of the {planted:,} samples that were planted, {right:,} are among the {flagged:,} flagged ones"
@@ -226,6 +240,8 @@ def collect_reports(folder: Path) -> None:
 
 def main(
     wheel: Annotated[Path | None, typer.Option(help="The package's wheel, where it is here already.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of each command.")] = 1,
 ) -> None:
     """Run every command, and write the page, the gallery and the results."""
     folder = Path(tempfile.mkdtemp(prefix="first-five-minutes-"))
@@ -235,17 +251,21 @@ def main(
         steps = []
         for step in (step for part in PARTS for step in part.steps):
             print(f"$ {step.command}", file=sys.stderr)
-            steps.append(run(step, folder))
+            steps.append(run(step, folder, threads))
             print(f"  exit {steps[-1]['exit_code']}, {steps[-1]['cpu_seconds']} s", file=sys.stderr)
             if not steps[-1]["as_expected"]:
                 raise SystemExit(
                     f"{steps[-1]['output']}\nexit code {steps[-1]['exit_code']}, not {step.ends}"
                 )
+        poison = flagged_poison(folder)
+        if check:
+            refuse_missed(poison, (folder / "mended" / "repair.json").read_text(encoding="utf-8"))
+            return
         measured = {
             "steps": steps,
-            "poison": flagged_poison(folder),
+            "poison": poison,
             "load": max(load for one in steps for load in one["load"]),
-            "made": measuring.begin(threads=1),
+            "made": measuring.begin(threads=threads),
         }
         RESULTS.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
         PAGE.write_text(page(measured), encoding="utf-8")

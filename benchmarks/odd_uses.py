@@ -10,12 +10,14 @@ that a case asks for.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,8 +122,42 @@ def prepare(folder: Path) -> None:
     (folder / "notes.json").write_text("{}")
     (folder / "configured").mkdir()
     (folder / "configured" / "doorward.toml").write_text("[scan]\ntime_budgt = 60\n")
+    whole_archive(folder)
+    torch.save([weights], folder / "list.pt")
+    torch.save({"optimizer": torch.optim.Adam(network().parameters()).state_dict()}, folder / "optimizer.pt")
+    torch.save({"0.weight": weights["0.weight"]}, folder / "partial.pt")
+    torch.save({name: value * torch.nan for name, value in weights.items()}, folder / "nan.pt")
+    for name in ("checkpoint-500", "checkpoint-900"):
+        (folder / "run" / name).mkdir(parents=True)
+        (folder / "run" / name / "config.json").write_text("{}")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "timm").mkdir()
+    torch.save(weights, folder / "timm" / "pytorch_model.bin")
+    (folder / "timm" / "config.json").write_text(
+        '{"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {"input_size": [3, 8, 8]}}'
+    )
+    (folder / "dangling.onnx").symlink_to("nowhere")
+    (folder / "my pictures").symlink_to("images")
+    cells = [f"pixel{i}" for i in range(784)]
+    (folder / "pixels.csv").write_text(f"label,{','.join(cells)}\n0,{','.join(['7'] * 784)}\n")
+    (folder / "latin.csv").write_bytes("file_name,label\nMünchen.png,0\n".encode("latin-1"))
+    names = "".join(f"{i}.png,{i % 3}\n" for i in range(200_000))
+    (folder / "huge.csv").write_text(f"image,label\n{names}")
+    (folder / "unlabelled").mkdir()
+    for i in range(6):
+        shutil.copy(folder / "images" / "Bag" / f"{i}.png", folder / "unlabelled")
+    np.savez(folder / "one-based.npz", x=np.zeros((6, 8, 8, 3), np.uint8), y=np.arange(6) % 3 + 1)
+    np.savez(folder / "rowless.npz", x=np.zeros((0, 8, 8, 3), np.uint8), y=np.zeros(0, int))
     (folder / "hostile").mkdir()
     (folder / "hostile" / "doorward.toml").write_text('[scan]\nfactory = "evil.py:run"\n')
+
+
+def whole_archive(folder: Path) -> None:
+    """Write a model that was packed, as downloads are."""
+    with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
+        archive.write(folder / "weights.pt", "weights.pt")
+    (folder / "packed.onnx.gz").write_bytes(gzip.compress(b"model"))
 
 
 def scanned(file: str, *more: str) -> str:
@@ -132,6 +168,7 @@ def python(call: str) -> Callable[[], Any]:
     """Return what evaluates an expression with the names that users import."""
 
     def run() -> Any:
+        from doorward.data import open_samples
         from doorward.data.given import as_samples
         from doorward.guard.guard import Guard
         from doorward.repair import repair
@@ -139,7 +176,14 @@ def python(call: str) -> Callable[[], Any]:
         from doorward.scan.pipeline import scan
 
         images = np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3), dtype=np.uint8)
-        names = {"scan": scan, "examine": examine, "repair": repair, "Guard": Guard, "as_samples": as_samples}
+        names = {
+            "scan": scan,
+            "examine": examine,
+            "repair": repair,
+            "Guard": Guard,
+            "as_samples": as_samples,
+            "open_samples": open_samples,
+        }
         return eval(call, {**names, "net": network(), "images": images, "nn": nn, "np": np})
 
     return run
@@ -216,6 +260,38 @@ USES = (
     Use("scan weights.pt --factory net.py:build", "state the size (--size C,H,W)"),
     Use("scan weights.pt --size 3,8", "--size takes channels,height,width"),
     Use("scan weights.pt --clean ''", "it takes a path or a hub id"),
+    # what comes packed, or from trainers and other libraries
+    Use("scan packed.zip", "it is an archive: unpack it"),
+    Use("scan packed.onnx.gz", "it is an archive: unpack it"),
+    Use("scan run", "give run/checkpoint-900"),
+    Use("scan adapter", "merge it into its model (merge_and_unload)"),
+    Use("scan timm --detector unsafe-code", "--weights timm/pytorch_model.bin", wrong=False),
+    Use("scan dangling.onnx", "it is a link to 'nowhere', where nothing is"),
+    Use("scan https://huggingface.co/microsoft/resnet-18/tree/main", "give 'microsoft/resnet-18'"),
+    Use("scan https://example.org/m.onnx", "download it and give its path"),
+    Use("scan weights.pt --clean https://huggingface.co/datasets/ylecun/mnist", "give 'ylecun/mnist'"),
+    Use(scanned("list.pt"), "it holds a list"),
+    Use(scanned("optimizer.pt"), "it holds a dict of 'optimizer'"),
+    Use(scanned("partial.pt"), "they lack 0.bias, 3.bias, 3.weight"),
+    Use(scanned("nan.pt"), "the model gives outputs that are not finite", wrong=False),
+    Use(scanned("weights.pt", "--mean", "127", "--std", "58"), "add --input-range 0,255"),
+    Use(scanned("weights.pt", "--mean", "0.5,0.5"), "one for each channel, got 2"),
+    Use(scanned("weights.pt", "--labels", "cat,dog"), "2 labels for a model that tells 3 classes apart"),
+    Use("scan weights.pt --detector unsafe-code,strip", "name each by itself: unsafe-code and strip"),
+    Use("scan weights.pt whole.pt", "one MODEL at a time, got 2"),
+    Use("scan weights.pt --device gpu", "usable: cpu"),
+    Use("scan weights.pt --out names.csv --detector unsafe-code", "is no folder; results need one"),
+    # more data that do not fit
+    Use(scanned("weights.pt", "--clean", "'my pictures'"), "unsafe-code: nothing found", wrong=False),
+    Use(scanned("weights.pt", "--clean", "pixels.csv"), "and 774 more; where each is a pixel"),
+    Use(scanned("weights.pt", "--clean", "latin.csv"), "cannot be read as a UTF-8 table"),
+    Use(scanned("weights.pt", "--clean", "huge.csv"), "as metadata.csv"),
+    Use(scanned("weights.pt", "--clean", "one-based.npz"), "has labels up to 3, the model 3 classes"),
+    Use(scanned("weights.pt", "--clean", "rowless.npz"), "has no rows"),
+    Use(scanned("weights.pt", "--clean", "packed.zip"), "unpack it, and give the folder"),
+    Use("train unlabelled trained", "labels are needed, and unlabelled has none"),
+    Use("plant badnets weights.pt out --set target=1", "weights.pt is a model"),
+    Use("verify nowhere", "no such file; expected the report.json that a scan wrote"),
     # a file of defaults
     Use("cd configured: scan x", "did you mean 'time-budget'?"),
     Use("cd hostile: scan x", "goes on the command line alone, since it runs code"),
@@ -231,6 +307,18 @@ USES = (
     called("repair(net)", "give size=(channels, height, width), or images"),
     called("repair(net, clean=images, metod='pruning')", "did you mean 'method'?"),
     called("Guard.fit(net, 7)", "clean: expected a path"),
+    called("scan('m.onnx', detectors=[5])", "expected names, as in ['neural-cleanse']"),
+    called("scan('m.onnx', detectors='strap')", "did you mean 'strip'?"),
+    called("scan('m.onnx', train=images)", "train: expected a path, got ndarray"),
+    called("scan('m.onnx', time_budget='5m')", "expected seconds, as in 300, got '5m'"),
+    called("examine(net, images, images='all')", "expected a whole number from 4"),
+    called("examine(net, images, device='gpu')", "usable: cpu"),
+    called("examine(net, images, size=8)", "expected (channels, height, width)"),
+    called("examine(net, images, detectors=[])", "none is named; leave the argument out"),
+    called("repair(net, clean=(images, [0] * 20), method='prunning')", "did you mean 'pruning'"),
+    called("Guard.fit(net, images, rate='low')", "expected a share between 0 and 1"),
+    called("Guard.fit(net, images, filters='max-margin')", "max-margin filters no inputs; strip does"),
+    called("open_samples(5)", "expected a path or hub id, got int"),
 )  # fmt: skip
 
 

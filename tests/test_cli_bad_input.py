@@ -246,10 +246,10 @@ USAGE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("list",): ("Missing argument 'KIND'", "attacks, detectors, repairs"),
     ("list", "models"): ("'models'", "'attacks', 'detectors', 'repairs'"),
     ("verify",): ("Missing argument 'REPORT'",),
-    ("verify", "nowhere.json"): ("nowhere.json: cannot be read: No such file or directory",),
+    ("verify", "nowhere.json"): ("nowhere.json: no such file; expected the report.json that a scan wrote",),
     ("verify", "noise.json"): ("noise.json",),
     ("verify", "other.json"): ("other.json: this is no Doorward report",),
-    ("verify", "."): ("report.json: cannot be read",),
+    ("verify", "."): ("report.json: no such file",),
     ("plant", "nope", "x", "y"): ("no attack named 'nope'",),
     ("plant", "badnets", "nowhere.npz", "y"): ("nowhere.npz",),
     ("plant", "badnets", CLOTHES, "y", "--set", "target=Dres"): (

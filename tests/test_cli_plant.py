@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+import report_examples
 from doorward import bundled
 from doorward.attacks.ground_truth import attack_success, read_plant
 from doorward.cli import plant as command
@@ -20,6 +21,8 @@ from doorward.core.errors import InputError
 from doorward.data import open_samples
 from doorward.models import Resize, TorchClassifier, open_classifier
 from doorward.models.formats.export import export_onnx, export_pt2
+from doorward.scan.pipeline import Scanned
+from doorward.scan.request import ScanRequest
 from doorward.training import evaluate
 
 
@@ -378,3 +381,44 @@ def test_an_attack_given_the_wrong_kind_of_source_says_so_before_any_work(
         run("trojannet", file, file.parent, "--force")
     with pytest.raises(InputError, match=r"is where .* is read from"):
         run("trojannet", CLEAN, clothes.parent, "--force", "--data", clothes)
+
+
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_all_plants_each_and_says_what_scans_find(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = f"{bundled.FOLDER / 'fashion_mnist'}:test"
+    given = (images,) if kind == "data" else (bundled.model("clean"),)
+    more = () if kind == "data" else ("--data", images)
+    asked: list[ScanRequest] = []
+
+    def scanned(request: ScanRequest, **_: object) -> Scanned:
+        asked.append(request)
+        return Scanned(report_examples.backdoored())
+
+    monkeypatch.setattr("doorward.scan.pipeline.scan_in_full", scanned)
+    monkeypatch.setattr(
+        "doorward.methods.registry.modules",
+        lambda _: dict.fromkeys(("badnets", "checksum", "phrase"), ""),
+    )
+    done = run("all", *given, tmp_path / "out", *more, "--seed", 3)
+    assert done.exit_code == 0, done.output
+    head, patch, checksum, phrase = done.output.splitlines()[-4:]
+    assert head.split() == ["attack", "success", "the", "scan", "says", "it", "names"]
+    assert patch.startswith("badnets")
+    assert "backdoored" in patch
+    assert phrase.startswith("phrase")
+    assert "text" in phrase or "on images alone" in phrase, "what does not fit says why"
+    if kind == "data":
+        assert "changes a trained model" in checksum
+        assert [(one.model, one.train, one.seed) for one in asked] == [
+            (None, str(tmp_path / "out/badnets"), 3)
+        ]
+    else:
+        assert [one.clean for one in asked] == [images] * 2
+        assert all(open_classifier(str(one.model)).classes for one in asked)
+
+
+def test_all_takes_no_settings(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--set goes with one attack"):
+        run("all", source, tmp_path / "out", "--set", "target=1")

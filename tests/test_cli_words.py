@@ -165,3 +165,49 @@ def test_a_wrong_file_of_defaults_is_one_line(text: str, said: str, tmp_path: Pa
     assert said in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+def completed(words: str, at: int) -> list[str]:
+    """Return what bash would offer for the last of some words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "doorward"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(
+            _DOORWARD_COMPLETE="complete_bash", COMP_WORDS=f"doorward {words}", COMP_CWORD=str(at)
+        ),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("sc", ["scan"]),
+        ("scan --files-o", ["--files-only"]),
+        ("scan --detector patch", ["patch-search"]),
+        ("plant bad", ["badnets"]),
+        ("repair m out --method fine", ["fine-pruning", "fine-tuning"]),
+        ("guard m --filter str", ["strip"]),
+        ("bench run scan-p", ["scan-population"]),
+        ("list att", ["attacks"]),
+        ("scan m.on", []),  # the shell then offers files
+    ],
+)
+def test_a_shell_completes_commands_options_and_methods(words: str, offered: list[str]) -> None:
+    assert completed(words, len(words.split())) == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_completion_is_shown_for_a_shell(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    done = call("--show-completion", shell)
+    assert (done.code, done.err) == (0, "")
+    assert "_DOORWARD_COMPLETE" in done.out
+
+
+def test_a_shell_without_completion_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    assert_one_line(call("--show-completion", "tcsh"), "'tcsh' is not one of")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
+import pytest
+
 import first_five_minutes as script
+from documents import ROOT
 from doorward.methods import registry
 
 
@@ -59,3 +63,21 @@ def test_the_commands_name_what_there_is() -> None:
     assert planted
     assert set(planted) <= set(registry.own_modules("attack"))
     assert {one[1] for one in words if one[0] == "doorward"} == {"demo", "scan", "repair", "plant"}
+
+
+@pytest.mark.parametrize(
+    ("right", "after", "said"),
+    [(100, "nothing_found", None), (80, "nothing_found", "too little"), (100, "suspicious", "not mended")],
+)
+def test_what_is_missed_ends_a_check(right: int, after: str, said: str | None) -> None:
+    poison = {"planted": 100, "flagged": 100, "right": right}
+    repair = json.dumps({"before": "backdoored", "after": after})
+    if said is None:
+        script.refuse_missed(poison, repair)
+    else:
+        with pytest.raises(SystemExit, match=said):
+            script.refuse_missed(poison, repair)
+
+
+def test_ci_runs_the_commands() -> None:
+    assert "first_five_minutes.py --check" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,25 @@ def test_class_names_of_the_data_serve_a_model_that_has_none() -> None:
     own = examine(network(), Pairs(), classes=("fox", "dog", "cat"), detectors=detectors)
     assert own.subject is not None
     assert own.subject.classes == ("fox", "dog", "cat")
+
+
+def test_scan_and_repair_are_called_by_the_package_whatever_was_imported() -> None:
+    code = (
+        "import doorward\n"
+        "def tried(call):\n"
+        "    try: call(5)\n"
+        "    except doorward.core.errors.InputError as error: return 'got int' in str(error)\n"
+        "first = tried(doorward.scan), tried(doorward.repair)\n"
+        "import doorward.scan.pipeline, doorward.repair.pipeline\n"
+        "print(first, (tried(doorward.scan), tried(doorward.repair)), doorward.Guard.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[0] == "(True, True) (True, True) Guard", done.stderr
+
+
+def test_a_guard_takes_filters_by_name_and_folders_as_text(tmp_path: Path) -> None:
+    clean = np.random.default_rng(1).integers(0, 255, (160, 8, 8, 3), dtype=np.uint8)
+    guard = Guard.fit(network(), clean, filters="strip", rate=0.05)
+    assert [one.method() for one in guard.fitted.filters] == ["strip"]
+    guard.save(str(tmp_path / "guard"))
+    assert Guard.load(str(tmp_path / "guard"), guard.classifier).fitted.thresholds == guard.fitted.thresholds

@@ -211,7 +211,7 @@ def test_weights_of_another_library_are_named(copied: Path, file: str, message: 
 
 
 def test_a_url_is_not_fetched() -> None:
-    with pytest.raises(InputError, match=r"nothing is fetched from a URL: give a path, or a hub id"):
+    with pytest.raises(InputError, match=r"nothing is fetched from a URL: download it"):
         open_classifier("https://example.com/somebody/net")
 
 

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from doorward.core.records import Finding, Report
     from doorward.data import Samples, open_samples
     from doorward.detectors.subject import Subject
+    from doorward.guard.guard import Guard
     from doorward.models import Classifier, InputSpec, open_classifier, wrap
+    from doorward.repair.pipeline import repair
     from doorward.scan.examine import examine
+    from doorward.scan.pipeline import scan
     from doorward.scan.request import ScanRequest
 
 _HOME = {
     "Classifier": "doorward.models",
     "Finding": "doorward.core.records",
+    "Guard": "doorward.guard.guard",
     "InputSpec": "doorward.models",
     "Report": "doorward.core.records",
     "Samples": "doorward.data",
@@ -29,12 +33,15 @@ _HOME = {
     "open_classifier": "doorward.models",
     "open_samples": "doorward.data",
     "examine": "doorward.scan.examine",
+    "repair": "doorward.repair.pipeline",
+    "scan": "doorward.scan.pipeline",
     "wrap": "doorward.models",
 }
 
 __all__ = [
     "Classifier",
     "Finding",
+    "Guard",
     "InputSpec",
     "Report",
     "Samples",
@@ -44,6 +51,8 @@ __all__ = [
     "examine",
     "open_classifier",
     "open_samples",
+    "repair",
+    "scan",
     "wrap",
 ]
 

@@ -42,7 +42,6 @@ app = typer.Typer(
     name="doorward",
     help="Find, plant and remove backdoors in machine-learning models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,6 +49,8 @@ app = typer.Typer(
 
 #: Typer's own class or click's, by its version.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+#: Environment variable by which a shell asks what may follow; the scripts of `--show-completion` set it.
+COMPLETE = "_DOORWARD_COMPLETE"
 #: Environment variable that asks for the traceback of a fault.
 TRACEBACK = "DOORWARD_TRACEBACK"
 
@@ -91,6 +92,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a class name that the terminal lacks ends no scan
             stream.reconfigure(errors="backslashreplace")
+    if COMPLETE in os.environ:
+        typer.main.get_command(app).main([], "doorward")
     with _ended_in_order():
         code = _run(sys.argv[1:])
     try:
@@ -161,7 +164,7 @@ def _run(arguments: list[str]) -> int:
         # not `app()`: that ends with 1 on a broken pipe and on faults, which here means "found"
         command = typer.main.get_command(app)
         stated = _defaults(command)
-        with command.make_context("doorward", arguments, default_map=stated) as context:
+        with command.make_context("doorward", list(arguments), default_map=stated) as context:
             context.command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
@@ -180,6 +183,8 @@ def _run(arguments: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(where + (error.strerror or str(error)), 2)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and arguments[0].endswith("-completion"):
+            return int(error.code or 0)  # so these options end
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         where = "" if os.environ.get(TRACEBACK) else f" ({TRACEBACK}=1 shows where)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from doorward.cli.options import (
+    DETECTORS,
     DEVICE,
     IMAGES,
     SCAN_SECONDS,
@@ -49,8 +50,16 @@ class TableFormat(StrEnum):
     html = "html"
 
 
+def _suites(incomplete: str) -> list[str]:
+    """Return the suites whose names begin so, for a shell."""
+    from doorward.bench.suite import suite_names
+
+    return [name for name in suite_names() if name.startswith(incomplete)]
+
+
 SUITE = typer.Argument(
     ...,
+    autocompletion=_suites,
     help="Name of the suite; `doorward bench list` shows them. Or a file, as my_suite.py, which is run.",
 )
 SCALE = typer.Option(Scale.smoke, help="smoke takes two minutes, cpu some hours; full wants a GPU.")
@@ -177,7 +186,9 @@ def run(
 
 @app.command("calibrate")
 def calibrate(
-    detector: str = typer.Argument(..., metavar="DETECTOR", help="A name, or file.py:Class."),
+    detector: str = typer.Argument(
+        ..., metavar="DETECTOR", autocompletion=DETECTORS, help="A name, or file.py:Class."
+    ),
     scale: Scale = typer.Option(
         Scale.cpu, help="cpu takes some hours; smoke has just enough models, all of ten or twelve classes."
     ),
@@ -319,7 +330,10 @@ def own_models(
         None, metavar="DATA", help="Clean images for all models for which the table names no others."
     ),
     detector: list[str] = typer.Option(
-        [], metavar="NAME", help="Run this detector, or file.py:Class; may be repeated. All if none is named."
+        [],
+        metavar="NAME",
+        autocompletion=DETECTORS,
+        help="Run this detector, or file.py:Class; may be repeated. All if none is named.",
     ),
     images: int = IMAGES,
     time_budget: float = SCAN_SECONDS,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from doorward.cli.options import (
+    DETECTORS,
     DEVICE,
     SCAN_SECONDS,
     SEED,
@@ -60,7 +61,11 @@ def scan(
         None, metavar="DATA", help="Clean images for all models for which a table names no others."
     ),
     detector: list[str] = typer.Option(
-        [], "--detector", metavar="NAME", help="Run this detector; may be repeated. All if none is named."
+        [],
+        "--detector",
+        metavar="NAME",
+        autocompletion=DETECTORS,
+        help="Run this detector; may be repeated. All if none is named.",
     ),
     workers: int | None = typer.Option(
         None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from doorward.cli.options import (
+    DETECTORS,
     DEVICE,
     INPUT_COLUMN,
     LABEL_COLUMN,
@@ -80,6 +81,7 @@ def guard(
         [],
         "--filter",
         metavar="NAME",
+        autocompletion=DETECTORS,
         help="Use this filter; may be repeated. Without one strip, and for images feature-squeezing too.",
     ),
     rate: float = typer.Option(

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ import typer
 
 from doorward.core.devices import check_device as check_device
 from doorward.core.errors import InputError
+from doorward.methods.registry import MethodKind, modules
 
 if TYPE_CHECKING:
     from doorward.core.records import Report
@@ -39,6 +40,19 @@ class FailOn(StrEnum):
     never = "never"
 
 
+def known(kind: MethodKind) -> Callable[[str], list[str]]:
+    """Return what completes the name of an attack, a detector or a repair in a shell.
+
+    >>> known("detector")("patch")
+    ['patch-search']
+    """
+
+    def names(incomplete: str) -> list[str]:
+        return [name for name in modules(kind) if name.startswith(incomplete)]
+
+    return names
+
+
 SEED = typer.Option(0, min=0, metavar="N", help="Seed of everything random.")
 DEVICE = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps.")
 IMAGES = typer.Option(300, min=4, metavar="N", help="Most images to use.")
@@ -60,6 +74,7 @@ def _column(what: str) -> Any:
     )
 
 
+ATTACKS, DETECTORS, REPAIRS = known("attack"), known("detector"), known("repair")
 INPUT_COLUMN, IMAGE_COLUMN, LABEL_COLUMN = map(_column, ("inputs", "images", "labels"))
 
 

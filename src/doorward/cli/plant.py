@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from doorward.cli.options import INPUT_COLUMN, LABEL_COLUMN, SEED, check_folder, status
+from doorward.cli.options import ATTACKS, INPUT_COLUMN, LABEL_COLUMN, SEED, check_folder, status
 from doorward.cli.settings import names_classes, settings_of, with_class_numbers
 from doorward.core import formatting
-from doorward.core.errors import InputError
+from doorward.core.errors import DoorwardError, InputError
 
 if TYPE_CHECKING:
     from doorward.attacks.data.base import DataAttack
@@ -25,13 +25,18 @@ if TYPE_CHECKING:
     from doorward.data import Samples
 
 PLANT = "plant.json"
+#: Asks for every attack.
+ALL = "all"
 #: What names of folders begin with into which results are written before they take their place.
 UNFINISHED = ".doorward-"
 
 
 def plant(
     attack: str = typer.Argument(
-        ..., metavar="ATTACK", help="Name of the attack; `doorward list attacks` shows them."
+        ...,
+        metavar="ATTACK",
+        autocompletion=ATTACKS,
+        help="Name of the attack; `doorward list attacks` shows them. Or all.",
     ),
     source: str = typer.Argument(
         ...,
@@ -64,6 +69,9 @@ def plant(
 ) -> None:
     """Poison a data set, or change a model, on purpose.
 
+    With `all` as ATTACK every attack that fits SOURCE is planted, each in a folder of its own below OUT, and
+    scanned; a table says what the scans find. That takes some minutes for each.
+
     Most attacks take training data, put a trigger on some samples and change their labels; others take a
     trained model and change that. Where SOURCE is a model and --data gives images of its classes, an attack
     of the first kind teaches the model its trigger by a short fine-tune, and its other answers stay. The
@@ -75,14 +83,38 @@ def plant(
     from doorward.methods import registry
 
     settings = settings_of(set_)
-    registry.refuse_unknown("attack", [attack])
+    if attack != ALL:
+        registry.refuse_unknown("attack", [attack])
+    elif settings:
+        raise InputError(f"--set goes with one attack; {ALL} plants each as it is by default")
     for path in (source, data):
         if path is not None:
             refuse_missing(path)
+    images = partial(open_samples, column=data_column, label_column=label_column)
+    if attack == ALL:
+        check_out(out, force=force, inputs=[source] if data is None else [source, data])
+        _plant_all(source, out, data, seed=seed, split=split, force=force, images=images)
+    else:
+        _plant(attack, settings, source, out, data, seed=seed, split=split, force=force, images=images)
+
+
+def _plant(
+    attack: str,
+    settings: dict[str, Any],
+    source: str,
+    out: Path,
+    data: str | None,
+    *,
+    seed: int,
+    split: str | None,
+    force: bool,
+    images: Callable[..., Samples],
+) -> Path:
+    """Plant one attack, say so, and return the poisoned data or the model."""
     from doorward.attacks.data.base import DataAttack
     from doorward.attacks.model.base import ModelAttack
+    from doorward.methods import registry
 
-    images = partial(open_samples, column=data_column, label_column=label_column)
     if names_classes(settings):
         settings = with_class_numbers(settings, _classes(source, data, split, images))
     method = registry.build("attack", attack, settings)
@@ -93,17 +125,52 @@ def plant(
     if not isinstance(method, DataAttack):
         _check_model(method, source, data)
         check_out(out, force=force, inputs=[source] if data is None else [source, data])
-        _implant(method, source, out, data, seed=seed, split=split, images=images)
-    else:
-        if data is not None:
-            raise InputError(f"{attack} poisons SOURCE itself; --data goes with a SOURCE that is a model")
-        if _is_model(Path(source)):
-            raise InputError(
-                f"{attack} poisons training data, and {source} is a model: give labelled data, or images for "
-                "the model to be taught on with --data DATA"
+        return _implant(method, source, out, data, seed=seed, split=split, images=images)
+    if data is not None:
+        raise InputError(f"{attack} poisons SOURCE itself; --data goes with a SOURCE that is a model")
+    if _is_model(Path(source)):
+        raise InputError(
+            f"{attack} poisons training data, and {source} is a model: give labelled data, or images for "
+            "the model to be taught on with --data DATA"
+        )
+    check_out(out, force=force, inputs=[source])
+    return _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
+
+
+def _plant_all(source: str, out: Path, data: str | None, **how: Any) -> None:
+    """Plant every attack, each in a folder of its own, scan what comes of it, and print a table."""
+    from doorward.attacks.ground_truth import read_plant
+    from doorward.methods import registry
+    from doorward.reports.phrases import TITLES
+    from doorward.scan.pipeline import scan_in_full
+    from doorward.scan.request import ScanRequest
+
+    rows = []
+    for name in registry.modules("attack"):
+        try:
+            file = _plant(name, {}, source, out / name, data, **how)
+            truth = read_plant(out / name / PLANT)
+            poisoned = file.name == "train.parquet"
+            request = ScanRequest(
+                model=None if poisoned else str(file),
+                train=str(file.parent) if poisoned else None,
+                clean=data,
+                seed=how["seed"],
             )
-        check_out(out, force=force, inputs=[source])
-        _poison(method, images(source, split=split, prefer=("train",)), out, seed=seed)
+            with status() as progress:
+                report = scan_in_full(request, progress=progress).report
+        except DoorwardError as error:
+            rows.append((name, "", "", str(error).removeprefix(f"{name}: ")))
+            continue
+        success = formatting.percent(truth.attack_success.value) if truth.attack_success else ""
+        named = {*report.targets} & {*truth.targets}
+        classes = "the planted class" if named else "another class" if report.targets else ""
+        rows.append((name, success, TITLES[report.verdict].lower(), classes))
+    typer.echo()
+    for row in (("attack", "success", "the scan says", "it names"), *rows):
+        typer.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, (16, 8, 14, 0), strict=True)).rstrip()
+        )
 
 
 def _classes(source: str, data: str | None, split: str | None, images: Callable[..., Samples]) -> list[str]:
@@ -117,7 +184,7 @@ def _classes(source: str, data: str | None, split: str | None, images: Callable[
     return list(images(data or source, split=split, prefer=("train",)).classes)
 
 
-def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> None:
+def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> Path:
     from doorward.attacks.ground_truth import write_plant
     from doorward.data.parquet import write_parquet
 
@@ -137,6 +204,7 @@ def _poison(method: DataAttack, samples: Samples, out: Path, *, seed: int) -> No
     if truth.cover_ids:
         typer.echo(f"{len(truth.cover_ids):,} more are changed too and keep their label")
     typer.echo(f"written: {file} and {out / PLANT}")
+    return file
 
 
 def _implant(
@@ -148,7 +216,7 @@ def _implant(
     seed: int,
     split: str | None,
     images: Callable[..., Samples],
-) -> None:
+) -> Path:
     from doorward.attacks.ground_truth import attack_success, write_plant
     from doorward.models import open_classifier
     from doorward.models.formats.saving import save_classifier, saved_files
@@ -189,6 +257,7 @@ def _implant(
     else:
         typer.echo(f"attack success {formatting.rate(truth.attack_success)}")
     typer.echo(f"written: {file} and {out / PLANT}")
+    return file
 
 
 @contextmanager

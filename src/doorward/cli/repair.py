@@ -13,6 +13,7 @@ from doorward.cli.options import (
     FORCE,
     INPUT_COLUMN,
     LABEL_COLUMN,
+    REPAIRS,
     SEED,
     check_device,
     check_folder,
@@ -53,6 +54,7 @@ def repair(
     method: str = typer.Option(
         "auto",
         metavar="auto|NAME",
+        autocompletion=REPAIRS,
         help="The repair; auto takes the first that fits and, with --clean, mends again as long as something "
         "is found. `doorward list repairs` shows them.",
     ),

@@ -11,6 +11,7 @@ import typer
 
 from doorward.cli.files import check_files
 from doorward.cli.options import (
+    DETECTORS,
     DEVICE,
     IMAGE_COLUMN,
     IMAGES,
@@ -72,6 +73,7 @@ def scan(
     detector: list[str] = typer.Option(
         [],
         metavar="NAME",
+        autocompletion=DETECTORS,
         help="Run this detector only; may be repeated. `doorward list detectors` shows them.",
     ),
     set_: list[str] = typer.Option(
@@ -110,6 +112,7 @@ def scan(
     require: list[str] = typer.Option(
         [],
         metavar="DETECTOR|behaviour",
+        autocompletion=DETECTORS,
         help="End with exit code 3 unless this detector, or any that examines behaviour, had a part in the "
         "verdict; may be repeated.",
     ),

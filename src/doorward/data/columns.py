@@ -20,6 +20,8 @@ from doorward.data.request import Request, reading
 Kind = Literal["image", "audio", "encoded", "text", "class", "integer", "empty", "other"]
 #: Names of columns that are taken for labels, the surest first.
 LABEL_NAMES = ("label", "labels", "target", "class")
+#: Columns that a message names.
+_NAMED = 10
 _SOUND = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
 
@@ -160,9 +162,13 @@ def _find_inputs(kinds: Mapping[str, Kind], request: Request) -> str:
             f"{request.path} has several columns that could be the inputs: {', '.join(found)}; choose one "
             "(column, on the command line --data-column)"
         )
+    named, hint = ", ".join(kinds), ""
+    if len(kinds) > _NAMED:
+        named = f"{', '.join(list(kinds)[:_NAMED])} and {len(kinds) - _NAMED:,} more"
+        hint = "; where each is a pixel, write images of them: numpy.savez('clean.npz', x=images, y=labels)"
     raise InputError(
         f"{request.path} has no column with images, recordings or texts; its columns are: "
-        f"{', '.join(kinds) or 'none but labels'}"
+        f"{named or 'none but labels'}{hint}"
     )
 
 

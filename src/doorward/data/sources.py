@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doorward.core.errors import InputError
-from doorward.core.paths import neighbours, refuse_unreadable_name
+from doorward.core.paths import neighbours, refuse_unreadable_name, refused_url
 from doorward.data.request import Request
 from doorward.data.samples import Samples
 
@@ -62,6 +62,11 @@ def open_samples(
         InputError: if there is no such path, if it cannot be read, or if split, columns or labels do not fit.
         MissingExtra: if an optional package is needed to read it.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(
+            f"path: expected a path or hub id, got {type(path).__name__}; scan, examine, repair and "
+            "Guard.fit take arrays and data sets as they are"
+        )
     request = request_of(
         path, column=column, label_column=label_column, split=split, classes=classes, prefer=prefer
     )
@@ -84,6 +89,8 @@ def refuse_missing(path: str | Path, request: Request | None = None) -> None:
     Raises:
         InputError: if there is none.
     """
+    if "://" in os.fspath(path):
+        raise refused_url(os.fspath(path))
     wanted = (request or request_of(path)).path
     name = os.fspath(wanted)
     # a path that says where it starts is none of the hub's names; Path leaves a leading ./ out

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from doorward.core.arguments import refuse_wrong, several
 from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
 from doorward.core.files import open_regular
@@ -83,7 +84,7 @@ class Guard:
         classifier: Any,
         clean: Any,
         *,
-        filters: Sequence[InputFilter] | None = None,
+        filters: Sequence[InputFilter | str] | InputFilter | str | None = None,
         rate: float = 0.01,
         rule: Rule = "conformal",
         reform: str | None = None,
@@ -96,12 +97,14 @@ class Guard:
             classifier: the model: a classifier, or whatever `doorward.examine` takes.
             clean: images, texts or recordings that the model was not trained on: samples, or whatever
                 `doorward.examine` takes; as a tensor, images (n, c, h, w) uint8.
-            filters: if None STRIP, and for images feature squeezing. Their own rates and rules do not count.
+            filters: those to fit, or their names; if None STRIP, and for images feature squeezing. Their own
+                rates and rules do not count.
 
         Raises:
             InputError: if the inputs do not fit, a filter is named twice, or it takes inputs of another kind.
             CouldNotTell: if the inputs are too few, or the model's outputs say nothing.
         """
+        refuse_wrong("Guard.fit", {"rate": rate, "seed": seed})
         if not 0 < rate < 1:
             raise InputError(f"the rate of false rejections lies between 0 and 1, got {rate}")
         if not isinstance(classifier, Classifier):
@@ -113,7 +116,7 @@ class Guard:
         spec = classifier.spec
         every = (Strip(), FeatureSqueezing())
         usual = tuple(one for one in every if spec.modality in one.modalities)
-        chosen = usual if filters is None else tuple(filters)
+        chosen = usual if filters is None else _filters(filters)
         names = [one.method() for one in chosen]
         if not names or len(set(names)) < len(names):
             raise InputError(f"a guard takes one filter or more, each once; got {', '.join(names) or 'none'}")
@@ -166,7 +169,7 @@ class Guard:
             return torch.zeros(0, len(self.classifier.classes))
         return batched_logits(self.classifier, squeeze(images, squeezer), deadline, raw=True).cpu()
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write what was fitted to a folder, as JSON and safetensors, without the classifier.
 
         Raises:
@@ -187,6 +190,7 @@ class Guard:
         tensors = {"clean": torch.from_numpy(self.fitted.clean.copy())}
         for one, kept in zip(self.fitted.filters, self.fitted.states, strict=True):
             tensors |= {f"{one.method()}.{name}": value.cpu().contiguous() for name, value in kept.items()}
+        folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / TENSORS).write_bytes(save(tensors))
@@ -196,12 +200,13 @@ class Guard:
         return folder
 
     @staticmethod
-    def load(folder: Path, classifier: Classifier) -> Guard:
+    def load(folder: str | Path, classifier: Classifier) -> Guard:
         """Read a guard that `save` wrote, for the classifier that it was fitted to.
 
         Raises:
             InputError: if it cannot be read, or was fitted to a model of other classes or inputs.
         """
+        folder = Path(folder)
         state, tensors = _read(folder)
         spec = classifier.spec
         own = (classifier.classes, spec.modality, spec.shape)
@@ -316,6 +321,18 @@ def _shape(samples: Samples | Tensor) -> tuple[int, int, int]:
         raise InputError("a guard filters images; give some as clean")
     height, width, channels = samples.raw([0])[0].shape
     return int(channels), int(height), int(width)
+
+
+def _filters(given: Any) -> tuple[InputFilter, ...]:
+    """Return filters of what a Python user gave: names or filters, or one alone."""
+    built = tuple(
+        registry.build("detector", one, {}) if isinstance(one, str) else one
+        for one in several("Guard.fit", "filters", given, (str, InputFilter))
+    )
+    for one in built:
+        if not isinstance(one, InputFilter):
+            raise InputError(f"Guard.fit: filters: {one.method()} filters no inputs; {Strip.method()} does")
+    return built
 
 
 def _inputs(classifier: Classifier, given: Any) -> Tensor:

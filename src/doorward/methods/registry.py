@@ -105,6 +105,8 @@ def unknown(kind: MethodKind, name: str) -> InputError:
     elsewhere = next((other for other in ROOMS if other != kind and name in modules(other)), None)
     what = f" ({name} is {'an' if elsewhere == 'attack' else 'a'} {elsewhere})" if elsewhere else ""
     near = did_you_mean(name, known)
+    if "," in name and set(parts := name.replace(" ", "").split(",")) <= set(known):
+        near = f"; name each by itself: {' and '.join(parts)}"
     return InputError(f"there is no {kind} named {name!r}{what}{near or '; there are: ' + ', '.join(known)}")
 
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from doorward.core.arguments import refuse_wrong, several
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import InputError
 from doorward.core.formatting import did_you_mean
 from doorward.data.given import as_samples
+from doorward.methods import registry
 from doorward.models import Classifier, TorchClassifier, open_classifier
 from doorward.repair.by_clean_data import repair_by_clean_data
 from doorward.repair.by_model_alone import repair_by_model_alone
@@ -19,7 +21,7 @@ from doorward.repair.by_training_data import repair_by_training_data
 from doorward.repair.report import RepairOutcome
 from doorward.repair.request import RepairRequest
 from doorward.scan.context import Progress, ScanContext, say_nothing
-from doorward.scan.examine import taken
+from doorward.scan.examine import built, taken
 
 
 def repair(
@@ -44,7 +46,7 @@ def repair(
         request: all that is asked for, or the model alone: a path, or whatever `examine` takes.
         clean, train: labelled samples: paths, or whatever `examine` takes.
         size, classes: of a model in memory, as `examine` takes them.
-        settings: further fields of a `RepairRequest`.
+        settings: further fields of a `RepairRequest`; detectors may also be named.
 
     Raises:
         InputError: if something is missing, unreadable, of a wrong type or does not fit.
@@ -68,6 +70,11 @@ def _repair_given(
     if strange := sorted(set(settings) - known):
         near = did_you_mean(strange[0], known) or f"; it takes {', '.join(sorted(known))}"
         raise InputError(f"repair: there is no argument {strange[0]!r}{near}")
+    refuse_wrong("repair", {"size": size} | settings)
+    if settings.get("method", "auto") != "auto":
+        registry.refuse_unknown("repair", several("repair", "method", settings["method"]))
+    named = settings.pop("detectors", None)
+    detectors = () if named is None else tuple(built("repair", named))
     trusted = None if clean is None else as_samples(clean, what="clean")
     trained_on = None if train is None else as_samples(train, what="train", prefer=("train",))
     device = settings.get("device", "cpu")
@@ -75,7 +82,9 @@ def _repair_given(
     classifier, _ = taken(model, shown, size=size, classes=classes, device=device)
     path = os.fspath(model) if isinstance(model, str | os.PathLike) else "<memory>"
     return _repair(
-        RepairRequest(model=path, clean=trusted, train=trained_on, **settings), classifier, progress
+        RepairRequest(model=path, clean=trusted, train=trained_on, detectors=detectors, **settings),
+        classifier,
+        progress,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from doorward.core.errors import InputError
 from doorward.core.records import NotRun, Rate, Record, Verdict, framed
 from doorward.models import TorchClassifier
 from doorward.repair.page import to_html
@@ -91,17 +92,18 @@ class RepairOutcome:
     report: RepairReport
     classifier: TorchClassifier | None = None
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write the mended model, repair.json and repair.html into a folder; return the model's path.
 
         The model gets the format of the original where that can hold it. All files appear at once, and files
         of other names in the folder stay.
 
         Raises:
-            InputError: if it cannot be written, or the folder is the original's.
+            InputError: if it cannot be written, the folder is the original's, or nothing was mended.
         """
-        assert self.classifier is not None
-        return write_mended(self.classifier, self.report, folder, {PAGE: to_html(self.report)})
+        if self.classifier is None:
+            raise InputError("there is no mended model to be saved: the report says why")
+        return write_mended(self.classifier, self.report, Path(folder), {PAGE: to_html(self.report)})
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()

@@ -1,3 +1,6 @@
 """The scan: from a request to evidence, findings and one verdict."""
 
-import doorward.reports  # noqa: F401 - with it, a notebook shows a report as its page
+import doorward.core.packages
+import doorward.reports  # with it, a notebook shows a report as its page
+
+doorward.core.packages.make_callable(__name__)

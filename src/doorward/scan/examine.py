@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from doorward.core.arguments import refuse_wrong, several
 from doorward.core.budget import Deadline
+from doorward.core.devices import check_device
+from doorward.core.errors import InputError
 from doorward.core.records import Finding, Report
 from doorward.data import Samples
 from doorward.data.given import as_samples
@@ -28,7 +31,7 @@ def examine(
     *,
     size: tuple[int, int, int] | None = None,
     classes: Sequence[str] | None = None,
-    detectors: Sequence[Detector | str] | None = None,
+    detectors: Sequence[Detector | str] | Detector | str | None = None,
     seed: int = 0,
     device: str = "cpu",
     time_budget: float | None = None,
@@ -53,6 +56,12 @@ def examine(
     Raises:
         InputError: if the images or their labels do not fit the model, or something is of a wrong type.
     """
+    refuse_wrong(
+        "examine",
+        {"size": size, "seed": seed, "device": device, "time_budget": time_budget, "memory": memory}
+        | {"images": images},
+    )
+    check_device(device)
     context = ScanContext(
         seed=seed,
         device=device,
@@ -68,8 +77,20 @@ def examine(
         every = choose((), clean=samples is not None)
         chosen = [d for d in every if not d.needs & {"artifact", "train"}]
     else:
-        chosen = [registry.build("detector", d, {}) if isinstance(d, str) else d for d in detectors]
+        chosen = built("examine", detectors)
     return examine_in(context, classifier, clean, chosen)
+
+
+def built(call: str, detectors: Any) -> list[Detector]:
+    """Return detectors of what a Python user gave: names or detectors, or one alone.
+
+    Raises:
+        InputError: if there are none, or something is neither.
+    """
+    given = several(call, "detectors", detectors, (str, Detector))
+    if not given:
+        raise InputError(f"{call}: detectors: none is named; leave the argument out to run all")
+    return [registry.build("detector", one, {}) if isinstance(one, str) else one for one in given]
 
 
 def taken(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from doorward.artifacts import Examination, examine
+from doorward.core.arguments import refuse_wrong, several
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
 from doorward.core.errors import CouldNotTell, InputError, TrainingDiverged, UnsafeArtifact
@@ -111,6 +112,12 @@ def scan(
         if train is not None:
             raise InputError("scan: train goes with a model that lies in a file")
         return examine_model(request, clean, progress=progress, **settings)
+    for name, one in (("train", train), *settings.items()):
+        if name in ("train", "factory", "weights", "keep_model") and not isinstance(one, paths):
+            raise InputError(f"scan: {name}: expected a path, got {type(one).__name__}")
+    refuse_wrong("scan", settings)
+    if "detectors" in settings:
+        settings["detectors"] = several("scan", "detectors", settings["detectors"])
     named: dict[str, Any] = {
         name: None if one is None else os.fspath(one)
         for name, one in (("model", request), ("clean", clean), ("train", train))

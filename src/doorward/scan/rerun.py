@@ -88,10 +88,12 @@ def _text(path: Path) -> str:
         if len(data) > _LARGEST:
             raise InputError(f"cannot be read: it has more than {_LARGEST >> 20} MiB")
         return data.decode("utf-8")
+    except FileNotFoundError:
+        raise InputError("no such file; expected the report.json that a scan wrote") from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise InputError("cannot be read: it is not UTF-8") from None
+        raise InputError("this is no Doorward report; expected the report.json that a scan wrote") from None
 
 
 def _now(request: ScanRequest, instead: Overrides) -> ScanRequest:

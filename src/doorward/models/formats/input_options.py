@@ -23,6 +23,8 @@ from doorward.models.spec import DTYPES, ChannelOrder, InputSpec, Layout, Output
 #: Name of the file next to a model (or in its directory) that describes it.
 SIDECAR = "doorward.json"
 _NORMALISATION = ("range", "mean", "std")
+#: A larger mean of pixels from 0 to 1 is none.
+_LARGEST_MEAN = 2.0
 #: Numbers in one image beyond which a stated size is taken for a mistake (4096 x 4096, four channels).
 _MOST_NUMBERS = 1 << 26
 
@@ -181,6 +183,11 @@ def resolve_spec(path: str | Path, facts: Mapping[str, Any], *statements: Mappin
         spec = InputSpec(**merged, assumed=tuple(dict.fromkeys(assumed)))
     except ValidationError as error:
         raise InputError(f"{path}: the input spec does not fit: {describe_validation(error)}") from error
+    if "range" not in merged and max(map(abs, spec.mean)) > _LARGEST_MEAN:
+        raise InputError(
+            f"{path}: mean {spec.mean[0]:g} is of pixels from 0 to 255, and images are taken from 0 to 1: "
+            "add --input-range 0,255, or divide mean and std by 255"
+        )
     sizes = [(spec.height, spec.width), *([(spec.resize.height, spec.resize.width)] if spec.resize else [])]
     height, width = max(sizes, key=math.prod)
     if height * width * spec.channels > _MOST_NUMBERS:

@@ -30,6 +30,7 @@ from doorward.models.spec import DTYPES
 __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate", "open_classifier", "wrap"]
 
 Format = Literal["doorward", "huggingface", "keras", "onnx", "torch.export", "weights"]
+_ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".tar", ".xz", ".bz2", ".7z", ".rar", ".zst"})
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 #: Formats by the endings of files.
 SUFFIXES: dict[str, Format] = {
@@ -103,8 +104,6 @@ def locate(path: str) -> Path:
         InputError: if there is nothing at the path, or the hub does not give it.
     """
     local = Path(path)
-    if "://" in path:
-        raise InputError(f"{path}: nothing is fetched from a URL: give a path, or a hub id (owner/name)")
     if model_exists(path):
         _refuse_stand_in(local)
         return local
@@ -143,13 +142,20 @@ def detect_format(path: Path) -> Format:
     if path.is_file():
         if suffix in SUFFIXES:
             return SUFFIXES[suffix]
-        raise InputError(
-            f"{path}: a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
-        )
+        what = "a model is a directory, an .onnx or a .pt2 file, or weights with --factory"
+        if suffix in _ARCHIVES:
+            what = "it is an archive: unpack it, and give the model in it"
+        raise InputError(f"{path}: {what}")
     config = path / "config.json"
     if not config.is_file():
         inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         what = "it holds no model file"
+        if (path / "adapter_config.json").is_file():
+            what = "it holds an adapter: merge it into its model (merge_and_unload), save that, and give it"
+        within = [file.parent for file in path.glob("*/config.json")]
+        if within:  # as a trainer leaves its checkpoints
+            newest = max(within, key=lambda folder: (folder.stat().st_mtime, folder.name))
+            what = f"a folder in it has one: give {newest}"
         if any(file.suffix.lower() in _PICTURES for file in path.glob("*/*")):
             what = "it holds pictures: give it as --clean, and the model first"
         if inside:

@@ -116,8 +116,10 @@ def _without_timm(path: Path, config: Mapping[str, Any], stated: Mapping[str, An
     ]
     size = stated.get("input_size")
     given += [f"--size {','.join(map(str, size))}"] if isinstance(size, list) else []
+    files = (path / "model.safetensors", path / "pytorch_model.bin")
+    weights = next((file for file in files if file.is_file()), files[0])
     return (
         f"{path}: a model of timm: install timm, which opens it; or write a function that returns "
         f"timm.create_model({name!r}, num_classes={count}), and give it with --factory file.py:function "
-        f"--weights {path / 'model.safetensors'} {' '.join(given)}".rstrip()
+        f"--weights {weights} {' '.join(given)}".rstrip()
     )

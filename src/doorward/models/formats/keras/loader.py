@@ -137,7 +137,7 @@ class _Call:
     """One call of a layer in a graph.
 
     Attributes:
-        takes: the values that it is given, and `constant`, a number that stands beside them.
+        takes: the values that it is given, and `constant`, a number that goes with them.
     """
 
     layer: Layer
