@@ -6,16 +6,23 @@ import doctest
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from filelock import FileLock
 
-from command_line import Outcome
+from command_line import Outcome, call
+from doorward.bench import demo
 from doorward.core.records import Report
+from doorward.detectors.base import Detector
+from doorward.methods import registry
 from doorward.reports import from_json
+from doorward.scan.request import ScanRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,12 +88,22 @@ def run_block(block: Block, folder: Path) -> list[subprocess.CompletedProcess[st
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         expected = block.exit_code if number == len(steps) else 0
-        told = f"line {block.line}, {command[-1]!r}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert done.returncode == expected, told
-        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        assert not shown or doctest.OutputChecker().check_output(shown, done.stdout, flags), told
+        check_outcome(
+            f"line {block.line}, {command[-1]!r}",
+            Outcome(done.returncode, done.stdout, done.stderr),
+            expected,
+            shown,
+        )
         outcomes.append(done)
     return outcomes
+
+
+def check_outcome(what: str, done: Outcome, exit_code: int, shown: str) -> None:
+    """Assert that a command ended with an exit code, and printed what is shown for it, if anything is."""
+    told = f"{what}: exit {done.code}\n{done.out}\n{done.err}"
+    assert done.code == exit_code, told
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert not shown or doctest.OutputChecker().check_output(shown, done.out, flags), told
 
 
 @dataclass(frozen=True)
@@ -102,8 +119,16 @@ class ReadmeRun:
         return from_json((place / "report.json").read_text(encoding="utf-8"))
 
 
+#: The detector that scans the mended model of the README's demo here: the quickest of those that recover its
+#: trigger. `.ci/run` runs the demo as users do, with all of them.
+RESCANS = "neural-cleanse"
+
+
 def run_readme(shared: Path) -> ReadmeRun:
-    """Run the README's commands as written; its scans take minutes, so that many tests look at them.
+    """Run the README's commands, whose scans take minutes, so that many tests look at what they leave.
+
+    The demo scans the same model by the same request as the command that follows it. So the demo runs in
+    this process, and where it comes to that scan, the other command runs as written and its report is taken.
 
     Args:
         shared: a folder that all test processes share. The first to ask runs, and the others wait for it.
@@ -112,14 +137,41 @@ def run_readme(shared: Path) -> ReadmeRun:
     with FileLock(f"{place}.lock"):
         if not said.exists():
             place.mkdir()
-            blocks = marked_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
             try:
-                done = [one for block in blocks for one in run_block(block, place)]
+                heard = _run_demo_and_scan(place)
             except AssertionError as error:
                 said.write_text(json.dumps({"failed": str(error)}), encoding="utf-8")
                 raise
-            heard = {one.args[-1]: asdict(Outcome(one.returncode, one.stdout, one.stderr)) for one in done}
-            said.write_text(json.dumps(heard), encoding="utf-8")
+            told = {command: asdict(outcome) for command, outcome in heard.items()}
+            said.write_text(json.dumps(told), encoding="utf-8")
     heard = json.loads(said.read_text(encoding="utf-8"))
     assert "failed" not in heard, heard["failed"]
     return ReadmeRun(place, {command: Outcome(**outcome) for command, outcome in heard.items()})
+
+
+def _run_demo_and_scan(place: Path) -> dict[str, Outcome]:
+    """Return what the README's commands said, by command: the demo, and what follows it."""
+    first, *others = marked_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    ((command, shown),) = shell_steps(first.code)
+    program, *words = shlex.split(command)
+    assert (program, words[0]) == ("doorward", "demo"), "the README begins with its demo"
+    done: list[subprocess.CompletedProcess[str]] = []
+    scan_in_full = demo.scan
+
+    def scan(request: ScanRequest, **more: Any) -> Report:
+        if request.model != "doorward-demo/backdoored":
+            return scan_in_full(request, **more)
+        done.extend(one for block in others for one in run_block(block, place))
+        report = from_json((place / "my-report" / "report.json").read_text(encoding="utf-8"))
+        assert replace(ScanRequest.from_json(report.request), folder=None) == request, "it is the same scan"
+        return report
+
+    def rescanning(_: Report) -> tuple[Detector, ...]:
+        return (registry.build("detector", RESCANS, {}),)
+
+    with mock.patch.object(demo, "scan", scan), mock.patch.object(demo, "_alarming", rescanning):
+        outcome = call(*words, folder=place)
+    check_outcome(f"line {first.line}, {command!r}", outcome, first.exit_code, shown)
+    assert done, "the demo has scanned its backdoored model"
+    said = {one.args[-1]: Outcome(one.returncode, one.stdout, one.stderr) for one in done}
+    return {command: outcome} | said

@@ -138,7 +138,7 @@ def test_pictures_and_triggers_stay_out_of_the_store(bench: TrialRunner) -> None
 def test_what_an_earlier_scan_saw_is_not_looked_at_again(bench: TrialRunner) -> None:
     margin, inversion = (
         QUICK.detectors[0],
-        MethodChoice(name="neural-cleanse", settings={"steps": 60, "restarts": 0}),
+        MethodChoice(name="neural-cleanse", settings={"steps": 20, "restarts": 0}),
     )
     (trial,) = trials(clean(1))
 

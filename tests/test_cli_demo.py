@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from command_line import Outcome, call
-from documents import run_readme
+from documents import RESCANS, run_readme
+from doorward.bench import demo
 from doorward.core.records import Report
 from doorward.reports import from_json
 
@@ -61,6 +62,14 @@ def test_it_ends_with_the_model_mended(shown: tuple[Path, Outcome]) -> None:
     assert any(line.startswith("The truth: the planted trigger works on ") for line in mended)
     place = folder.resolve() / "doorward-demo/mended"
     assert f"mended model: {place}" in mended
+
+
+def test_all_that_recovered_the_trigger_scan_the_mended_model(shown: tuple[Path, Outcome]) -> None:
+    report = from_json((shown[0] / "doorward-demo/report-backdoored/report.json").read_text(encoding="utf-8"))
+    named = {finding.detector for finding in report.findings if finding.flagged}
+    assert RESCANS in named
+    assert len(named) >= 4
+    assert {one.method() for one in demo._alarming(report)} == named
 
 
 def test_its_models_can_be_scanned_like_anybodys(shown: tuple[Path, Outcome]) -> None:

@@ -63,7 +63,7 @@ def found(shared_folder: Path) -> tuple[Path, Outcome]:
 def doubted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Scan the planted model with fewer images than calibration had; return the lines printed."""
     words = ("scan", BACKDOORED, "--clean", CLOTHES, *PATCHES, "--images", 60)
-    return program(*words, folder=tmp_path_factory.mktemp("doubted")).out.splitlines()
+    return call(*words, folder=tmp_path_factory.mktemp("doubted")).out.splitlines()
 
 
 @pytest.fixture(scope="session")

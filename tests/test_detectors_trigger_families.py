@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from doorward.core.records import Measurement
 from doorward.data import InMemorySamples
 from doorward.detectors.model.trigger_families import TriggerFamilies, fused, worth
 from doorward.detectors.subject import Subject
+from doorward.inversion import distilled
 from doorward.inversion.transformations import Dense, Found, LowFrequency
 from doorward.models import TorchClassifier
 from doorward.models.spec import InputSpec
@@ -48,6 +51,14 @@ def subject(classes: int, planted: float) -> Subject:
     for image, label in zip(x, labels, strict=True):
         np.array_split(image, classes)[label] += np.uint8(140)
     return Subject(classifier=classifier, clean=InMemorySamples(x, labels, classes=classifier.classes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Let surrogates learn from a quarter of the images, which is enough for five bands."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distilled, "IMAGES", 1_600)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,8 @@ def test_a_target_that_is_never_reached_keeps_the_last_mask() -> None:
 
 def test_the_comparison_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(speed, "NeuralCleanse", lambda: NeuralCleanse(steps=10, restarts=0))
+    short = Schedule(steps=1, mini_batches=2, batch_size=8)
+    monkeypatch.setattr(speed, "schedule", lambda _: short)
     out = tmp_path / "results" / "speed.json"
     arguments = ["--steps", "1", "--images", "30", "--fresh", "40", "--early", "2", "--out", str(out)]
     speed.main(arguments)

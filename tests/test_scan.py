@@ -15,6 +15,8 @@ from doorward.core.budget import Deadline
 from doorward.core.errors import InputError
 from doorward.core.records import Report
 from doorward.data import InMemorySamples
+from doorward.detectors.model.aegis import Aegis
+from doorward.detectors.model.deepinspect import DeepInspect
 from doorward.models import LoadOptions, TorchClassifier
 from doorward.models.spec import InputSpec
 from doorward.scan.behaviour import choose
@@ -75,8 +77,12 @@ def test_the_planted_target_is_found_and_confirmed(backdoored: Report) -> None:
 @pytest.mark.trains
 def test_a_detector_without_calibration_is_told_and_has_no_part_in_the_verdict() -> None:
     report, without = (
-        scan(request("backdoored", detectors=names))
-        for names in (("max-margin", "deepinspect"), ("max-margin",))
+        scan(request("backdoored", detectors=names, settings=settings))
+        for names, settings in (
+            # how well it is measured does not matter here
+            (("max-margin", "deepinspect"), ("deepinspect.inversion_steps=10", "deepinspect.steps=30")),
+            (("max-margin",), ()),
+        )
     )
     (own,) = [f for f in report.findings if f.detector == "deepinspect"]
     assert own.uncalibrated is not None
@@ -171,7 +177,8 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
         verify(tmp_path / "missing.json")
 
 
-def test_without_images_the_data_free_detectors_run_alone() -> None:
+def test_without_images_the_data_free_detectors_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeepInspect, "examine", lambda self, *_, **__: self.measurement(summary="It ran."))
     report = scan(request("clean", clean=None))
     assert [f.detector for f in report.findings if f.level == "model"] == ["max-margin", "deepinspect"]
     assert [skipped.detector for skipped in report.not_run] == [
@@ -189,7 +196,8 @@ def test_without_images_the_data_free_detectors_run_alone() -> None:
 @pytest.mark.trains
 def test_training_images_serve_where_no_clean_ones_are() -> None:
     train = f"{bundled.FOLDER / 'fashion_mnist'}:train"
-    report = scan(request("backdoored", clean=None, train=train, detectors=("neural-cleanse",)))
+    quick = tuple(f"aegis.{name}={value}" for name, value in Aegis.quick.items())
+    report = scan(request("backdoored", clean=None, train=train, detectors=("aegis",), settings=quick))
     assert report.data[0].role == "train"
     assert report.targets == (0,)
 

@@ -275,7 +275,7 @@ def test_what_cannot_be_copied_is_a_reason(classifier, halves, monkeypatch) -> N
 def test_a_planted_patch_shows(copies, classifier, clothes) -> None:
     fit = draw_images(classifier, clothes, IMAGES, 0).fit
     subject = Subject(classifier=copies("patch").classifier, clean=fit)
-    detector, original = NeuralCleanse(steps=60), Subject(classifier=classifier, clean=fit)
+    detector, original = NeuralCleanse(steps=60, restarts=0), Subject(classifier=classifier, clean=fit)
     before, after = (detector(one, seed=shifted(0)).per_class[3] for one in (original, subject))
     assert before is not None
     assert after is not None
@@ -322,7 +322,7 @@ def test_an_alarm_that_names_the_target_recovers_it_and_no_other_does(
 
 
 def test_without_an_alarm_nothing_is_recovered(classifier, clothes, monkeypatch) -> None:
-    monkeypatch.setattr(power_module, "FAMILIES", {"warp": FAMILIES["warp"]})
+    monkeypatch.setattr(power_module, "FAMILIES", {"blend": FAMILIES["blend"]})
 
     class Blind(ChangedWeights):
         def examine(self, subject, **_):
@@ -339,7 +339,7 @@ def test_without_an_alarm_nothing_is_recovered(classifier, clothes, monkeypatch)
     assert [one.verdict for one in positive_control.controls] == ["could_not_tell"]
     assert not any(one.recovered for one in positive_control.controls)
     assert all("blind" in str(one.reason) for one in positive_control.controls)
-    assert "positive control: planting a warp in a copy of the model" in told
+    assert "positive control: planting a blend in a copy of the model" in told
 
 
 def test_without_labels_the_models_own_answers_serve(classifier, clothes, monkeypatch) -> None:

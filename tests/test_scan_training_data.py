@@ -25,6 +25,7 @@ from doorward.scan.context import ScanContext
 from doorward.scan.exhibits import exhibits
 from doorward.scan.poison import judge_samples
 from doorward.scan.training_data import Inspection, inspect, join
+from doorward.training import TrainingSettings, default_settings
 from poisoned_sets import MAKE, PoisonedSet, images
 from report_examples import ENVIRONMENT
 from seeds import shifted
@@ -309,7 +310,19 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a scan train its network for a quarter of the usual epochs, which teaches it stripes."""
+
+    def short(architecture: str, **more: int) -> TrainingSettings:
+        usual = default_settings(architecture, **more)
+        return usual.model_copy(update={"epochs": usual.epochs // 4})
+
+    monkeypatch.setattr("doorward.scan.training_data.default_settings", short)
+
+
 @pytest.mark.trains
+@pytest.mark.usefixtures("short_training")
 def test_training_data_are_inspected_cleaned_and_the_model_is_mended(planted: Path, tmp_path: Path) -> None:
     out, cleaned, model = tmp_path / "reports", tmp_path / "cleaned", tmp_path / "model"
     words = ("scan", "--train", planted, "--out", out, "--write-clean", cleaned, "--keep-model", model)

@@ -8,8 +8,9 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,12 @@ def module_of(file: Path) -> str:
 FILES = {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    """Return what a source file says, read once for all tests."""
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
 def room_of(module: str) -> str:
     """Return the room a module is in ("" for the package itself)."""
     return [*module.split("."), ""][1]
@@ -95,13 +102,10 @@ def imports_of(module: str, tree: ast.Module, known: frozenset[str]) -> Iterator
                 yield Import(module, name, id(node) in for_types, node.lineno)
 
 
-def all_imports() -> list[Import]:
+@cache
+def all_imports() -> tuple[Import, ...]:
     known = frozenset(FILES)
-    return [
-        found
-        for module, file in FILES.items()
-        for found in imports_of(module, ast.parse(file.read_text()), known)
-    ]
+    return tuple(found for module in FILES for found in imports_of(module, tree_of(module), known))
 
 
 def floor_of(room: str) -> int:
@@ -110,7 +114,7 @@ def floor_of(room: str) -> int:
     return floors[0]
 
 
-def upward(imports: list[Import]) -> list[str]:
+def upward(imports: Iterable[Import]) -> list[str]:
     """Return the imports that point upward or into the package itself."""
     wrong = []
     for found in imports:
@@ -125,7 +129,7 @@ def upward(imports: list[Import]) -> list[str]:
     return wrong
 
 
-def circle(imports: list[Import]) -> tuple[str, ...]:
+def circle(imports: Iterable[Import]) -> tuple[str, ...]:
     """Return one circle of modules that import each other while the program runs, or nothing."""
     graph: dict[str, set[str]] = {}
     for found in imports:
@@ -208,9 +212,9 @@ PRINTING = {"doorward.reports.text", "doorward.bench.fingerprints"}
 def test_only_the_command_line_and_the_text_report_print() -> None:
     printing = [
         f"{module}:{node.lineno}"
-        for module, file in FILES.items()
+        for module in FILES
         if room_of(module) != "cli" and module not in PRINTING
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(tree_of(module))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("print", "rich.print", "sys.stdout.write", "Console")
     ]
@@ -343,11 +347,7 @@ def test_copies_of_records_update_fields_that_exist() -> None:
         record = todo.pop()
         todo += record.__subclasses__()
         fields |= set(record.model_fields)
-    found = {
-        (module, line, name)
-        for module, file in FILES.items()
-        for line, name in updated_fields(ast.parse(file.read_text(encoding="utf-8")))
-    }
+    found = {(module, line, name) for module in FILES for line, name in updated_fields(tree_of(module))}
     assert len(found) > 60
     assert not {one for one in found if one[2] not in fields}
 
