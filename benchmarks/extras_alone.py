@@ -33,6 +33,7 @@ USES = {
     f"doorward scan {MODEL} --clean {IMAGES} --images 40 --detector max-margin && "
     f"doorward plant badnets {IMAGES} poisoned --set target=3",
     "hf": "python -c 'import transformers, datasets, doorward.models.formats.huggingface'",
+    "keras": "python -c 'import pyfive, doorward.models.formats.keras.loader'",
     "onnx": "python -c 'import onnx, onnxruntime, onnxscript, doorward.models.formats.onnx.loader'",
     "audio": "python -c 'import soundfile, doorward.data'",
     "serve": "python -c 'import doorward.guard.serving.app'",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from command_line import BACKDOORED, CLOTHES, call
+from command_line import BACKDOORED, CLOTHES, assert_one_line, call
 from doorward import bundled
 from doorward.attacks.ground_truth import read_plant, triggered
 from doorward.data import InMemorySamples
@@ -63,6 +63,14 @@ def test_rejected_inputs_are_told_in_every_form(inputs: Path, tmp_path: Path) ->
     again = call("guard", BACKDOORED, "--guard", tmp_path / "g", "--check", inputs, "--format", "json")
     assert again.code == 1
     assert json.loads(again.out)["verdicts"] == json.loads((made / "verdicts.json").read_text())["verdicts"]
+
+
+def test_what_is_said_of_the_images_is_heard(inputs: Path) -> None:
+    plain = call("guard", *STRIP, "--check", inputs, "--format", "json")
+    said = call("guard", *STRIP, "--check", inputs, "--format", "json", "--input-range", "0,255")
+    first, second = ([one["scores"] for one in json.loads(done.out)["verdicts"]] for done in (plain, said))
+    assert first != second
+    assert_one_line(call("guard", *STRIP, "--check", inputs, "--input-range", "5"), "takes two numbers")
 
 
 def test_text_says_what_is_rejected_and_why(inputs: Path) -> None:

@@ -288,6 +288,30 @@ def test_where_nothing_is_found_the_model_is_mended_all_the_same(
     assert json.loads(printed.out)["repair"]["repair"] == "fine-tuning"
 
 
+def test_own_torch_code_is_mended_as_it_is_scanned(
+    scanned: list[by_clean_data.Scanned], tmp_path: Path
+) -> None:
+    config = json.loads((BACKDOORED / "config.json").read_text())
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from doorward.models import InputSpec, networks\n\n\n"
+        "def build():\n"
+        "    spec = InputSpec(channels=1, height=28, width=28)\n"
+        '    return networks.build("small-cnn", spec, classes=10)\n'
+    )
+    mean, std = (config["input"][key][0] for key in ("mean", "std"))
+    words = ("--factory", f"{own}:build", "--size", "1,28,28", "--mean", mean, "--std", std)
+    weights, out = BACKDOORED / "model.safetensors", tmp_path / "out"
+    done = call("repair", weights, out, "--clean", CLOTHES, *QUICK, *words, "--format", "json")
+    assert done.code == 0, done
+    own_words = call("repair", BACKDOORED, tmp_path / "x", "--clean", CLOTHES, *QUICK, "--format", "json")
+    first, second = (json.loads(one.out)["accuracy_before"] for one in (done, own_words))
+    assert first == second
+    assert open_classifier(out / "model.pt2").spec.mean == (mean,)
+    wrong = call("repair", weights, tmp_path / "y", "--clean", CLOTHES, "--weights", weights)
+    assert_one_line(wrong, "--weights goes with --factory")
+
+
 def test_bad_input_is_one_line_and_writes_nothing(
     scanned: list[by_clean_data.Scanned], tmp_path: Path
 ) -> None:

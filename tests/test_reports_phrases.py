@@ -277,8 +277,10 @@ def test_commands_know_every_option_and_its_default() -> None:
         name: default for name, default in (request | options).items() if name not in told_otherwise
     }
     flags = {flag for flag, _ in phrases.SCAN_OPTIONS.values()}
-    scan = typer.main.get_command(app).commands["scan"]
-    assert flags <= {flag for param in scan.params for flag in param.opts}
+    commands = typer.main.get_command(app).commands
+    assert flags <= {flag for param in commands["scan"].params for flag in param.opts}
+    mending = {flag for flag, _ in phrases.REPAIR_OPTIONS.values()}
+    assert mending == flags & {flag for param in commands["repair"].params for flag in param.opts} - {"--set"}
 
 
 def test_no_command_names_a_model_in_memory() -> None:

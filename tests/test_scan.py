@@ -173,7 +173,7 @@ def test_verify_refuses_what_is_no_report(content: str, tmp_path) -> None:
     path.write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=r"no Doorward report|does not fit its schema|cannot be read"):
         verify(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"missing\.json: no such file; expected the report\.json"):
         verify(tmp_path / "missing.json")
 
 

@@ -10,20 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from doorward.cli.model_options import (
+    CHANNELS,
+    FACTORY,
+    INPUT_RANGE,
+    LABEL_NAMES,
+    LAYOUT,
+    MEAN,
+    OUTPUT,
+    RESIZE,
+    SIZE,
+    STD,
+    WEIGHTS,
+    load_options,
+    refuse_weights_alone,
+)
 from doorward.cli.options import (
     DETECTORS,
     DEVICE,
     INPUT_COLUMN,
     LABEL_COLUMN,
-    LABEL_NAMES,
-    MEAN,
     SEED,
-    STD,
-    WEIGHTS,
     check_device,
     check_folder,
-    labels,
-    numbers,
     own_code,
     refuse_missing_inputs,
     status,
@@ -123,15 +132,16 @@ def guard(
     seed: int = SEED,
     device: str = DEVICE,
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that it may take."),
-    factory: str | None = typer.Option(
-        None,
-        metavar="F",
-        help="package.module:function or file.py:function that returns the torch module. This runs your "
-        "code.",
-    ),
+    factory: str | None = FACTORY,
     weights: Path | None = WEIGHTS,
+    input_range: str | None = INPUT_RANGE,
     mean: str | None = MEAN,
     std: str | None = STD,
+    layout: str | None = LAYOUT,
+    channels: str | None = CHANNELS,
+    size: str | None = SIZE,
+    resize: str | None = RESIZE,
+    output: str | None = OUTPUT,
     label_names: str | None = LABEL_NAMES,
     name: str | None = typer.Option(
         None,
@@ -189,16 +199,18 @@ def guard(
         raise InputError("--filter, --rate, --rule and --reform go with --clean; a saved guard has its own")
     if not 0 < rate < 1:
         raise InputError(f"--rate takes a share between 0 and 1, got {rate}")
-    if weights is not None and factory is None:
-        raise InputError("--weights goes with --factory, the function that builds the network for them")
+    refuse_weights_alone(weights, factory)
     for folder, given in ((out, "--out"), (save, "--save")):
         if folder is not None:
             check_folder(folder, given=given)
     refuse_unknown("detector", filters)
     refuse_missing_inputs(None if factory else model, clean, check)
+    options = load_options(
+        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
+        resize=resize, output=output, label_names=label_names,
+    )  # fmt: skip
     from doorward.guard import rendering
     from doorward.guard.pipeline import GuardRequest, guard_inputs
-    from doorward.models import LoadOptions
 
     request = GuardRequest(
         model=model,
@@ -214,9 +226,7 @@ def guard(
         time_budget=time_budget,
         factory=factory,
         weights=str(weights) if weights else None,
-        options=LoadOptions(
-            mean=numbers(mean, "--mean"), std=numbers(std, "--std"), labels=labels(label_names)
-        ),
+        options=options,
         data_column=data_column,
         label_column=label_column,
         saved=saved,

@@ -57,14 +57,6 @@ SEED = typer.Option(0, min=0, metavar="N", help="Seed of everything random.")
 DEVICE = typer.Option("cpu", metavar="D", help="cpu, cuda, cuda:1, mps.")
 IMAGES = typer.Option(300, min=4, metavar="N", help="Most images to use.")
 SCAN_SECONDS = typer.Option(900, min=1, metavar="S", help="Seconds for each scan.")
-WEIGHTS = typer.Option(
-    None, metavar="W", help="With --factory: a .safetensors file, or a .pt file of weights only."
-)
-MEAN = typer.Option(None, metavar="M", help="One number, or one per channel with commas.")
-STD = typer.Option(None, metavar="S", help="One number, or one per channel with commas.")
-LABEL_NAMES = typer.Option(
-    None, "--labels", metavar="NAMES", help="Class names with commas, or @FILE with one a line."
-)
 FORCE = typer.Option(False, "--force", help="Write to OUT even if it holds something.")
 
 

@@ -8,6 +8,21 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from doorward.cli.model_options import (
+    CHANNELS,
+    FACTORY,
+    INPUT_RANGE,
+    LABEL_NAMES,
+    LAYOUT,
+    MEAN,
+    OUTPUT,
+    RESIZE,
+    SIZE,
+    STD,
+    WEIGHTS,
+    load_options,
+    refuse_weights_alone,
+)
 from doorward.cli.options import (
     DEVICE,
     FORCE,
@@ -17,6 +32,7 @@ from doorward.cli.options import (
     SEED,
     check_device,
     check_folder,
+    own_code,
     refuse_missing_inputs,
     status,
 )
@@ -63,6 +79,17 @@ def repair(
     ),
     seed: int = SEED,
     device: str = DEVICE,
+    factory: str | None = FACTORY,
+    weights: Path | None = WEIGHTS,
+    input_range: str | None = INPUT_RANGE,
+    mean: str | None = MEAN,
+    std: str | None = STD,
+    layout: str | None = LAYOUT,
+    channels: str | None = CHANNELS,
+    size: str | None = SIZE,
+    resize: str | None = RESIZE,
+    output: str | None = OUTPUT,
+    label_names: str | None = LABEL_NAMES,
     data_column: str | None = INPUT_COLUMN,
     label_column: str | None = LABEL_COLUMN,
     printed: Printed = typer.Option(Printed.text, "--format", help="What to print on standard output."),
@@ -80,9 +107,14 @@ def repair(
     for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
         if value == "":
             raise InputError(f"{name} is empty; it takes a path or a hub id")
-    refuse_missing_inputs(model, clean, train)
+    refuse_weights_alone(weights, factory)
+    refuse_missing_inputs(None if factory else model, clean, train)
     if method != "auto":
         refuse_unknown("repair", [method])
+    options = load_options(
+        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
+        resize=resize, output=output, label_names=label_names,
+    )  # fmt: skip
     from doorward.repair import RepairRequest
     from doorward.repair import repair as run
     from doorward.repair.writing import check_place
@@ -101,9 +133,12 @@ def repair(
         device=check_device(device),
         data_column=data_column,
         label_column=label_column,
+        options=options,
+        factory=factory,
+        weights=weights,
     )
     try:
-        with status() as progress:
+        with own_code(factory), status() as progress:
             outcome = run(request, progress=progress)
     except TrainingDiverged as error:
         typer.echo(f"error: {error}", err=True)

@@ -10,25 +10,35 @@ from typing import TYPE_CHECKING
 import typer
 
 from doorward.cli.files import check_files
+from doorward.cli.model_options import (
+    CHANNELS,
+    FACTORY,
+    FEATURES,
+    INPUT_RANGE,
+    LABEL_NAMES,
+    LAYOUT,
+    MEAN,
+    OUTPUT,
+    RESIZE,
+    SIZE,
+    STD,
+    WEIGHTS,
+    load_options,
+    refuse_weights_alone,
+)
 from doorward.cli.options import (
     DETECTORS,
     DEVICE,
     IMAGE_COLUMN,
     IMAGES,
     LABEL_COLUMN,
-    LABEL_NAMES,
-    MEAN,
     SEED,
-    STD,
-    WEIGHTS,
     FailOn,
     Format,
     check_device,
     check_folder,
     check_format,
     current_folder,
-    labels,
-    numbers,
     own_code,
     refuse_missing_inputs,
     show,
@@ -138,39 +148,18 @@ def scan(
         help="If nothing is found, plant known triggers in copies of the model and scan those: which of them "
         "would have been found? Takes about four times as long.",
     ),
-    factory: str | None = typer.Option(
-        None,
-        metavar="F",
-        help="package.module:function or file.py:function that returns the torch module; modules in the "
-        "current folder are found too. This runs your code.",
-    ),
+    factory: str | None = FACTORY,
     weights: Path | None = WEIGHTS,
-    input_range: str | None = typer.Option(
-        None, metavar="LOW,HIGH", help="What [0, 1] images are stretched to before mean and std, as in 0,255."
-    ),
+    input_range: str | None = INPUT_RANGE,
     mean: str | None = MEAN,
     std: str | None = STD,
-    layout: str | None = typer.Option(None, metavar="NCHW|NHWC", help="Order of the axes the model takes."),
-    channels: str | None = typer.Option(
-        None, metavar="rgb|bgr", help="Order of the colours that the model takes."
-    ),
-    size: str | None = typer.Option(
-        None, metavar="C,H,W", help="Channels, height and width, where the file does not tell."
-    ),
-    resize: str | None = typer.Option(
-        None,
-        metavar="SIDE|H,W",
-        help="What images are resized to first: their shorter side, or height and width. What is then larger "
-        "than the model's images is cropped around the centre. Colours become grey, or grey colours, as the "
-        "model takes them.",
-    ),
-    output: str | None = typer.Option(
-        None, metavar="KIND", help="What the model gives: logits, probabilities or one_logit."
-    ),
+    layout: str | None = LAYOUT,
+    channels: str | None = CHANNELS,
+    size: str | None = SIZE,
+    resize: str | None = RESIZE,
+    output: str | None = OUTPUT,
     label_names: str | None = LABEL_NAMES,
-    features: str | None = typer.Option(
-        None, metavar="NAME", help="The layer whose input are the features, if not the last linear one."
-    ),
+    features: str | None = FEATURES,
     data_column: str | None = IMAGE_COLUMN,
     label_column: str | None = LABEL_COLUMN,
     skip_unreadable: int = typer.Option(
@@ -207,23 +196,7 @@ def scan(
     check_required(require)
     refuse_unknown("detector", detector)
     named = detector_settings(set_, detector)
-    low_high = numbers(input_range, "--input-range")
-    if low_high is not None and len(low_high) != 2:
-        raise InputError(f"--input-range takes two numbers, as in 0,255, got {input_range!r}")
-    shape = numbers(size, "--size")
-    if shape is not None and (len(shape) != 3 or any(v != int(v) or v < 1 for v in shape)):
-        raise InputError(f"--size takes channels,height,width, as in 3,224,224, got {size!r}")
-    sides = numbers(resize, "--resize")
-    if sides is not None and (len(sides) > 2 or any(v != int(v) or v < 1 for v in sides)):
-        raise InputError(f"--resize takes one side or height,width, as in 256 or 48,192, got {resize!r}")
-    if layout not in (None, "NCHW", "NHWC"):
-        raise InputError(f"--layout is NCHW or NHWC, got {layout!r}")
-    if channels is not None and channels.lower() not in ("rgb", "bgr"):
-        raise InputError(f"--channels is rgb or bgr, got {channels!r}")
-    if output not in (None, "logits", "probabilities", "one_logit"):
-        raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
-    if weights is not None and factory is None:
-        raise InputError("--weights goes with --factory, the function that builds the network for them")
+    refuse_weights_alone(weights, factory)
     for what, limit in (("--time-budget takes seconds", time_budget), ("--memory takes GiB", memory)):
         if limit is not None and not math.isfinite(limit):
             raise InputError(f"{what}, got {limit}")
@@ -248,7 +221,10 @@ def scan(
     if write_clean is not None and write_clean.is_dir() and any(write_clean.iterdir()):
         raise InputError(f"--write-clean {write_clean}: the folder is not empty; name another")
     refuse_missing_inputs(None if factory or not model else model[0], clean, train)
-    from doorward.models import LoadOptions
+    options = load_options(
+        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
+        resize=resize, output=output, label_names=label_names, features=features,
+    )  # fmt: skip
     from doorward.scan.pipeline import scan_in_full as run
     from doorward.scan.request import ScanRequest
 
@@ -272,18 +248,7 @@ def scan(
         folder=current_folder(),
         skip_unreadable=skip_unreadable,
         keep_model=str(keep_model) if keep_model else None,
-        options=LoadOptions(
-            input_range=(low_high[0], low_high[1]) if low_high else None,
-            mean=numbers(mean, "--mean"),
-            std=numbers(std, "--std"),
-            layout=layout,  # type: ignore[arg-type]
-            output=output,  # type: ignore[arg-type]
-            labels=labels(label_names),
-            features=features,
-            channel_order=channels.upper() if channels else None,  # type: ignore[arg-type]
-            size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
-            resize=tuple(int(side) for side in sides) if sides else None,
-        ),
+        options=options,
     )
     with own_code(factory), status() as progress:
         scanned = run(request, progress=progress)

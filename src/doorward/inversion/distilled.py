@@ -53,6 +53,7 @@ class DistilledSurrogates:
     Attributes:
         networks: they take images of the size that they were taught on, around 0.
         scales: of the logits of each, on the clean images.
+        answers: the model's logits on the clean images (n, k).
         agreement: share of the clean images that they put into the model's class; of the one that knows
             least.
 
@@ -84,7 +85,8 @@ class DistilledSurrogates:
             logits = [net(clean) for net in self.networks]
         self.scales = [measure_logit_scale(one) for one in logits]
         with problem.fast_inference():
-            own = batched_logits(problem.classifier, problem.images, deadline).argmax(1)
+            self.answers = batched_logits(problem.classifier, problem.images, deadline)
+        own = self.answers.argmax(1)
         self.agreement = min(float((one.argmax(1) == own).float().mean()) for one in logits)
 
     @property

@@ -100,7 +100,13 @@ def _repair(
     )
     if classifier is None:
         context.report_progress("loading the model")
-        classifier = open_classifier(request.model, options=request.options, device=request.device)
+        classifier = open_classifier(
+            request.model,
+            options=request.options,
+            factory=request.factory,
+            weights=request.weights,
+            device=request.device,
+        )
     if not isinstance(classifier, TorchClassifier):
         raise InputError(
             f"{request.model}: a repair changes the network itself, and a {classifier.format} model is run "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from doorward.data import Samples
 from doorward.detectors.base import Detector
@@ -21,6 +22,7 @@ class RepairRequest:
         seed, device, time_budget: as those of a scan.
         data_column, label_column: where inputs and labels are, where it cannot be told.
         options: what the user states of the model.
+        factory, weights: the function that builds the network, and its weights, as for `open_classifier`.
         detectors: those that scan the model where clean samples mend it; all that examine behaviour if empty.
     """
 
@@ -35,4 +37,6 @@ class RepairRequest:
     data_column: str | None = None
     label_column: str | None = None
     options: LoadOptions | None = None
+    factory: str | None = None
+    weights: Path | None = None
     detectors: tuple[Detector, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from doorward.core.records import (
     PositiveControl,
     Report,
 )
-from doorward.reports.phrases import SCAN_OPTIONS, class_names, flagged_data, in_files_alone
+from doorward.reports.phrases import REPAIR_OPTIONS, SCAN_OPTIONS, class_names, flagged_data, in_files_alone
 
 #: Images of each class that are enough both to fit a trigger and to confirm it on others.
 IMAGES_PER_CLASS = 20
@@ -56,8 +57,16 @@ def _after_backdoored(report: Report) -> tuple[Step, ...]:
         *steps,
         Step("Ask the supplier where the model and its training data came from, and show them this report."),
         Step("Retrain from data that you trust, and scan the new model before you use it."),
+        *_mend(report),
         _keep(report),
     )
+
+
+def _mend(report: Report) -> tuple[Step, ...]:
+    """Return how the model is mended, where a path names it."""
+    command = _command("repair", report, f"MENDED {_data_options(report)}".strip(), REPAIR_OPTIONS)
+    text = "Where neither can be had, mend it; the repair says whether the trigger still works:"
+    return () if command is None else (Step(text, command),)
 
 
 def _after_suspicious(report: Report) -> tuple[Step, ...]:
@@ -100,7 +109,7 @@ def _after_poison(report: Report) -> tuple[Step, ...]:
         steps.append(
             Step(
                 "Mend the model: flagged samples get the label that they seem to have had, and it trains on:",
-                f"doorward repair {_quoted(report.subject.path)} MENDED --train {data}",
+                _command("repair", report, f"MENDED --train {data}", REPAIR_OPTIONS),
             )
         )
     return (*steps, Step("Ask where the flagged samples came from."), _keep(report))
@@ -207,14 +216,25 @@ def _data_options(report: Report) -> str:
 
 def _scan_command(report: Report, data: str, **changed: int) -> str | None:
     """Return a command that scans the same model as it was scanned; None where a path does not name it."""
+    return _command("scan", report, data, SCAN_OPTIONS, **changed)
+
+
+def _command(
+    verb: str, report: Report, data: str, options: Mapping[str, tuple[str, Any]], **changed: int
+) -> str | None:
+    """Return a command on the model as it was scanned; None where a path does not name it.
+
+    Args:
+        options: the command's options, and their defaults, by their names in a request.
+    """
     if report.subject is None or report.subject.path == "<memory>":
         return None
     if report.request.get("model", "") is None:  # trained by the scan itself
         return None
-    options = report.request.get("options")
-    problem = {**report.request, **(options if isinstance(options, dict) else {}), **changed}
-    words = ["doorward scan", _quoted(report.subject.path), *([data] if data else [])]
-    for name, (flag, default) in SCAN_OPTIONS.items():
+    stated = report.request.get("options")
+    problem = {**report.request, **(stated if isinstance(stated, dict) else {}), **changed}
+    words = [f"doorward {verb}", _quoted(report.subject.path), *([data] if data else [])]
+    for name, (flag, default) in options.items():
         value = problem.get(name, default)
         if not value or value == default:
             continue

@@ -319,6 +319,14 @@ SCAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "keep_model": ("--keep-model", None),
     "seed": ("--seed", 0),
 }
+#: Those that `doorward repair` has too.
+REPAIR_OPTIONS = {
+    name: SCAN_OPTIONS[name]
+    for name in (
+        "factory", "weights", "size", "resize", "input_range", "mean", "std", "layout", "channel_order",
+        "output", "labels", "data_column", "label_column", "device", "seed",
+    )
+}  # fmt: skip
 
 
 def caveats(report: Report) -> tuple[str, ...]:

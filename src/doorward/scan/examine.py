@@ -8,7 +8,6 @@ from typing import Any, Literal
 from doorward.core.arguments import refuse_wrong, several
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
-from doorward.core.errors import InputError
 from doorward.core.records import Finding, Report
 from doorward.data import Samples
 from doorward.data.given import as_samples
@@ -85,11 +84,9 @@ def built(call: str, detectors: Any) -> list[Detector]:
     """Return detectors of what a Python user gave: names or detectors, or one alone.
 
     Raises:
-        InputError: if there are none, or something is neither.
+        InputError: if something is neither.
     """
     given = several(call, "detectors", detectors, (str, Detector))
-    if not given:
-        raise InputError(f"{call}: detectors: none is named; leave the argument out to run all")
     return [registry.build("detector", one, {}) if isinstance(one, str) else one for one in given]
 
 

@@ -93,8 +93,7 @@ class TriggerFamilies(ImageDetector):
         base = int(torch.randint(2**62, (), generator=generator))
         with problem.fast_inference():
             surrogates = DistilledSurrogates(problem, seed=base, deadline=deadline)
-            logits = batched_logits(problem.classifier, problem.images, deadline)
-            objective = JointObjective(problem, surrogates, measure_logit_scale(logits))
+            objective = JointObjective(problem, surrogates, measure_logit_scale(surrogates.answers))
             screening = k > self.finalists
             work = len(FAMILIES) * (
                 k * self.screening_steps * screening + min(k, self.finalists) * self.steps
