@@ -314,7 +314,6 @@ USES = (
     called("examine(net, images, images='all')", "expected a whole number from 4"),
     called("examine(net, images, device='gpu')", "usable: cpu"),
     called("examine(net, images, size=8)", "expected (channels, height, width)"),
-    called("examine(net, images, detectors=[])", "none is named; leave the argument out"),
     called("repair(net, clean=(images, [0] * 20), method='prunning')", "did you mean 'pruning'"),
     called("Guard.fit(net, images, rate='low')", "expected a share between 0 and 1"),
     called("Guard.fit(net, images, filters='max-margin')", "max-margin filters no inputs; strip does"),
