@@ -129,6 +129,28 @@ def test_a_graph_that_feeds_itself_is_refused(tmp_path: Path) -> None:
         open_classifier(changed("graph-3.keras", tmp_path / "m.keras", loop), options=BYTES)
 
 
+def test_the_order_of_a_number_and_a_value_counts(tmp_path: Path) -> None:
+    def turn(config: dict[str, Any]) -> None:
+        layer_of(config, "Subtract")["inbound_nodes"][0]["args"].reverse()
+
+    def subtraction(path: Path) -> torch.Tensor:
+        (layer,) = (m for m in opened(path).module.modules() if getattr(m, "does", "") == "Subtract")
+        difference: torch.Tensor = layer(torch.tensor([3.0]))
+        return difference
+
+    assert float(subtraction(FOLDER / "graph-3.keras")) == 2.0
+    assert float(subtraction(changed("graph-3.keras", tmp_path / "m.keras", turn))) == -2.0
+
+
+@pytest.mark.parametrize("given", [{"sorted": "up"}, {"a": 1.0, "b": 2.0}])
+def test_a_call_with_more_than_is_known_is_told(given: dict[str, Any], tmp_path: Path) -> None:
+    def more(config: dict[str, Any]) -> None:
+        layer_of(config, "Subtract")["inbound_nodes"][0]["kwargs"] = given
+
+    with pytest.raises(NotExamined, match=r"a Keras model with a call (with|of)"):
+        open_classifier(changed("graph-3.keras", tmp_path / "m.keras", more), options=BYTES)
+
+
 @pytest.mark.parametrize("name", ["sequence-3.h5", "sequence-3.keras"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_half_a_file_is_told_and_not_a_crash(name: str, share: float, tmp_path: Path) -> None:

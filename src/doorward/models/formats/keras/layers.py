@@ -599,17 +599,22 @@ def build(layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequ
     )
 
 
-def constant_operation(kind: str, other: float | None) -> nn.Module | None:
+def constant_operation(kind: str, other: float | None, *, reverse: bool = False) -> nn.Module | None:
     """Return an arithmetic operation that was written into a model, None if it is none that is read.
 
     Args:
         kind: its name in Keras 3 ('TrueDivide') or in TensorFlow ('math.truediv').
-        other: its second number; None if it takes two values.
+        other: the number that it takes with a value; None if it takes two values.
+        reverse: whether the number comes first, as in 1 - x.
     """
     function = _OPERATIONS.get(kind)
     if function is None:
         return None
-    return Does(function if other is None else lambda x: function(x, other), kind)
+    if other is None:
+        return Does(function, kind)
+    if reverse:
+        return Does(lambda x: function(torch.full_like(x, other), x), kind)
+    return Does(lambda x: function(x, other), kind)
 
 
 _OPERATIONS: dict[str, Callable[..., Tensor]] = {

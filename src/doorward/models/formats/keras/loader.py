@@ -137,13 +137,15 @@ class _Call:
     """One call of a layer in a graph.
 
     Attributes:
-        takes: the values that it is given, and `constant`, a number that goes with them.
+        takes: the values that it is given.
+        constant: a number that it is given too; `reverse` says that it comes first.
     """
 
     layer: Layer
     number: int
     takes: tuple[Key, ...]
     constant: float | None = None
+    reverse: bool = False
 
 
 class _Graph(nn.Module):
@@ -279,7 +281,7 @@ def _called(
     kind = str(call.layer.config.get("function", call.layer.kind))
     if call.constant is None and call.layer.kind != "TFOpLambda":
         return _layer(call.layer, weights, version, values)
-    module = constant_operation(kind, call.constant)
+    module = constant_operation(kind, call.constant, reverse=call.reverse)
     if module is None:
         raise Unknown(f"an operation {kind!r}")
     return module, module(*values)
@@ -299,41 +301,44 @@ def _ends(value: Any) -> list[Key]:
 def _calls(layer: Layer) -> Iterator[_Call]:
     """Yield the calls of a layer in a graph."""
     for number, node in enumerate(layer.nodes):
-        tensors, constants = ([], []) if isinstance(node, dict) else _of_keras_2(node)
-        if isinstance(node, dict):
-            _collect([node.get("args", []), node.get("kwargs", {})], tensors, constants)
+        given = list(_of_keras_3(node) if isinstance(node, dict) else _of_keras_2(node, layer.kind))
+        tensors = tuple(one for one in given if isinstance(one, tuple))
         if not tensors:
             raise Unreadable(f"the layer {layer.name!r} is called without a value")
-        yield _Call(layer, number, tuple(tensors), constants[0] if constants else None)
+        numbers = [one for one in given if not isinstance(one, tuple)]
+        if len(numbers) > 1 or (numbers and len(tensors) > 1):
+            raise Unknown(f"a call of {layer.kind!r} with several numbers")
+        reverse = bool(numbers) and not isinstance(given[0], tuple)
+        yield _Call(layer, number, tensors, numbers[0] if numbers else None, reverse)
 
 
-def _of_keras_2(node: Any) -> tuple[list[Key], list[float]]:
-    """Return the values and numbers of a call as Keras 2 writes it: [[name, call, output, more], ...]."""
-    tensors: list[Key] = []
-    constants: list[float] = []
-    several = node if node and isinstance(node[0], list) else [node]
-    for name, call, output, *more in several:
-        tensors.append((str(name), int(call), int(output)))
+def _of_keras_2(node: Any, kind: str) -> Iterator[Key | float]:
+    """Yield the values and numbers of a call as Keras 2 writes it: [[name, call, output, more], ...]."""
+    for name, call, output, *more in node if node and isinstance(node[0], list) else [node]:
+        yield (str(name), int(call), int(output))
         for key, value in (more[0] if more and isinstance(more[0], dict) else {}).items():
             if key == "y" and isinstance(value, list):  # another value
-                tensors.append((str(value[0]), int(value[1]), int(value[2])))
+                yield (str(value[0]), int(value[1]), int(value[2]))
             elif key == "y" and isinstance(value, (int, float)):
-                constants.append(float(value))
-    return tensors, constants
+                yield float(value)
+            elif value not in (None, False) and key not in ("name", "mask"):
+                raise Unknown(f"a call of {kind!r} with {key}={value!r}")
 
 
-def _collect(value: Any, tensors: list[Key], constants: list[float]) -> None:
-    """Gather the values and numbers of a call as Keras 3 writes it."""
-    if isinstance(value, Mapping):
-        if value.get("class_name") == "__keras_tensor__":
-            name, call, output = value["config"]["keras_history"]
-            tensors.append((str(name), int(call), int(output)))
-            return
-        for key, inner in value.items():
-            if key not in ("training", "mask", "name"):
-                _collect(inner, tensors, constants)
-    elif isinstance(value, list):
-        for inner in value:
-            _collect(inner, tensors, constants)
+def _of_keras_3(node: Mapping[str, Any]) -> Iterator[Key | float]:
+    """Yield the values and numbers of a call as Keras 3 writes it."""
+    named = {k: v for k, v in node.get("kwargs", {}).items() if k not in ("training", "mask", "name")}
+    yield from _leaves([node.get("args", []), named])
+
+
+def _leaves(value: Any) -> Iterator[Key | float]:
+    if isinstance(value, Mapping) and value.get("class_name") == "__keras_tensor__":
+        name, call, output = value["config"]["keras_history"]
+        yield (str(name), int(call), int(output))
+    elif isinstance(value, (list, Mapping)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(inner)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        constants.append(float(value))
+        yield float(value)
+    elif value is not None:
+        raise Unknown(f"a call with {value!r}")
