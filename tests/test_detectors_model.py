@@ -110,7 +110,7 @@ def test_neural_cleanse_halves_the_batch_of_many_classes() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_are_compared_too(classes: int) -> None:
     target = 2 % classes
-    for detector in (NeuralCleanse(steps=100), MaxMargin(), PatchSearch(mixtures=1_600), BlendSearch()):
+    for detector in (NeuralCleanse(steps=100), MaxMargin(), PatchSearch(), BlendSearch()):
         found = detector(subject(classes, 40.0))
         assert found.score is not None
         if classes == 2 and isinstance(detector, NeuralCleanse | BlendSearch):

@@ -275,7 +275,7 @@ def test_what_cannot_be_copied_is_a_reason(classifier, halves, monkeypatch) -> N
 def test_a_planted_patch_shows(copies, classifier, clothes) -> None:
     fit = draw_images(classifier, clothes, IMAGES, 0).fit
     subject = Subject(classifier=copies("patch").classifier, clean=fit)
-    detector, original = NeuralCleanse(steps=60, restarts=0), Subject(classifier=classifier, clean=fit)
+    detector, original = NeuralCleanse(steps=60), Subject(classifier=classifier, clean=fit)
     before, after = (detector(one, seed=shifted(0)).per_class[3] for one in (original, subject))
     assert before is not None
     assert after is not None
