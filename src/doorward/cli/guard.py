@@ -22,8 +22,8 @@ from doorward.cli.model_options import (
     SIZE,
     STD,
     WEIGHTS,
-    load_options,
     refuse_weights_alone,
+    stated_options,
 )
 from doorward.cli.options import (
     DETECTORS,
@@ -200,17 +200,18 @@ def guard(
     if not 0 < rate < 1:
         raise InputError(f"--rate takes a share between 0 and 1, got {rate}")
     refuse_weights_alone(weights, factory)
+    stated = stated_options(
+        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
+        resize=resize, output=output, label_names=label_names,
+    )  # fmt: skip
     for folder, given in ((out, "--out"), (save, "--save")):
         if folder is not None:
             check_folder(folder, given=given)
     refuse_unknown("detector", filters)
     refuse_missing_inputs(None if factory else model, clean, check)
-    options = load_options(
-        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
-        resize=resize, output=output, label_names=label_names,
-    )  # fmt: skip
     from doorward.guard import rendering
     from doorward.guard.pipeline import GuardRequest, guard_inputs
+    from doorward.models import LoadOptions
 
     request = GuardRequest(
         model=model,
@@ -226,7 +227,7 @@ def guard(
         time_budget=time_budget,
         factory=factory,
         weights=str(weights) if weights else None,
-        options=options,
+        options=LoadOptions(**stated),
         data_column=data_column,
         label_column=label_column,
         saved=saved,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import typer
 
 from doorward.cli.options import labels, numbers
 from doorward.core.errors import InputError
-
-if TYPE_CHECKING:
-    from doorward.models import LoadOptions
 
 FACTORY = typer.Option(
     None,
@@ -56,7 +53,7 @@ def refuse_weights_alone(weights: Path | None, factory: str | None) -> None:
         raise InputError("--weights goes with --factory, the function that builds the network for them")
 
 
-def load_options(
+def stated_options(
     *,
     input_range: str | None,
     mean: str | None,
@@ -68,8 +65,8 @@ def load_options(
     output: str | None,
     label_names: str | None,
     features: str | None = None,
-) -> LoadOptions:
-    """Return what the options above say; torch is loaded only if all of them can be read.
+) -> dict[str, Any]:
+    """Return what the options above say, by the names of `LoadOptions`. Torch is not loaded for it.
 
     Raises:
         InputError: naming the option that cannot.
@@ -90,17 +87,15 @@ def load_options(
     if output not in (None, "logits", "probabilities", "one_logit"):
         raise InputError(f"--output is logits, probabilities or one_logit, got {output!r}")
     means, stds, names = numbers(mean, "--mean"), numbers(std, "--std"), labels(label_names)
-    from doorward.models import LoadOptions
-
-    return LoadOptions(
-        input_range=(low_high[0], low_high[1]) if low_high else None,
-        mean=means,
-        std=stds,
-        layout=layout,  # type: ignore[arg-type]
-        output=output,  # type: ignore[arg-type]
-        labels=names,
-        features=features,
-        channel_order=channels.upper() if channels else None,  # type: ignore[arg-type]
-        size=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
-        resize=tuple(int(side) for side in sides) if sides else None,
-    )
+    return {
+        "input_range": low_high,
+        "mean": means,
+        "std": stds,
+        "layout": layout,
+        "output": output,
+        "labels": names,
+        "features": features,
+        "channel_order": channels.upper() if channels else None,
+        "size": tuple(int(side) for side in shape) if shape else None,
+        "resize": tuple(int(side) for side in sides) if sides else None,
+    }

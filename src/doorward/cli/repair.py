@@ -20,8 +20,8 @@ from doorward.cli.model_options import (
     SIZE,
     STD,
     WEIGHTS,
-    load_options,
     refuse_weights_alone,
+    stated_options,
 )
 from doorward.cli.options import (
     DEVICE,
@@ -108,13 +108,14 @@ def repair(
         if value == "":
             raise InputError(f"{name} is empty; it takes a path or a hub id")
     refuse_weights_alone(weights, factory)
-    refuse_missing_inputs(None if factory else model, clean, train)
-    if method != "auto":
-        refuse_unknown("repair", [method])
-    options = load_options(
+    stated = stated_options(
         input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
         resize=resize, output=output, label_names=label_names,
     )  # fmt: skip
+    refuse_missing_inputs(None if factory else model, clean, train)
+    if method != "auto":
+        refuse_unknown("repair", [method])
+    from doorward.models import LoadOptions
     from doorward.repair import RepairRequest
     from doorward.repair import repair as run
     from doorward.repair.writing import check_place
@@ -133,7 +134,7 @@ def repair(
         device=check_device(device),
         data_column=data_column,
         label_column=label_column,
-        options=options,
+        options=LoadOptions(**stated),
         factory=factory,
         weights=weights,
     )

@@ -23,8 +23,8 @@ from doorward.cli.model_options import (
     SIZE,
     STD,
     WEIGHTS,
-    load_options,
     refuse_weights_alone,
+    stated_options,
 )
 from doorward.cli.options import (
     DETECTORS,
@@ -197,6 +197,10 @@ def scan(
     refuse_unknown("detector", detector)
     named = detector_settings(set_, detector)
     refuse_weights_alone(weights, factory)
+    stated = stated_options(
+        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
+        resize=resize, output=output, label_names=label_names, features=features,
+    )  # fmt: skip
     for what, limit in (("--time-budget takes seconds", time_budget), ("--memory takes GiB", memory)):
         if limit is not None and not math.isfinite(limit):
             raise InputError(f"{what}, got {limit}")
@@ -221,10 +225,7 @@ def scan(
     if write_clean is not None and write_clean.is_dir() and any(write_clean.iterdir()):
         raise InputError(f"--write-clean {write_clean}: the folder is not empty; name another")
     refuse_missing_inputs(None if factory or not model else model[0], clean, train)
-    options = load_options(
-        input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
-        resize=resize, output=output, label_names=label_names, features=features,
-    )  # fmt: skip
+    from doorward.models import LoadOptions
     from doorward.scan.pipeline import scan_in_full as run
     from doorward.scan.request import ScanRequest
 
@@ -248,7 +249,7 @@ def scan(
         folder=current_folder(),
         skip_unreadable=skip_unreadable,
         keep_model=str(keep_model) if keep_model else None,
-        options=options,
+        options=LoadOptions(**stated),
     )
     with own_code(factory), status() as progress:
         scanned = run(request, progress=progress)
