@@ -142,6 +142,27 @@ def test_the_order_of_a_number_and_a_value_counts(tmp_path: Path) -> None:
     assert float(subtraction(changed("graph-3.keras", tmp_path / "m.keras", turn))) == -2.0
 
 
+def test_models_that_call_each_other_without_end_are_refused(tmp_path: Path) -> None:
+    def nest(config: dict[str, Any]) -> None:
+        inner = json.dumps(config)
+        for _ in range(9):
+            inner = json.dumps({"class_name": "Sequential", "config": {"layers": [json.loads(inner)] * 2}})
+        config.update(json.loads(inner))
+
+    with pytest.raises(NotExamined, match="nested too deeply"):
+        open_classifier(changed("sequence-3.keras", tmp_path / "m.keras", nest), options=BYTES)
+
+
+def test_values_without_bound_are_refused(tmp_path: Path) -> None:
+    def grow(config: dict[str, Any]) -> None:
+        layer_of(config, "MaxPooling2D").update(
+            class_name="UpSampling2D", config={"size": 1_000_000, "name": "max_pooling2d"}
+        )
+
+    with pytest.raises(NotExamined, match="makes values that are too large"):
+        open_classifier(changed("sequence-3.keras", tmp_path / "m.keras", grow), options=BYTES)
+
+
 @pytest.mark.parametrize("given", [{"sorted": "up"}, {"a": 1.0, "b": 2.0}])
 def test_a_call_with_more_than_is_known_is_told(given: dict[str, Any], tmp_path: Path) -> None:
     def more(config: dict[str, Any]) -> None:

@@ -35,6 +35,20 @@ IDLE = frozenset(
 )  # fmt: skip
 
 
+#: Numbers in one value beyond which a model is refused.
+MOST_ELEMENTS = 1 << 28
+
+
+def refuse_large(layer: Layer, *shape: int) -> None:
+    """Raise where a value would be too large.
+
+    Raises:
+        Unreadable: if so.
+    """
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise Unreadable(f"its layer {layer.name!r} makes values that are too large")
+
+
 def last(x: Tensor) -> Tensor:
     """Return a value as Keras has it, with channels last."""
     return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
@@ -459,6 +473,7 @@ def _edges(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _zero_padding(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     rows, columns = _edges(layer.config.get("padding", 1))
+    refuse_large(layer, *x.shape[:2], x.shape[2] + sum(rows), x.shape[3] + sum(columns))
     return nn.ZeroPad2d((*columns, *rows))
 
 
@@ -475,7 +490,8 @@ def _center_crop(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     return nn.ZeroPad2d((-left, left - spare[1], -top, top - spare[0]))
 
 
-def _resized(layer: Layer, size: tuple[int, int]) -> nn.Module:
+def _resized(layer: Layer, x: Tensor, size: tuple[int, int]) -> nn.Module:
+    refuse_large(layer, *x.shape[:2], *size)
     mode = layer.config.get("interpolation", "bilinear")
     if mode not in ("bilinear", "nearest"):
         raise Unknown(f"resizing by {mode!r}")
@@ -488,13 +504,13 @@ def _resized(layer: Layer, size: tuple[int, int]) -> nn.Module:
 def _resizing(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     if any(layer.config.get(key) for key in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias")):
         raise Unknown("resizing that crops, pads or smooths")
-    return _resized(layer, (int(layer.config["height"]), int(layer.config["width"])))
+    return _resized(layer, x, (int(layer.config["height"]), int(layer.config["width"])))
 
 
 def _up_sampling(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     factors = _pair(layer.config.get("size", 2))
     own = Layer(layer.kind, layer.name, {"interpolation": "nearest"} | dict(layer.config), ())
-    return _resized(own, (x.shape[2] * factors[0], x.shape[3] * factors[1]))
+    return _resized(own, x, (x.shape[2] * factors[0], x.shape[3] * factors[1]))
 
 
 # --- layers that join values -------------------------------------------------------------------------------
@@ -544,6 +560,7 @@ def _concatenate(layer: Layer, weights: Weights, *values: Tensor) -> nn.Module:
     axis = int(layer.config.get("axis", -1))
     dims = values[0].ndim
     held = {0: 0, 1: 2, 2: 3, 3: 1}[axis % 4] if dims == 4 else axis
+    refuse_large(layer, sum(value.numel() for value in values))
     if held == 0:
         raise Unknown("a concatenation of images with each other")
     return Does(lambda *values: torch.cat(values, held), f"concatenate along {axis}")

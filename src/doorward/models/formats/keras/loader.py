@@ -22,6 +22,8 @@ from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
 
 MODELS = frozenset({"Sequential", "Functional", "Model"})
+#: How deep models may be nested, and how many calls of layers all of them may make.
+DEEPEST, MOST_CALLS = 8, 20_000
 #: A value of a graph: the layer that gives it, which of its calls, and which of its outputs.
 Key = tuple[str, int, int]
 
@@ -36,6 +38,7 @@ def open_keras(path: Path, options: LoadOptions) -> Classifier:
     sidecar, companions = read_sidecar(path), read_companions(path)
     try:
         file = read_keras(path)
+        refuse_endless(file.model)
         facts = _input_facts(file.model)
         stated = without_facts(companions.input, facts)
         spec = resolve_spec(path, facts, options.statement(), sidecar.input, stated)
@@ -63,6 +66,23 @@ def _not_examined(path: Path, why: str) -> NotExamined:
         f"{path}: only its files were examined, since it is a Keras model {why}; convert it to ONNX: "
         f"python -m tf2onnx.convert --keras {path.name} --output model.onnx"
     )
+
+
+def refuse_endless(model: Layer, depth: int = 0) -> int:
+    """Return how many calls a model makes, those of the models in it included.
+
+    Raises:
+        Unreadable: if they are too many, or models are nested too deeply.
+    """
+    if depth > DEEPEST:
+        raise Unreadable("its models are nested too deeply")
+    calls = 0
+    for layer in model.layers():
+        each = refuse_endless(layer, depth + 1) if layer.kind in MODELS else 1
+        calls += max(1, len(layer.nodes)) * each
+        if calls > MOST_CALLS:
+            raise Unreadable(f"it makes more than {MOST_CALLS:,} calls of layers")
+    return calls
 
 
 def _input_facts(model: Layer) -> dict[str, Any]:
@@ -244,11 +264,13 @@ def _graph(
         for call in ready:
             name, taken = call.layer.name, [held[key] for key in call.takes]
             if name not in slots:
-                module, _ = _called(call, weights, version, taken)
+                module, made = _called(call, weights, version, taken)
                 slots[name] = _slot(name, graph.layers)
                 graph.layers[slots[name]] = module
+            else:
+                made = graph.layers[slots[name]](*taken)
             gives = (name, call.number, 0)
-            held |= _outputs(graph.layers[slots[name]](*taken), gives)
+            held |= _outputs(made, gives)
             graph.add(slots[name], call.takes, gives)
         done = {id(call) for call in ready}
         waiting = [call for call in waiting if id(call) not in done]
