@@ -99,6 +99,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda c: layer_of(c, "Conv2D")["config"].update(data_format="channels_first"),
         "with layers that take channels first",
     ),
+    "a setting that changes what a layer does": (
+        lambda c: layer_of(c, "Rescaling")["config"].update(quantization_config={"mode": "int8"}),
+        "with a layer of the kind 'Rescaling' with quantization_config",
+    ),
     "texts": (
         lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, 12]),
         "with an input of the size (any, 12), while images are",

@@ -496,6 +496,7 @@ def _resized(layer: Layer, x: Tensor, size: tuple[int, int]) -> nn.Module:
     if mode not in ("bilinear", "nearest"):
         raise Unknown(f"resizing by {mode!r}")
     corners = False if mode == "bilinear" else None
+    mode = "nearest-exact" if mode == "nearest" else mode  # from the middle of pixels, as Keras does
     return Does(
         lambda x: F.interpolate(x, size, mode=mode, align_corners=corners), f"resize to {size} by {mode}"
     )
@@ -608,6 +609,9 @@ def build(layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequ
         Unknown: if it is of a kind that is not read, or has a setting that is not.
         Unreadable: if its settings and weights do not fit.
     """
+    for name in ("rms_scaling", "invert", "quantization_config"):
+        if layer.config.get(name):
+            raise Unknown(f"a layer of the kind {layer.kind!r} with {name}")
     if layer.kind not in _BUILDERS:
         return simple(layer, version) or nn.Identity()
     _refuse_channels_first(layer)
