@@ -103,6 +103,14 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda c: layer_of(c, "Rescaling")["config"].update(quantization_config={"mode": "int8"}),
         "with a layer of the kind 'Rescaling' with quantization_config",
     ),
+    "whole numbers": (
+        lambda c: layer_of(c, "Rescaling")["config"].update(dtype="int32"),
+        "with numbers of the type 'int32'",
+    ),
+    "a layer of somebody's own": (
+        lambda c: layer_of(c, "Dense").update(registered_name="mine>Dense"),
+        "it has a layer of somebody's own, mine>Dense",
+    ),
     "texts": (
         lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, 12]),
         "with an input of the size (any, 12), while images are",
@@ -138,12 +146,22 @@ def test_the_order_of_a_number_and_a_value_counts(tmp_path: Path) -> None:
         layer_of(config, "Subtract")["inbound_nodes"][0]["args"].reverse()
 
     def subtraction(path: Path) -> torch.Tensor:
-        (layer,) = (m for m in opened(path).module.modules() if getattr(m, "does", "") == "Subtract")
+        (layer,) = (m for m in opened(path).module.modules() if getattr(m, "does", "") == "ops.Subtract")
         difference: torch.Tensor = layer(torch.tensor([3.0]))
         return difference
 
     assert float(subtraction(FOLDER / "graph-3.keras")) == 2.0
     assert float(subtraction(changed("graph-3.keras", tmp_path / "m.keras", turn))) == -2.0
+
+
+def test_layers_in_another_order_would_get_the_weights_of_others_and_are_refused(tmp_path: Path) -> None:
+    def swap(config: dict[str, Any]) -> None:
+        layers = config["config"]["layers"]
+        first, second = [i for i, one in enumerate(layers) if one["class_name"] == "Conv2D"][:2]
+        layers[first], layers[second] = layers[second], layers[first]
+
+    with pytest.raises(NotExamined, match="not in the order in which Keras numbers their weights"):
+        open_classifier(changed("graph-3.keras", tmp_path / "m.keras", swap), options=BYTES)
 
 
 def test_models_that_call_each_other_without_end_are_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
 }
-_EXAMPLE = {"detectors": "neural-cleanse", "filters": "strip"}
+_EXAMPLE = {"detectors": "neural-cleanse", "filters": "strip", "method": "fine-pruning"}
 
 
 def refuse_wrong(call: str, given: dict[str, Any]) -> None:

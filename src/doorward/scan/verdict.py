@@ -42,11 +42,10 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
     )
     if any(f.verdict == "unsafe" for f in findings):
         return report.model_copy(update={"verdict": "unsafe"})
-    doubt = next((m.doubt for m in seen.measurements if m.doubt), None)
+    doubt = next((m.doubt for m in seen.measurements if m.doubt and m.score is not None), None)
     if any(f.flagged for f in findings) and doubt and not any(f.flagged for f in seen.findings):
-        return report.model_copy(
-            update={"verdict": "could_not_tell", "reason": f"{_standing_out(report)}, but {doubt}"}
-        )
+        reason = "; ".join(filter(None, (f"{_standing_out(report)}, but {doubt}", seen.reason)))
+        return report.model_copy(update={"verdict": "could_not_tell", "reason": reason})
     if any(f.flagged for f in findings):
         doubts = (seen.reason,) if seen.reason else ()
         return _alarm(report.model_copy(update={"warnings": (*doubts, *seen.warnings)}), judged)

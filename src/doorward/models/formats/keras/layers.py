@@ -27,7 +27,7 @@ class Unknown(Exception):  # noqa: N818 - caught by the loader, and told as NotE
 IDLE = frozenset(
     {
         "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
-        "RandomBrightness", "RandomColorJitter", "RandomContrast", "RandomCrop", "RandomErasing",
+        "RandomBrightness", "RandomColorJitter", "RandomContrast", "RandomErasing",
         "RandomFlip", "RandomGrayscale", "RandomHue", "RandomRotation", "RandomSaturation",
         "RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom", "SpatialDropout1D",
         "SpatialDropout2D",
@@ -180,6 +180,8 @@ def simple(layer: Layer, version: tuple[int, ...]) -> nn.Module | None:
             if config.get("axis", -1) not in (-1, [-1]):
                 raise Unknown("a softmax over another axis than the last")
             return Does(softmax, "softmax")
+        case "RandomCrop" if version >= (3,):
+            return None
         case kind if kind in IDLE:
             return None
         case kind:
@@ -187,10 +189,11 @@ def simple(layer: Layer, version: tuple[int, ...]) -> nn.Module | None:
 
 
 def _relu(config: Mapping[str, Any]) -> nn.Module:
-    most, slope, least = (config.get(key) or 0 for key in ("max_value", "negative_slope", "threshold"))
+    most = config.get("max_value")
+    slope, least = (config.get(key) or 0 for key in ("negative_slope", "threshold"))
     if least:
         raise Unknown("a ReLU with a threshold")
-    if not most:
+    if most is None:
         return nn.LeakyReLU(float(slope)) if slope else nn.ReLU()
     if slope:
         raise Unknown("a ReLU with both a slope and a largest value")
@@ -575,7 +578,6 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "CenterCrop": _center_crop,
     "Concatenate": _concatenate,
     "Conv2D": _conv2d,
-    "Convolution2D": _conv2d,
     "Cropping2D": _cropping,
     "Dense": _dense,
     "DepthwiseConv2D": _depthwise_conv2d,
@@ -609,6 +611,12 @@ def build(layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequ
         Unknown: if it is of a kind that is not read, or has a setting that is not.
         Unreadable: if its settings and weights do not fit.
     """
+    policy: Any = layer.config.get("dtype")
+    if isinstance(policy, dict):
+        own = policy.get("config", {}).get("name")
+        policy = policy.get("class_name") if own is None else own
+    if isinstance(policy, str) and ("float" not in policy or "float8" in policy):
+        raise Unknown(f"numbers of the type {policy!r}")
     for name in ("rms_scaling", "invert", "quantization_config"):
         if layer.config.get(name):
             raise Unknown(f"a layer of the kind {layer.kind!r} with {name}")
@@ -639,10 +647,10 @@ def constant_operation(kind: str, other: float | None, *, reverse: bool = False)
 
 
 _OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "TrueDivide": torch.true_divide,
-    "Subtract": torch.sub,
-    "Multiply": torch.mul,
-    "Add": torch.add,
+    "ops.TrueDivide": torch.true_divide,
+    "ops.Subtract": torch.sub,
+    "ops.Multiply": torch.mul,
+    "ops.Add": torch.add,
     "math.truediv": torch.true_divide,
     "math.subtract": torch.sub,
     "math.multiply": torch.mul,

@@ -23,7 +23,7 @@ from doorward.models.spec import InputSpec
 
 MODELS = frozenset({"Sequential", "Functional", "Model"})
 #: How deep models may be nested, and how many calls of layers all of them may make.
-DEEPEST, MOST_CALLS = 8, 20_000
+DEEPEST, MOST_CALLS = 8, 3_000
 #: A value of a graph: the layer that gives it, which of its calls, and which of its outputs.
 Key = tuple[str, int, int]
 
@@ -245,24 +245,37 @@ def _slot(name: str, taken: Any) -> str:
     return plain
 
 
+def _refuse_twins(model: Layer) -> None:
+    names = Counter(layer.name for layer in model.layers())
+    if max(names.values()) > 1:
+        raise Unreadable("two of its layers have one name")
+
+
 def _graph(
     model: Layer, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
 ) -> tuple[nn.Module, Any]:
     inputs, outputs = (_ends(model.config.get(key)) for key in ("input_layers", "output_layers"))
     if len(inputs) != len(values):
         raise Unknown(f"{len(inputs)} inputs")
+    _refuse_twins(model)
     graph = _Graph()
     graph.settle(inputs, outputs)
     held: dict[Key, Tensor] = dict(zip(inputs, values, strict=True))
     slots: dict[str, str] = {}
+    first_calls: dict[str, tuple[Any, ...]] = {}
     waiting = [call for layer in model.layers() if layer.kind != "InputLayer" for call in _calls(layer)]
     waiting = _numbered(waiting, outputs)
+    if weights.numbered:
+        _refuse_other_order(model.layers(), waiting, outputs)
     while waiting:
         ready = [call for call in waiting if all(key in held for key in call.takes)]
         if not ready:
             raise Unreadable(f"the layer {waiting[0].layer.name!r} is given what no layer before it makes")
         for call in ready:
             name, taken = call.layer.name, [held[key] for key in call.takes]
+            like = (call.constant, call.reverse, *(value.shape for value in taken))
+            if first_calls.setdefault(name, like) != like:
+                raise Unknown("a layer that is called on values of several sizes, or with several numbers")
             if name not in slots:
                 module, made = _called(call, weights, version, taken)
                 slots[name] = _slot(name, graph.layers)
@@ -296,12 +309,51 @@ def _numbered(calls: list[_Call], outputs: Sequence[Key]) -> list[_Call]:
     ]
 
 
+def _refuse_other_order(layers: Sequence[Layer], calls: Sequence[_Call], outputs: Sequence[Key]) -> None:
+    """Raise where layers of one kind are listed otherwise than Keras sorts, and numbers, them.
+
+    It sorts layers by how many others follow them, and then as a walk back from the outputs meets them.
+
+    Raises:
+        Unreadable: if so, since each would get the other's weights.
+    """
+    by_key = {(call.layer.name, call.number): call for call in calls}
+    met: dict[str, int] = {}
+    begun: set[tuple[str, int]] = set()
+    done: dict[tuple[str, int], _Call] = {}
+
+    def walk(key: tuple[str, int]) -> None:
+        if key not in by_key or key in done or key in begun:
+            return
+        begun.add(key)
+        met.setdefault(key[0], len(met))
+        for name, number, _ in by_key[key].takes:
+            walk((name, number))
+        done[key] = by_key[key]
+
+    for name, number, _ in outputs:
+        walk((name, number))
+    of_calls: dict[tuple[str, int], int] = {}
+    depths: dict[str, int] = {}
+    for key in reversed(done):
+        depth = max(of_calls.get(key, 0), depths.get(key[0], 0))
+        depths[key[0]] = of_calls[key] = depth
+        for name, number, _ in done[key].takes:
+            of_calls[name, number] = max(depth + 1, of_calls.get((name, number), 0))
+    known = [layer for layer in layers if layer.name in met]
+    ordered = sorted(known, key=lambda layer: (-depths[layer.name], met[layer.name]))
+    for kind in {layer.kind for layer in known}:
+        own, theirs = ([one.name for one in some if one.kind == kind] for some in (known, ordered))
+        if own != theirs:
+            raise Unreadable("its layers are not in the order in which Keras numbers their weights")
+
+
 def _called(
     call: _Call, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]
 ) -> tuple[nn.Module, Any]:
     """Return the module of a call's layer, which may be an operation with a number."""
     kind = str(call.layer.config.get("function", call.layer.kind))
-    if call.constant is None and call.layer.kind != "TFOpLambda":
+    if call.constant is None and call.layer.kind != "TFOpLambda" and not kind.startswith("ops."):
         return _layer(call.layer, weights, version, values)
     module = constant_operation(kind, call.constant, reverse=call.reverse)
     if module is None:
@@ -312,7 +364,7 @@ def _called(
 def _ends(value: Any) -> list[Key]:
     """Return the values that go into a model, or come out: [name, call, output], or several of these."""
     if isinstance(value, dict):
-        value = list(value.values())
+        raise Unknown("inputs or outputs that have names")
     if not isinstance(value, list):
         raise Unreadable("its inputs or outputs are not stated")
     if len(value) == 3 and isinstance(value[0], str):
@@ -323,7 +375,9 @@ def _ends(value: Any) -> list[Key]:
 def _calls(layer: Layer) -> Iterator[_Call]:
     """Yield the calls of a layer in a graph."""
     for number, node in enumerate(layer.nodes):
-        given = list(_of_keras_3(node) if isinstance(node, dict) else _of_keras_2(node, layer.kind))
+        given = list(
+            _of_keras_3(node, layer.kind) if isinstance(node, dict) else _of_keras_2(node, layer.kind)
+        )
         tensors = tuple(one for one in given if isinstance(one, tuple))
         if not tensors:
             raise Unreadable(f"the layer {layer.name!r} is called without a value")
@@ -343,24 +397,27 @@ def _of_keras_2(node: Any, kind: str) -> Iterator[Key | float]:
                 yield (str(value[0]), int(value[1]), int(value[2]))
             elif key == "y" and isinstance(value, (int, float)):
                 yield float(value)
-            elif value not in (None, False) and key not in ("name", "mask"):
+            elif value is not None and value is not False and key != "name":
                 raise Unknown(f"a call of {kind!r} with {key}={value!r}")
 
 
-def _of_keras_3(node: Mapping[str, Any]) -> Iterator[Key | float]:
+def _of_keras_3(node: Mapping[str, Any], kind: str) -> Iterator[Key | float]:
     """Yield the values and numbers of a call as Keras 3 writes it."""
-    named = {k: v for k, v in node.get("kwargs", {}).items() if k not in ("training", "mask", "name")}
-    yield from _leaves([node.get("args", []), named])
+    for key, value in node.get("kwargs", {}).items():
+        idle = key == "training" and kind.startswith(("Random", "Resizing", "Rescaling", "CenterCrop"))
+        if value is not None and value is not False and key != "name" and not idle:
+            raise Unknown(f"a call of {kind!r} with {key}={value!r}")
+    yield from _leaves(node.get("args", []))
 
 
 def _leaves(value: Any) -> Iterator[Key | float]:
     if isinstance(value, Mapping) and value.get("class_name") == "__keras_tensor__":
         name, call, output = value["config"]["keras_history"]
         yield (str(name), int(call), int(output))
-    elif isinstance(value, (list, Mapping)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, list):
+        for inner in value:
             yield from _leaves(inner)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield float(value)
     elif value is not None:
-        raise Unknown(f"a call with {value!r}")
+        raise Unknown("a call with more than values and numbers")

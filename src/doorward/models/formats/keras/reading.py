@@ -1,8 +1,8 @@
 """What a Keras file holds: the configuration of its layers, and their weights. Nothing in it is run.
 
 Two forms exist. A `.keras` archive holds `config.json` and `model.weights.h5`, whose groups are named after
-the kinds of layers and whose weights are numbered. An HDF5 file of Keras 1 to 3 holds the configuration as an
-attribute, and weights by name. HDF5 is read by pyfive, which is written in Python: a hostile file does not
+the kinds of layers and whose weights are numbered. An HDF5 file of Keras 2 and 3 holds the configuration as
+an attribute, and weights by name. HDF5 is read by pyfive, which is written in Python: a hostile file does not
 meet the HDF5 library in C, follows no link out of the file, and loads no filter from elsewhere.
 """
 
@@ -29,6 +29,10 @@ Array = npt.NDArray[np.float32]
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 #: Bytes of a configuration, and of an archive's members, beyond which a file is refused.
 MOST_CONFIG, MOST_BYTES = 1 << 26, 1 << 32
+#: Packages that Keras' own layers are of.
+KERAS = ("keras", "tensorflow", "tf_keras")
+#: Groups and datasets of one layer, at most.
+MOST_HELD = 10_000
 #: How much larger weights may be than the file that holds them packed.
 MOST_UNPACKED = 100
 
@@ -63,12 +67,17 @@ class Layer:
         if not isinstance(value, dict):
             raise Unreadable("a layer of its configuration is no object")
         kind, config = value.get("class_name"), value.get("config")
+        module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
+        if ">" in f"{kind}{registered}" or module.split(".")[0] not in KERAS:
+            raise Unreadable(f"it has a layer of somebody's own, {registered or kind}")
+        if ".ops" in module:
+            kind = f"ops.{kind}"
         if isinstance(config, list):  # a sequence of Keras before 2.2.3
             config = {"layers": config}
         if not isinstance(kind, str) or not isinstance(config, dict):
             raise Unreadable("a layer of its configuration has no class or no settings")
         name = value.get("name") or config.get("name") or kind.lower()
-        return cls(kind.split(">")[-1], str(name), config, value.get("inbound_nodes") or ())
+        return cls(kind, str(name), config, value.get("inbound_nodes") or ())
 
     def layers(self) -> list[Layer]:
         """Return the layers of a model.
@@ -84,6 +93,9 @@ class Layer:
 
 class Weights(Protocol):
     """The weights of a model's layers."""
+
+    numbered: bool
+    """Whether weights are found by the order of layers."""
 
     def of(self, layer: Layer, names: Sequence[str]) -> list[Array]:
         """Return weights of a layer in the order of their names.
@@ -139,6 +151,8 @@ def _of_archive(content: bytes) -> KerasFile:
             if sizes[name] > most:
                 raise Unreadable(f"its {name} is too large")
         config = json.loads(archive.read(CONFIG))
+        if sizes.get("metadata.json", 0) > MOST_CONFIG:
+            raise Unreadable("its metadata.json is too large")
         metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in sizes else {}
         weights = archive.read(WEIGHTS)
     root = pyfive.File(io.BytesIO(weights))
@@ -190,7 +204,7 @@ class _Bound:
         Raises:
             Unreadable: if they are too many, or no numbers.
         """
-        self.left -= 4 * math.prod(dataset.shape)
+        self.left -= max(4, dataset.dtype.itemsize) * math.prod(dataset.shape)
         if self.left < 0:
             raise Unreadable("its weights unpack to far more than the file holds")
         values = np.asarray(dataset[...])
@@ -201,6 +215,8 @@ class _Bound:
 
 class _Named:
     """Weights by name, as an HDF5 file of a whole model has them."""
+
+    numbered = False
 
     def __init__(self, group: Any, bound: _Bound, found: Mapping[tuple[str, ...], Any] | None = None) -> None:
         self._group, self._bound, self._found = group, bound, found
@@ -213,8 +229,9 @@ class _Named:
             held = {key: value for key, value in self._found.items() if layer.name in key[:-1]}
         leaves = {key[-1]: value for key, value in held.items()}
         missing = [name for name in names if name not in leaves]
-        if missing or len(leaves) != len(held):
-            what = f"no {missing[0]}" if missing else "weights of one name"
+        more = sorted(set(leaves) - set(names) - {"count"})
+        if missing or more or len(leaves) != len(held):
+            what = f"no {missing[0]}" if missing else more[0] if more else "weights of one name"
             raise Unreadable(f"it has {what} for its layer {layer.name!r}")
         return [self._bound.read(leaves[name]) for name in names]
 
@@ -225,21 +242,29 @@ class _Named:
         return _Named(self._group, self._bound, held)
 
 
-def _datasets(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _datasets(
+    group: Any, path: tuple[str, ...] = (), seen: list[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the datasets below a group, each with its path of plain names."""
+    seen = [0] if seen is None else seen
     if len(path) > 32:
         raise Unreadable("its groups of weights are nested too deeply")
     for name in group:
         inner = group[name]
+        seen[0] += 1
+        if seen[0] > MOST_HELD:
+            raise Unreadable("its groups of weights have no end")
         place = (*path, re.sub(r"(:\d+)$", "", name))
         if hasattr(inner, "keys"):
-            yield from _datasets(inner, place)
+            yield from _datasets(inner, place, seen)
         else:
             yield place, inner
 
 
 class _Numbered:
     """Weights by number, in groups named after the kinds of layers, as a .keras archive has them."""
+
+    numbered = True
 
     def __init__(self, group: Any, bound: _Bound, layers: Sequence[Layer]) -> None:
         self._group, self._bound = group.get("layers", group), bound
@@ -260,7 +285,8 @@ class _Numbered:
         group = self._place(layer)
         own = group.get("vars", {})
         held = sorted((name for name in own if name.isdigit()), key=int)
-        if len(held) < len(names):
+        spare = 1 if "variance" in names else 0  # how many images a Normalization saw
+        if not len(names) <= len(held) <= len(names) + spare:
             raise Unreadable(
                 f"it has {len(held)} weights for its layer {layer.name!r}, which takes {len(names)}"
             )
