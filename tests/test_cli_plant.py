@@ -419,6 +419,13 @@ def test_all_plants_each_and_says_what_scans_find(
         assert all(open_classifier(str(one.model)).classes for one in asked)
 
 
+def test_all_is_refused_where_nothing_can_be_planted(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no attack could be planted; badnets: .*it is empty"):
+        run("all", tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_takes_no_settings(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--set goes with one attack"):
         run("all", source, tmp_path / "out", "--set", "target=1")

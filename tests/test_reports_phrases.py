@@ -283,6 +283,16 @@ def test_commands_know_every_option_and_its_default() -> None:
     assert mending == flags & {flag for param in commands["repair"].params for flag in param.opts} - {"--set"}
 
 
+def test_a_class_that_stands_out_by_doubted_scores_is_no_good_sign() -> None:
+    report = suspicious()
+    told = tuple(
+        one.model_copy(update={"doubt": "unknown", "reason": "unknown", "verdict": "could_not_tell"})
+        for one in report.findings
+    )
+    open_question = report.model_copy(update={"verdict": "could_not_tell", "findings": told})
+    assert "a class stands out" in next_steps.next_steps(open_question)[0].text
+
+
 def test_no_command_names_a_model_in_memory() -> None:
     report = suspicious()
     assert report.subject

@@ -60,6 +60,14 @@ def test_a_class_that_may_stand_out_by_nature_is_no_alarm_and_is_told(held: Cali
     assert found.reason is not None
     assert found.reason.startswith("class 'd' stands out (p = 0.0")
     assert found.reason.endswith("), but its surrogates know too little")
+    assert [f.verdict for f in found.findings] == ["could_not_tell", "nothing_found"]
+    assert found.p_value is not None
+
+
+def test_an_alarm_that_rests_on_no_doubted_score_stays(held: CalibrationSet) -> None:
+    doubtful = LOW.model_copy(update={"doubt": "its surrogates know too little"})
+    found = conclude(seen(measured(50.0), doubtful), held)
+    assert (found.verdict, found.targets) == ("backdoored", (3,))
 
 
 def test_nothing_found_is_not_doubted(held: CalibrationSet) -> None:

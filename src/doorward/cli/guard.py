@@ -10,24 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from doorward.cli.model_options import (
-    CHANNELS,
-    FACTORY,
-    INPUT_RANGE,
-    LABEL_NAMES,
-    LAYOUT,
-    MEAN,
-    OUTPUT,
-    RESIZE,
-    SIZE,
-    STD,
-    WEIGHTS,
-    refuse_weights_alone,
-    stated_options,
-)
+from doorward.cli import model_options
 from doorward.cli.options import (
-    DETECTORS,
     DEVICE,
+    FILTERS,
     INPUT_COLUMN,
     LABEL_COLUMN,
     SEED,
@@ -90,7 +76,7 @@ def guard(
         [],
         "--filter",
         metavar="NAME",
-        autocompletion=DETECTORS,
+        autocompletion=FILTERS,
         help="Use this filter; may be repeated. Without one strip, and for images feature-squeezing too.",
     ),
     rate: float = typer.Option(
@@ -132,17 +118,17 @@ def guard(
     seed: int = SEED,
     device: str = DEVICE,
     time_budget: float = typer.Option(900, min=1, metavar="S", help="Seconds that it may take."),
-    factory: str | None = FACTORY,
-    weights: Path | None = WEIGHTS,
-    input_range: str | None = INPUT_RANGE,
-    mean: str | None = MEAN,
-    std: str | None = STD,
-    layout: str | None = LAYOUT,
-    channels: str | None = CHANNELS,
-    size: str | None = SIZE,
-    resize: str | None = RESIZE,
-    output: str | None = OUTPUT,
-    label_names: str | None = LABEL_NAMES,
+    factory: str | None = model_options.FACTORY,
+    weights: Path | None = model_options.WEIGHTS,
+    input_range: str | None = model_options.INPUT_RANGE,
+    mean: str | None = model_options.MEAN,
+    std: str | None = model_options.STD,
+    layout: str | None = model_options.LAYOUT,
+    channels: str | None = model_options.CHANNELS,
+    size: str | None = model_options.SIZE,
+    resize: str | None = model_options.RESIZE,
+    output: str | None = model_options.OUTPUT,
+    label_names: str | None = model_options.LABEL_NAMES,
     name: str | None = typer.Option(
         None,
         metavar="NAME",
@@ -199,8 +185,8 @@ def guard(
         raise InputError("--filter, --rate, --rule and --reform go with --clean; a saved guard has its own")
     if not 0 < rate < 1:
         raise InputError(f"--rate takes a share between 0 and 1, got {rate}")
-    refuse_weights_alone(weights, factory)
-    stated = stated_options(
+    model_options.refuse_weights_alone(weights, factory)
+    stated = model_options.stated_options(
         input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
         resize=resize, output=output, label_names=label_names,
     )  # fmt: skip

@@ -40,15 +40,22 @@ class FailOn(StrEnum):
     never = "never"
 
 
-def known(kind: MethodKind) -> Callable[[str], list[str]]:
+def known(kind: MethodKind, room: str = "") -> Callable[[str], list[str]]:
     """Return what completes the name of an attack, a detector or a repair in a shell.
 
-    >>> known("detector")("patch")
-    ['patch-search']
+    >>> known("detector")("patch"), known("detector", "inputs")("")
+    (['patch-search'], ['feature-squeezing', 'strip'])
+
+    Args:
+        room: the package that the method is of; any if empty.
     """
 
     def names(incomplete: str) -> list[str]:
-        return [name for name in modules(kind) if name.startswith(incomplete)]
+        return [
+            name
+            for name, module in modules(kind).items()
+            if name.startswith(incomplete) and (not room or module.split(".")[-2] == room)
+        ]
 
     return names
 
@@ -67,6 +74,7 @@ def _column(what: str) -> Any:
 
 
 ATTACKS, DETECTORS, REPAIRS = known("attack"), known("detector"), known("repair")
+FILTERS = known("detector", "inputs")
 INPUT_COLUMN, IMAGE_COLUMN, LABEL_COLUMN = map(_column, ("inputs", "images", "labels"))
 
 

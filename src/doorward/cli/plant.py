@@ -166,6 +166,8 @@ def _plant_all(source: str, out: Path, data: str | None, **how: Any) -> None:
         named = {*report.targets} & {*truth.targets}
         classes = "the planted class" if named else "another class" if report.targets else ""
         rows.append((name, success, TITLES[report.verdict].lower(), classes))
+    if not any(verdict for _, _, verdict, _ in rows):
+        raise InputError(f"no attack could be planted; {rows[0][0]}: {rows[0][3]}")
     typer.echo()
     for row in (("attack", "success", "the scan says", "it names"), *rows):
         typer.echo(

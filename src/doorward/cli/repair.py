@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from doorward.cli.model_options import (
-    CHANNELS,
-    FACTORY,
-    INPUT_RANGE,
-    LABEL_NAMES,
-    LAYOUT,
-    MEAN,
-    OUTPUT,
-    RESIZE,
-    SIZE,
-    STD,
-    WEIGHTS,
-    refuse_weights_alone,
-    stated_options,
-)
+from doorward.cli import model_options
 from doorward.cli.options import (
     DEVICE,
     FORCE,
@@ -79,17 +65,17 @@ def repair(
     ),
     seed: int = SEED,
     device: str = DEVICE,
-    factory: str | None = FACTORY,
-    weights: Path | None = WEIGHTS,
-    input_range: str | None = INPUT_RANGE,
-    mean: str | None = MEAN,
-    std: str | None = STD,
-    layout: str | None = LAYOUT,
-    channels: str | None = CHANNELS,
-    size: str | None = SIZE,
-    resize: str | None = RESIZE,
-    output: str | None = OUTPUT,
-    label_names: str | None = LABEL_NAMES,
+    factory: str | None = model_options.FACTORY,
+    weights: Path | None = model_options.WEIGHTS,
+    input_range: str | None = model_options.INPUT_RANGE,
+    mean: str | None = model_options.MEAN,
+    std: str | None = model_options.STD,
+    layout: str | None = model_options.LAYOUT,
+    channels: str | None = model_options.CHANNELS,
+    size: str | None = model_options.SIZE,
+    resize: str | None = model_options.RESIZE,
+    output: str | None = model_options.OUTPUT,
+    label_names: str | None = model_options.LABEL_NAMES,
     data_column: str | None = INPUT_COLUMN,
     label_column: str | None = LABEL_COLUMN,
     printed: Printed = typer.Option(Printed.text, "--format", help="What to print on standard output."),
@@ -107,8 +93,8 @@ def repair(
     for name, value in (("MODEL", model), ("--train", train), ("--clean", clean)):
         if value == "":
             raise InputError(f"{name} is empty; it takes a path or a hub id")
-    refuse_weights_alone(weights, factory)
-    stated = stated_options(
+    model_options.refuse_weights_alone(weights, factory)
+    stated = model_options.stated_options(
         input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
         resize=resize, output=output, label_names=label_names,
     )  # fmt: skip

@@ -9,23 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from doorward.cli import model_options
 from doorward.cli.files import check_files
-from doorward.cli.model_options import (
-    CHANNELS,
-    FACTORY,
-    FEATURES,
-    INPUT_RANGE,
-    LABEL_NAMES,
-    LAYOUT,
-    MEAN,
-    OUTPUT,
-    RESIZE,
-    SIZE,
-    STD,
-    WEIGHTS,
-    refuse_weights_alone,
-    stated_options,
-)
 from doorward.cli.options import (
     DETECTORS,
     DEVICE,
@@ -148,18 +133,18 @@ def scan(
         help="If nothing is found, plant known triggers in copies of the model and scan those: which of them "
         "would have been found? Takes about four times as long.",
     ),
-    factory: str | None = FACTORY,
-    weights: Path | None = WEIGHTS,
-    input_range: str | None = INPUT_RANGE,
-    mean: str | None = MEAN,
-    std: str | None = STD,
-    layout: str | None = LAYOUT,
-    channels: str | None = CHANNELS,
-    size: str | None = SIZE,
-    resize: str | None = RESIZE,
-    output: str | None = OUTPUT,
-    label_names: str | None = LABEL_NAMES,
-    features: str | None = FEATURES,
+    factory: str | None = model_options.FACTORY,
+    weights: Path | None = model_options.WEIGHTS,
+    input_range: str | None = model_options.INPUT_RANGE,
+    mean: str | None = model_options.MEAN,
+    std: str | None = model_options.STD,
+    layout: str | None = model_options.LAYOUT,
+    channels: str | None = model_options.CHANNELS,
+    size: str | None = model_options.SIZE,
+    resize: str | None = model_options.RESIZE,
+    output: str | None = model_options.OUTPUT,
+    label_names: str | None = model_options.LABEL_NAMES,
+    features: str | None = model_options.FEATURES,
     data_column: str | None = IMAGE_COLUMN,
     label_column: str | None = LABEL_COLUMN,
     skip_unreadable: int = typer.Option(
@@ -196,8 +181,8 @@ def scan(
     check_required(require)
     refuse_unknown("detector", detector)
     named = detector_settings(set_, detector)
-    refuse_weights_alone(weights, factory)
-    stated = stated_options(
+    model_options.refuse_weights_alone(weights, factory)
+    stated = model_options.stated_options(
         input_range=input_range, mean=mean, std=std, layout=layout, channels=channels, size=size,
         resize=resize, output=output, label_names=label_names, features=features,
     )  # fmt: skip

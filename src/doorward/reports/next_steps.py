@@ -124,7 +124,10 @@ def _after_could_not_tell(report: Report) -> tuple[Step, ...]:
             ),
             Step("Ask where the data came from."),
         )
-    steps = [Step("Do not take this for a good sign: nothing is known about this model yet.")]
+    known = "nothing is known about this model yet"
+    if any(finding.doubt and finding.reason for finding in report.findings):
+        known = "a class stands out, and it is not known yet whether by nature"
+    steps = [Step(f"Do not take this for a good sign: {known}.")]
     if _wants_images(report):
         steps.append(_more_clean_data(report, "Give clean images that the model's supplier had no hand in."))
     subject = report.subject

@@ -21,8 +21,9 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
     `backdoored`: at most .01, and the trigger that a detector recovered for a class that it flags works on
     images that were kept back: the lower 95 % bound of its success is at least .75. A model unlike all that
     calibration covers is at most `suspicious`. A detector without calibration has no part in the verdict.
-    A reason to doubt what was seen keeps nothing-found from being said, and leaves an alarm as it is. Where
-    surrogates did not learn the model, a class may stand out by nature: that is no alarm, and is told.
+    A reason to doubt what was seen keeps nothing-found from being said, and leaves an alarm as it is. An
+    alarm that rests on surrogates which did not learn the model is none, and is told: its class may stand out
+    by nature.
     """
     outside = _outside(seen, calibration)
     judged = judge(seen.measurements, calibration, covered=outside is None)
@@ -42,10 +43,14 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
     )
     if any(f.verdict == "unsafe" for f in findings):
         return report.model_copy(update={"verdict": "unsafe"})
-    doubt = next((m.doubt for m in seen.measurements if m.doubt and m.score is not None), None)
-    if any(f.flagged for f in findings) and doubt and not any(f.flagged for f in seen.findings):
+    doubt = next((f.doubt for f in findings if f.flagged and f.doubt), None)
+    if doubt and not any(f.flagged for f in seen.findings):
         reason = "; ".join(filter(None, (f"{_standing_out(report)}, but {doubt}", seen.reason)))
-        return report.model_copy(update={"verdict": "could_not_tell", "reason": reason})
+        told = tuple(
+            f.model_copy(update={"verdict": "could_not_tell", "reason": doubt}) if f.flagged else f
+            for f in findings
+        )
+        return report.model_copy(update={"verdict": "could_not_tell", "reason": reason, "findings": told})
     if any(f.flagged for f in findings):
         doubts = (seen.reason,) if seen.reason else ()
         return _alarm(report.model_copy(update={"warnings": (*doubts, *seen.warnings)}), judged)

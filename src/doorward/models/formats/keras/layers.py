@@ -197,7 +197,7 @@ def _relu(config: Mapping[str, Any]) -> nn.Module:
         return nn.LeakyReLU(float(slope)) if slope else nn.ReLU()
     if slope:
         raise Unknown("a ReLU with both a slope and a largest value")
-    return nn.Hardtanh(0.0, float(most))
+    return Does(lambda x: x.clamp(0.0, float(most)), f"between 0 and {most:g}")
 
 
 # --- layers with weights -----------------------------------------------------------------------------------
@@ -557,6 +557,8 @@ _JOINS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 
 
 def _join(layer: Layer, weights: Weights, *values: Tensor) -> nn.Module:
+    if len(values) < 2:  # an operation of the same name, as an HDF5 file has it
+        raise Unknown(f"an operation {layer.kind!r}")
     return _joined(_JOINS[layer.kind], layer.kind.lower())
 
 
@@ -600,6 +602,25 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def numbers_of(layer: Layer) -> str:
+    """Return the type of numbers that a layer computes with, as 'float32' or 'mixed_float16'."""
+    policy: Any = layer.config.get("dtype") or "float32"
+    if isinstance(policy, dict):  # a policy without a name is one of quantised numbers
+        policy = policy.get("config", {}).get("name") or policy.get("class_name")
+    return str(policy)
+
+
+def refuse_other_numbers(layer: Layer) -> None:
+    """Raise where a layer computes with whole numbers, or with quantised ones.
+
+    Raises:
+        Unknown: if so.
+    """
+    numbers = numbers_of(layer)
+    if "float" not in numbers or "float8" in numbers or "Policy" in numbers:
+        raise Unknown(f"numbers of the type {numbers!r}")
+
+
 def build(layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequence[Tensor]) -> nn.Module:
     """Return a layer as a torch module, with its weights.
 
@@ -611,12 +632,7 @@ def build(layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequ
         Unknown: if it is of a kind that is not read, or has a setting that is not.
         Unreadable: if its settings and weights do not fit.
     """
-    policy: Any = layer.config.get("dtype")
-    if isinstance(policy, dict):
-        own = policy.get("config", {}).get("name")
-        policy = policy.get("class_name") if own is None else own
-    if isinstance(policy, str) and ("float" not in policy or "float8" in policy):
-        raise Unknown(f"numbers of the type {policy!r}")
+    refuse_other_numbers(layer)
     for name in ("rms_scaling", "invert", "quantization_config"):
         if layer.config.get(name):
             raise Unknown(f"a layer of the kind {layer.kind!r} with {name}")

@@ -16,7 +16,14 @@ from doorward.models.classifier import Classifier
 from doorward.models.errors import NotExamined
 from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
-from doorward.models.formats.keras.layers import Unknown, build, constant_operation, first
+from doorward.models.formats.keras.layers import (
+    Unknown,
+    build,
+    constant_operation,
+    first,
+    numbers_of,
+    refuse_other_numbers,
+)
 from doorward.models.formats.keras.reading import KerasFile, Layer, Unreadable, Weights, read_keras
 from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
@@ -93,11 +100,7 @@ def _input_facts(model: Layer) -> dict[str, Any]:
     """
     shape = _input_shape(model)
     if shape is None or len(shape) != 4:
-        size = (
-            "no stated size"
-            if shape is None
-            else "the size ({})".format(", ".join(map(str, ("any", *shape[1:]))))
-        )
+        size = "no stated size" if shape is None else f"the size {_told(shape)}"
         raise Unknown(f"an input of {size}, while images are (any, height, width, channels)")
     height, width, channels = shape[1:]
     facts = {"layout": "NHWC", "height": height, "width": width, "channels": channels}
@@ -115,6 +118,8 @@ def _input_shape(model: Layer) -> list[int | None] | None:
     if len(inputs) > 1:
         raise Unknown(f"{len(inputs)} inputs")
     head = inputs[0] if inputs else layers[0]
+    if head.kind not in MODELS:
+        refuse_other_numbers(head)
     for key in ("batch_shape", "batch_input_shape"):
         shape = head.config.get(key)
         if isinstance(shape, list):
@@ -124,12 +129,9 @@ def _input_shape(model: Layer) -> list[int | None] | None:
 
 def _mixed(model: Layer) -> bool:
     """Return whether a layer computes in half precision."""
-    for layer in model.layers():
-        policy: Any = layer.config.get("dtype")
-        name = policy.get("config", {}).get("name") if isinstance(policy, dict) else policy
-        if isinstance(name, str) and ("float16" in name or "int8" in name or "float8" in name):
-            return True
-    return False
+    return any(
+        _mixed(layer) if layer.kind in MODELS else "float16" in numbers_of(layer) for layer in model.layers()
+    )
 
 
 def _network(file: KerasFile, spec: InputSpec) -> nn.Module:
@@ -208,6 +210,8 @@ def _model(
     """Return a model as a module, and what it gives in the trial."""
     if model.kind not in MODELS:
         raise Unknown(f"a model of the kind {model.kind!r}")
+    if max(Counter(layer.name for layer in model.layers()).values()) > 1:
+        raise Unreadable("two of its layers have one name")
     if model.kind == "Sequential":
         return _sequence(model, weights, version, values)
     return _graph(model, weights, version, values)
@@ -236,19 +240,12 @@ def _sequence(
     return modules, given
 
 
-def _slot(name: str, taken: Any) -> str:
+def _slot(name: str, taken: nn.Module) -> str:
     """Return a name that a module can have among others."""
     plain = name.replace(".", "_").replace("/", "_") or "layer"
-    known = set(dict(taken.named_children())) | set(dir(nn.ModuleDict))
-    while plain in known:
+    while plain in taken._modules or hasattr(taken, plain):
         plain += "_"
     return plain
-
-
-def _refuse_twins(model: Layer) -> None:
-    names = Counter(layer.name for layer in model.layers())
-    if max(names.values()) > 1:
-        raise Unreadable("two of its layers have one name")
 
 
 def _graph(
@@ -257,7 +254,6 @@ def _graph(
     inputs, outputs = (_ends(model.config.get(key)) for key in ("input_layers", "output_layers"))
     if len(inputs) != len(values):
         raise Unknown(f"{len(inputs)} inputs")
-    _refuse_twins(model)
     graph = _Graph()
     graph.settle(inputs, outputs)
     held: dict[Key, Tensor] = dict(zip(inputs, values, strict=True))

@@ -26,19 +26,21 @@ import numpy.typing as npt
 from doorward.core.files import open_regular
 
 Array = npt.NDArray[np.float32]
-CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-#: Bytes of a configuration, and of an archive's members, beyond which a file is refused.
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+#: Bytes of a configuration, and of a file, beyond which a model is refused.
 MOST_CONFIG, MOST_BYTES = 1 << 26, 1 << 32
 #: Packages that Keras' own layers are of.
 KERAS = ("keras", "tensorflow", "tf_keras")
 #: Groups and datasets of one layer, at most.
 MOST_HELD = 10_000
-#: How much larger weights may be than the file that holds them packed.
-MOST_UNPACKED = 100
+#: How much larger weights may be than the file that holds them packed, and what any file may hold.
+MOST_UNPACKED, LEAST = 100, 1 << 16
+#: Where HDF5 says that the numbers of a dataset lie if they are not in the file.
+ELSEWHERE = (1 << 64) - 1
 
 
-class Unreadable(Exception):  # noqa: N818 - caught here, and told as an InputError
-    """Tells why a Keras file cannot be read; nobody beyond this room sees it."""
+class Unreadable(Exception):  # noqa: N818 - caught by the loader, and told as NotExamined
+    """Tells why a Keras file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,15 @@ def _of_archive(content: bytes) -> KerasFile:
 
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
-        for name, most in ((CONFIG, MOST_CONFIG), (WEIGHTS, MOST_BYTES)):
+        unpacked = min(MOST_BYTES, MOST_UNPACKED * max(len(content), LEAST))
+        for name, most in ((CONFIG, MOST_CONFIG), (METADATA, MOST_CONFIG), (WEIGHTS, unpacked)):
             if name not in sizes:
                 raise Unreadable(f"this archive of Keras has no {name}")
             if sizes[name] > most:
                 raise Unreadable(f"its {name} is too large")
-        config = json.loads(archive.read(CONFIG))
-        if sizes.get("metadata.json", 0) > MOST_CONFIG:
-            raise Unreadable("its metadata.json is too large")
-        metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in sizes else {}
-        weights = archive.read(WEIGHTS)
-    root = pyfive.File(io.BytesIO(weights))
-    model, bound = Layer.of(config), _Bound(sizes[WEIGHTS])
+        config, metadata = (json.loads(archive.read(name)) for name in (CONFIG, METADATA))
+        root = pyfive.File(io.BytesIO(archive.read(WEIGHTS)))
+    model, bound = Layer.of(config), _Bound(len(content))
     return KerasFile(model, _version(metadata.get("keras_version")), _Numbered(root, bound, model.layers()))
 
 
@@ -196,14 +195,16 @@ class _Bound:
     """Keep what weights unpack to within a multiple of their file."""
 
     def __init__(self, file_bytes: int) -> None:
-        self.left = MOST_UNPACKED * max(file_bytes, 1 << 16)
+        self.left = MOST_UNPACKED * max(file_bytes, LEAST)
 
     def read(self, dataset: Any) -> Array:
         """Return a dataset's numbers.
 
         Raises:
-            Unreadable: if they are too many, or no numbers.
+            Unreadable: if they are too many, not in the file, or no numbers.
         """
+        if getattr(dataset.id, "data_offset", 0) == ELSEWHERE:
+            raise Unreadable("it has weights that lie in another file")
         self.left -= max(4, dataset.dtype.itemsize) * math.prod(dataset.shape)
         if self.left < 0:
             raise Unreadable("its weights unpack to far more than the file holds")
