@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 import first_five_minutes as script
+from documents import ROOT
 from doorward.methods import registry
 
 
@@ -76,3 +77,7 @@ def test_what_is_missed_ends_a_check(right: int, after: str, said: str | None) -
     else:
         with pytest.raises(SystemExit, match=said):
             script.refuse_missed(poison, repair)
+
+
+def test_ci_runs_the_commands() -> None:
+    assert "first_five_minutes.py --check" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
