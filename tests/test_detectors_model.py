@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from doorward.detectors.model.blend_search import BlendSearch
 from doorward.detectors.model.max_margin import MaxMargin, maximum_margins
 from doorward.detectors.model.neural_cleanse import NeuralCleanse, Run, Sizes
 from doorward.detectors.model.patch_search import PatchSearch
+from doorward.detectors.model.trigger_families import TriggerFamilies
 from doorward.detectors.subject import Subject
-from doorward.inversion import uniform_blend
+from doorward.inversion import distilled, uniform_blend
 from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.masks import Inversion
 from doorward.inversion.problem import InversionProblem
@@ -441,3 +443,23 @@ def test_the_time_budget_is_kept() -> None:
         found = detector(subject(6, 12.0), deadline=Deadline(0.0))
         assert found.reason
         assert "time budget" in (found.reason or "")
+
+
+def test_detectors_of_a_run_share_their_surrogates_and_say_what_they_say_alone(monkeypatch) -> None:
+    taught = []
+    teach = DistilledSurrogates.__init__
+
+    def counted(self: DistilledSurrogates, *given: Any, **named: Any) -> None:
+        taught.append(named["seed"])
+        teach(self, *given, **named)
+
+    monkeypatch.setattr(DistilledSurrogates, "__init__", counted)
+    monkeypatch.setattr(distilled, "IMAGES", 128)
+    patches = PatchSearch(steps=4, further_steps=2, restarts=0, mixtures=128)
+    families = TriggerFamilies(screening_steps=24, steps=24)
+    one = subject(4, 12.0)
+    together = [patches(one, seed=1), families(one, seed=1)]
+    assert len(taught) == 1
+    assert families(one, seed=2).score != together[1].score
+    assert len(set(taught)) == 2, "another seed, other surrogates"
+    assert families(subject(4, 12.0), seed=1).scores == together[1].scores

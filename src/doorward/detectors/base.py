@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -60,6 +61,13 @@ class Detector(Method):
         """
         return None
 
+    def lesson(self) -> int:
+        """Return how many images the surrogates learn from that it shares with others; 0 if it uses none.
+
+        `work` does not count them.
+        """
+        return 0
+
     @classmethod
     def missing(cls, subject: Subject) -> frozenset[Need]:
         """Return the needs that the subject does not serve."""
@@ -92,7 +100,7 @@ class Detector(Method):
         with classifier.frozen() if classifier else contextlib.nullcontext():
             try:
                 seen = self.examine(
-                    subject,
+                    dataclasses.replace(subject, seed=seed),
                     generator=make_generator(seed, self.method()),
                     device=torch.device(device),
                     deadline=deadline or Deadline(),

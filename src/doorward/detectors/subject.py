@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from doorward.core.records import Need
 
@@ -20,6 +20,8 @@ class Subject:
 
     Attributes:
         examination: what was found in the files of the artifact, where they were read already.
+        seed: of the run; what detectors share is drawn from it.
+        shared: what one detector has made of the subject and others use as well, by name and seed.
     """
 
     classifier: Classifier | None = None
@@ -28,6 +30,8 @@ class Subject:
     inputs: Samples | None = None
     artifact: Path | None = None
     examination: Examination | None = None
+    seed: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def offers(self) -> frozenset[Need]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from doorward.core.budget import Deadline, TimeGuard
 from doorward.core.formatting import percent
-from doorward.core.seeds import make_generator
+from doorward.core.seeds import derive_seed, make_generator
 from doorward.inversion.problem import InversionProblem
 from doorward.models import networks
 from doorward.models.batching import batched_logits, margin
@@ -88,6 +88,29 @@ class DistilledSurrogates:
             self.answers = batched_logits(problem.classifier, problem.images, deadline)
         own = self.answers.argmax(1)
         self.agreement = min(float((one.argmax(1) == own).float().mean()) for one in logits)
+
+    @staticmethod
+    def of(
+        problem: InversionProblem, *, images: int | None = None, deadline: Deadline | None = None
+    ) -> DistilledSurrogates:
+        """Return the surrogates that all searches on a problem share; the first of them waits for them.
+
+        Raises:
+            CouldNotTell: if the deadline is too near; the next search may have more time.
+        """
+        images = images or IMAGES
+        if not DistilledSurrogates.there(problem, images):
+            seed = derive_seed(problem.seed, "surrogates")
+            problem.shared["surrogates", images] = DistilledSurrogates(
+                problem, seed=seed, images=images, deadline=deadline
+            )
+        shared: DistilledSurrogates = problem.shared["surrogates", images]
+        return shared
+
+    @staticmethod
+    def there(problem: InversionProblem, images: int) -> bool:
+        """Return whether there are surrogates that learnt from so many images and are shared."""
+        return ("surrogates", images) in problem.shared
 
     @property
     def doubt(self) -> str | None:

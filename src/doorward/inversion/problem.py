@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,11 +20,15 @@ class InversionProblem:
     Attributes:
         images: (n, c, h, w) float in [0, 1], on the classifier's device.
         pools: the sources of each class.
+        seed: of what all searches on it share.
+        shared: what one search has made of it and others use as well, by name.
     """
 
     classifier: Classifier
     images: Tensor
     pools: SourcePools
+    seed: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ def _observe(
     else:
         context.report_progress("measuring clean accuracy" if images else "trying the model")
         _check(seen, classifier, images, context)
-    subject = Subject(classifier=classifier, clean=images.fit if images else None)
+    subject = Subject(classifier=classifier, clean=images.fit if images else None, seed=context.seed)
     if seen.reason is not None:
         for detector in detectors:
             seen.not_run.append(NotRun(detector=detector.method(), reason=seen.reason))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from doorward.core.records import Cost
 from doorward.detectors.base import Detector
-from doorward.inversion import distilled
 from doorward.inversion.transformations import FAMILIES
 from doorward.models import Classifier
 from doorward.models.batching import chunk_images
@@ -55,8 +54,10 @@ class Option:
     Attributes:
         name: of the detector.
         reduced: names and values of the settings that were lowered; empty at full settings.
-        seconds: how long it would take.
+        seconds: how long it would take, without the surrogates that it shares with others.
         worth: its weight in the verdict, much less where it has no calibration at these settings.
+        lesson: images that those surrogates learn from, 0 if they are there or it uses none.
+        lesson_seconds: how long the model takes to answer them.
     """
 
     name: str
@@ -64,6 +65,14 @@ class Option:
     reduced: Mapping[str, Any]
     seconds: float
     worth: float
+    lesson: int = 0
+    lesson_seconds: float = 0.0
+
+
+def duration(plan: Iterable[Option]) -> float:
+    """Return how long options take together; surrogates that several use are made once."""
+    plan = tuple(plan)
+    return sum(one.seconds for one in plan) + sum({one.lesson: one.lesson_seconds for one in plan}.values())
 
 
 #: Settings with which the detectors that come with the package are several times as fast. They stand here
@@ -122,7 +131,7 @@ def _patch_search(s: Mapping[str, Any], k: int, n: int) -> Cost:
     measured = (k + rerun * (s["restarts"] + 1)) * s["places"] * n
     again = rerun * (s["restarts"] * s["steps"] + s["places"] * s["further_steps"]) * s["batch_size"]
     return Cost(
-        forwards=int(s["mixtures"] + tried + measured),
+        forwards=int(tried + measured),
         gradients=k * s["steps"] * max(1, s["batch_size"] // share) + again,
     )
 
@@ -142,11 +151,11 @@ def _neural_cleanse(s: Mapping[str, Any], k: int, n: int) -> Cost:
 
 def _trigger_families(s: Mapping[str, Any], k: int, n: int) -> Cost:
     if k < 3:  # it says that it cannot tell once it has seen the images
-        return Cost(forwards=distilled.IMAGES)
+        return Cost()
     size = max(1, s["screening_batch"] // (1 if k <= s["many_classes"] else 2))
     screening = k * s["screening_steps"] * size if k > s["finalists"] else 0
     finals = min(k, s["finalists"]) * s["steps"] * s["batch_size"]
-    return Cost(forwards=distilled.IMAGES, gradients=len(FAMILIES) * (screening + finals))
+    return Cost(gradients=len(FAMILIES) * (screening + finals))
 
 
 _WORK: dict[str, Callable[[Mapping[str, Any], int, int], Cost]] = {
@@ -159,7 +168,7 @@ _WORK: dict[str, Callable[[Mapping[str, Any], int, int], Cost]] = {
 
 
 def work_of(detector: Detector, *, classes: int, images: int) -> Cost:
-    """Return how many images a detector sends through a model, about."""
+    """Return how many images a detector sends through a model, about; without those of `lesson`."""
     said = detector.work(classes=classes, images=images)
     if said is not None:
         return said
@@ -214,7 +223,8 @@ def options_of(detector: Detector, pace: Pace, *, classes: int, images: int) -> 
         weight, known = calibration.weights.get(name, 1.0), calibration.knows(one, classes)
         seconds = pace.seconds(work_of(one, classes=classes, images=images))
         worth = weight * (1.0 if known else UNCALIBRATED) * (REDUCED if reduced else 1.0)
-        found.append(Option(name, one, reduced, seconds, worth))
+        lesson = one.lesson()
+        found.append(Option(name, one, reduced, seconds, worth, lesson, lesson * pace.forward))
     return tuple(found)
 
 
@@ -231,23 +241,25 @@ def best_plan(choices: Sequence[Sequence[Option]], seconds: float) -> list[Optio
     else:
         every = itertools.product(*((None, *options) for options in choices))
         plans = [[one for one in plan if one is not None] for plan in every]
-    fitting = [plan for plan in plans if sum(one.seconds for one in plan) <= seconds]
-    best = max(
-        fitting, key=lambda plan: (sum(o.worth for o in plan), -sum(o.seconds for o in plan)), default=[]
-    )
-    best = best or [min((one for options in choices for one in options), key=lambda one: one.seconds)]
-    return sorted(best, key=lambda one: -one.worth / max(one.seconds, 1e-9))
+    fitting = [plan for plan in plans if duration(plan) <= seconds]
+    best = max(fitting, key=lambda plan: (sum(one.worth for one in plan), -duration(plan)), default=[])
+    best = best or [min((one for options in choices for one in options), key=lambda one: duration([one]))]
+    return sorted(best, key=_slowness)
 
 
 def _greedily(choices: Sequence[Sequence[Option]], seconds: float) -> list[Option]:
     """Return a plan that takes detectors one after the other, those of most worth a second first."""
     plan: list[Option] = []
-    for options in sorted(choices, key=lambda o: -max(one.worth / max(one.seconds, 1e-9) for one in o)):
-        fitting = [one for one in options if one.seconds <= seconds]
+    for options in sorted(choices, key=lambda some: min(map(_slowness, some))):
+        fitting = [one for one in options if duration([*plan, one]) <= seconds]
         if fitting:
             plan.append(max(fitting, key=lambda one: (one.worth, -one.seconds)))
-            seconds -= plan[-1].seconds
     return plan
+
+
+def _slowness(option: Option) -> float:
+    """Return the seconds that an option takes for what it is worth, alone."""
+    return duration([option]) / max(option.worth, 1e-9)
 
 
 def reduced_note(option: Option) -> str:

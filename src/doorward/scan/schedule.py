@@ -13,9 +13,10 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.formatting import joined, percent
 from doorward.core.records import Measurement, NotRun
 from doorward.detectors.base import Detector
+from doorward.detectors.model.base import surrogates_are_there
 from doorward.detectors.subject import Subject
 from doorward.scan.context import ScanContext
-from doorward.scan.plan import Option, Pace, best_plan, measure_pace, options_of, reduced_note
+from doorward.scan.plan import Option, Pace, best_plan, duration, measure_pace, options_of, reduced_note
 
 #: How many times longer than the time left a detector's estimate has to be for it not to be tried.
 HOPELESS = 2.0
@@ -135,7 +136,7 @@ class _Schedule:
         while self._choices:
             left = self.context.deadline.left() - self.kept
             plan = self._plan(left)
-            if left <= 0 or (len(plan) == 1 and plan[0].seconds > HOPELESS * left):
+            if left <= 0 or (len(plan) == 1 and duration(plan) > HOPELESS * left):
                 self._give_up(left)
                 break
             self._run_first(plan, left)
@@ -155,7 +156,7 @@ class _Schedule:
         """
         choices = [self._rated(options) for options in self._choices.values()]
         plan = best_plan(choices, left)
-        if any(seen.reason is None for seen in self.ran.measurements) or SLACK * plan[0].seconds <= left:
+        if any(seen.reason is None for seen in self.ran.measurements) or SLACK * duration(plan[:1]) <= left:
             return plan
         return best_plan(choices, left / SLACK)
 
@@ -165,24 +166,37 @@ class _Schedule:
         return self._took / self._estimated if self._estimated else 1.0
 
     def _rated(self, options: Sequence[Option]) -> list[Option]:
-        return [replace(one, seconds=one.seconds * self._factor) for one in options]
+        """Return options as long as they take by now; surrogates that are there need not be made."""
+        rated = []
+        for one in options:
+            taught = surrogates_are_there(self.subject, one.lesson)
+            rated.append(
+                replace(
+                    one,
+                    seconds=one.seconds * self._factor,
+                    lesson=0 if taught else one.lesson,
+                    lesson_seconds=0.0 if taught else one.lesson_seconds * self._factor,
+                )
+            )
+        return rated
 
     def _run_first(self, plan: Sequence[Option], left: float) -> None:
-        option, rest = plan[0], sum(one.seconds for one in plan[1:])
+        option, estimate = plan[0], duration(plan[:1])
+        rest = duration(plan) - estimate
         # estimates are right within a third, and a detector that is given up has cost time for nothing
-        deadline = Deadline(max(min(SLACK * option.seconds, left), left - rest))
+        deadline = Deadline(max(min(SLACK * estimate, left), left - rest))
         deadline.on_progress = self._teller(plan, deadline)
         deadline.on_progress()
         seen = option.detector(
             self.subject, seed=self.context.seed, device=self.context.device, deadline=deadline
         )
         if seen.reason is not None and deadline.missed:
-            self._too_slow(option, deadline, seen.reason)
+            self._too_slow(option, estimate, deadline, seen.reason)
             return
         del self._choices[option.name]
         self.ran.measurements.append(seen)
         if seen.reason is None and seen.seconds >= TELLING:
-            self._estimated += option.seconds / self._factor
+            self._estimated += estimate / self._factor
             self._took += seen.seconds
         if option.reduced:
             self._lose(self._whole[option.name] - option.worth)
@@ -191,10 +205,10 @@ class _Schedule:
     def _lose(self, worth: float) -> None:
         self.ran.lost += worth / max(sum(self._whole.values()), 1e-9)
 
-    def _too_slow(self, option: Option, deadline: Deadline, reason: str) -> None:
+    def _too_slow(self, option: Option, expected: float, deadline: Deadline, reason: str) -> None:
         """Leave a detector the options that are cheaper than one which did not fit."""
-        estimate = option.seconds / self._factor
-        cheaper = tuple(one for one in self._choices[option.name] if one.seconds < estimate * (1 - 1e-9))
+        estimate = expected / self._factor
+        cheaper = tuple(one for one in self._choices[option.name] if duration([one]) < estimate * (1 - 1e-9))
         if cheaper:
             self._choices[option.name] = cheaper
         else:
@@ -202,12 +216,13 @@ class _Schedule:
             self.ran.not_run.append(NotRun(detector=option.name, reason=reason))
         # it would have taken longer than it was given, whatever the estimate says
         given = deadline.seconds or 0.0
-        if estimate > 0 and given > option.seconds:
+        if estimate > 0 and given > expected:
             self._estimated, self._took = estimate, given
 
     def _give_up(self, left: float) -> None:
         needs = {
-            name: min(one.seconds for one in self._rated(options)) for name, options in self._choices.items()
+            name: min(duration([one]) for one in self._rated(options))
+            for name, options in self._choices.items()
         }
         self.ran.quickest = min(needs, key=lambda name: needs[name])
         for name, needed in needs.items():
@@ -220,7 +235,7 @@ class _Schedule:
         option, done = plan[0], len(self.ran.measurements)
         how = ", at a reduced setting" if option.reduced else ""
         then = f"; then {joined([one.name for one in plan[1:]])}" if len(plan) > 1 else ""
-        whole, told = sum(one.seconds for one in plan), [-MESSAGES]
+        whole, told = duration(plan), [-MESSAGES]
 
         def report() -> None:
             now = time.monotonic()

@@ -125,9 +125,13 @@ class Aegis(ImageDetector):
         tried = max(0, min(self.tried, images - images // classes - translated))
         forwards, gradients = work(translated, tried)
         return Cost(
-            forwards=self.mixtures + classes * forwards,
+            forwards=classes * forwards,
             gradients=classes * gradients + attacked,
         )
+
+    def lesson(self) -> int:
+        """Return how many images its surrogates learn from."""
+        return 0 if self.published else self.mixtures
 
     def _translated(self, classes: int) -> int:
         """Return how many images are translated to each of so many classes."""
@@ -143,7 +147,7 @@ class Aegis(ImageDetector):
         classes, rows = problem.classes, {}
         best: list[CommonPixels] = []
         with problem.fast_inference():
-            surrogates = DistilledSurrogates(problem, seed=base, images=self.mixtures, deadline=deadline)
+            surrogates = DistilledSurrogates.of(problem, images=self.mixtures, deadline=deadline)
             for one in find_common_pixels(
                 problem,
                 surrogates,

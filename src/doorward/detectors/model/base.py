@@ -12,6 +12,7 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.records import Measurement
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
+from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
 from doorward.methods.base import EVIDENCE_ONLY
@@ -51,9 +52,26 @@ class ImageDetector(Detector):
         assert samples is not None
         if len(samples) < self.min_images:
             raise CouldNotTell(f"{len(samples)} clean images are too few; give at least {self.min_images}")
-        images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
-        labels = None if samples.labels is None else torch.from_numpy(samples.labels)
-        pools = SourcePools(outside_class(classifier, images, labels, deadline))
-        return self.score_classes(
-            InversionProblem(classifier, images.to(classifier.device), pools), generator, deadline
-        )
+        problem = _shared_problem(subject)
+        if problem is None:
+            images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
+            labels = None if samples.labels is None else torch.from_numpy(samples.labels)
+            pools = SourcePools(outside_class(classifier, images, labels, deadline))
+            problem = InversionProblem(classifier, images.to(classifier.device), pools, subject.seed)
+            subject.shared[_key(subject)] = problem, samples  # as long as they are kept, their id is theirs
+        return self.score_classes(problem, generator, deadline)
+
+
+def surrogates_are_there(subject: Subject, images: int) -> bool:
+    """Return whether a detector has taught surrogates of a subject's model on so many images."""
+    problem = _shared_problem(subject)
+    return problem is not None and DistilledSurrogates.there(problem, images)
+
+
+def _shared_problem(subject: Subject) -> InversionProblem | None:
+    problem: InversionProblem | None = subject.shared.get(_key(subject), (None,))[0]
+    return problem
+
+
+def _key(subject: Subject) -> tuple[object, ...]:
+    return ("inversion problem", subject.seed, id(subject.classifier), id(subject.clean))

@@ -128,6 +128,10 @@ class PatchSearch(ImageDetector):
     )
     contrast: float = Field(1.0, ge=0, description="What standing out from the other classes counts")
 
+    def lesson(self) -> int:
+        """Return how many images its surrogates learn from."""
+        return self.mixtures
+
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
     ) -> Measurement:
@@ -137,7 +141,7 @@ class PatchSearch(ImageDetector):
         base = int(torch.randint(2**62, (), generator=generator))
         rerun, share = min(self.candidates, k), 1 if k <= self.many_classes else 2
         work = k * self.steps + rerun * (self.restarts * self.steps + self.places * self.further_steps)
-        surrogates = DistilledSurrogates(problem, seed=base, images=self.mixtures, deadline=deadline)
+        surrogates = DistilledSurrogates.of(problem, images=self.mixtures, deadline=deadline)
         guard = TimeGuard(deadline, work, work=f"searching patches for {k:,} classes")
         search = _Search(
             problem,

@@ -16,6 +16,7 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.formatting import percent
 from doorward.core.records import Measurement, RecoveredTrigger, Table
 from doorward.detectors.model.base import ImageDetector
+from doorward.inversion import distilled
 from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.transformations import FAMILIES, Family, Found, JointObjective, Search
@@ -83,6 +84,10 @@ class TriggerFamilies(ImageDetector):
         json_schema_extra=EVIDENCE_ONLY,
     )
 
+    def lesson(self) -> int:
+        """Return how many images its surrogates learn from."""
+        return distilled.IMAGES
+
     def score_classes(
         self, problem: InversionProblem, generator: torch.Generator, deadline: Deadline
     ) -> Measurement:
@@ -92,7 +97,7 @@ class TriggerFamilies(ImageDetector):
             raise CouldNotTell("of two classes each is the other's only measure; it needs three or more")
         base = int(torch.randint(2**62, (), generator=generator))
         with problem.fast_inference():
-            surrogates = DistilledSurrogates(problem, seed=base, deadline=deadline)
+            surrogates = DistilledSurrogates.of(problem, deadline=deadline)
             objective = JointObjective(problem, surrogates, measure_logit_scale(surrogates.answers))
             screening = k > self.finalists
             work = len(FAMILIES) * (
