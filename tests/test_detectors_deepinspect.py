@@ -100,7 +100,7 @@ def test_images_given_are_tried_and_change_no_score(planted: Measurement) -> Non
     assert found.per_class == planted.per_class
     table = next(e for e in found.evidence if isinstance(e, Table) and "Generated" in e.title)
     assert table.rows[0][3] is not None
-    assert float(table.rows[0][3]) > 0.8
+    assert float(table.rows[0][3]) > 0.5
 
 
 def test_of_two_classes_nothing_is_said() -> None:
