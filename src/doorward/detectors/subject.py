@@ -21,7 +21,7 @@ class Subject:
     Attributes:
         examination: what was found in the files of the artifact, where they were read already.
         seed: of the run; what detectors share is drawn from it.
-        shared: what one detector has made of the subject and others use as well, by name and seed.
+        shared: what one detector has made of the subject and others use as well; see `keep`.
     """
 
     classifier: Classifier | None = None
@@ -32,6 +32,14 @@ class Subject:
     examination: Examination | None = None
     seed: int = 0
     shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def keep(self, made: Any, name: str, *parts: object) -> None:
+        """Keep what a detector has made of parts of the subject, for the others of this run."""
+        self.shared[name, self.seed, *map(id, parts)] = made, parts  # kept, so that their ids stay theirs
+
+    def kept(self, name: str, *parts: object) -> Any | None:
+        """Return what was made of these very parts with this seed, None if nothing was."""
+        return self.shared.get((name, self.seed, *map(id, parts)), (None,))[0]
 
     @property
     def offers(self) -> frozenset[Need]:

@@ -13,8 +13,9 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.formatting import joined, percent
 from doorward.core.records import Measurement, NotRun
 from doorward.detectors.base import Detector
-from doorward.detectors.model.base import surrogates_are_there
+from doorward.detectors.model.base import shared_problem
 from doorward.detectors.subject import Subject
+from doorward.inversion.distilled import DistilledSurrogates
 from doorward.scan.context import ScanContext
 from doorward.scan.plan import Option, Pace, best_plan, duration, measure_pace, options_of, reduced_note
 
@@ -167,9 +168,9 @@ class _Schedule:
 
     def _rated(self, options: Sequence[Option]) -> list[Option]:
         """Return options as long as they take by now; surrogates that are there need not be made."""
-        rated = []
+        problem, rated = shared_problem(self.subject), []
         for one in options:
-            taught = surrogates_are_there(self.subject, one.lesson)
+            taught = problem is not None and DistilledSurrogates.there(problem, one.lesson)
             rated.append(
                 replace(
                     one,

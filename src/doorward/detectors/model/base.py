@@ -12,7 +12,6 @@ from doorward.core.errors import CouldNotTell
 from doorward.core.records import Measurement
 from doorward.detectors.base import Detector
 from doorward.detectors.subject import Subject
-from doorward.inversion.distilled import DistilledSurrogates
 from doorward.inversion.problem import InversionProblem
 from doorward.inversion.sources import SourcePools, outside_class
 from doorward.methods.base import EVIDENCE_ONLY
@@ -52,26 +51,20 @@ class ImageDetector(Detector):
         assert samples is not None
         if len(samples) < self.min_images:
             raise CouldNotTell(f"{len(samples)} clean images are too few; give at least {self.min_images}")
-        problem = _shared_problem(subject)
+        problem = shared_problem(subject)
         if problem is None:
             images = to_float(to_tensor(samples, classifier.spec))  # (n, c, h, w)
             labels = None if samples.labels is None else torch.from_numpy(samples.labels)
             pools = SourcePools(outside_class(classifier, images, labels, deadline))
             problem = InversionProblem(classifier, images.to(classifier.device), pools, subject.seed)
-            subject.shared[_key(subject)] = problem, samples  # as long as they are kept, their id is theirs
+            subject.keep(problem, _NAME, classifier, samples)
         return self.score_classes(problem, generator, deadline)
 
 
-def surrogates_are_there(subject: Subject, images: int) -> bool:
-    """Return whether a detector has taught surrogates of a subject's model on so many images."""
-    problem = _shared_problem(subject)
-    return problem is not None and DistilledSurrogates.there(problem, images)
-
-
-def _shared_problem(subject: Subject) -> InversionProblem | None:
-    problem: InversionProblem | None = subject.shared.get(_key(subject), (None,))[0]
+def shared_problem(subject: Subject) -> InversionProblem | None:
+    """Return the problem that the detectors of a subject share, None before the first of them ran."""
+    problem: InversionProblem | None = subject.kept(_NAME, subject.classifier, subject.clean)
     return problem
 
 
-def _key(subject: Subject) -> tuple[object, ...]:
-    return ("inversion problem", subject.seed, id(subject.classifier), id(subject.clean))
+_NAME = "inversion problem"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +45,6 @@ class Learned:
         return np.asarray(self.labels == self.predicted)
 
 
-_KEPT: WeakKeyDictionary[Subject, Learned] = WeakKeyDictionary()
-
-
 def learned(subject: Subject, deadline: Deadline) -> Learned:
     """Run the model over the training samples of a subject, once for all detectors.
 
@@ -56,11 +52,14 @@ def learned(subject: Subject, deadline: Deadline) -> Learned:
         CouldNotTell: if the deadline is too near, or features are not finite.
         InputError: if a sample cannot be decoded or does not fit the model.
     """
-    if subject not in _KEPT:
+    parts = subject.classifier, subject.train
+    seen: Learned | None = subject.kept("learned", *parts)
+    if seen is None:
         assert subject.classifier is not None
         assert subject.train is not None
-        _KEPT[subject] = run(subject.classifier, subject.train, deadline)
-    return _KEPT[subject]
+        seen = run(subject.classifier, subject.train, deadline)
+        subject.keep(seen, "learned", *parts)
+    return seen
 
 
 def run(classifier: Classifier, samples: Samples, deadline: Deadline) -> Learned:
