@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ FEWEST_CONVOLUTIONS = 2
 SHARED = 0.9
 #: Clean models in a bucket below which nothing is said of it.
 FEWEST = 10
+#: Clean models that witnesses have in common from which on the farthest of them is ranked: as many as it
+#: takes for a model to be suspicious at all.
+ENOUGH = round(1 / SUSPICIOUS) - 1
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,26 @@ class Sum:
     Attributes:
         weights: (detectors,).
         floored: what a detector has below the usual does not count, so that none is outvoted by the others.
+        origin: what is taken off.
     """
 
     weights: Floats
     floored: bool = False
+    origin: float = 0.0
 
     def total(self, places: Floats) -> Floats:
         """Return what places (..., detectors) come to: (...)."""
-        return self._counted(places) @ self.weights
+        return self._counted(places) @ self.weights - self.origin
+
+    def comparable(self, places: Floats, starts: npt.NDArray[np.int64]) -> Sum:
+        """Return the sum in other units: 0 is the middle of models' highest sums, 1 their upper spread.
+
+        Args:
+            places: (classes of all models, detectors).
+            starts: (m,) the row where each model begins.
+        """
+        far = ScoreScale.among(np.maximum.reduceat(self.total(places), starts)[:, None])
+        return Sum(self.weights / far.spread, self.floored, float(far.middle[0] / far.spread[0]))
 
     def needed(self, places: Floats, i: int, least: float) -> float:
         """Return the place of the detector number i from which on places (detectors,) come to `least`."""
@@ -136,7 +152,7 @@ class Comparison(Record):
     """How a model compares.
 
     Attributes:
-        p_value: the least of the witnesses, corrected for their number.
+        p_value: of the witness that goes farthest, corrected for their number.
         standings: of each detector that can be compared.
         fused: those that were calibrated on the same models.
     """
@@ -330,12 +346,14 @@ class CalibrationSet(Record):
         clean models that are flagged is at most that level.
 
         Detectors of a witness are judged by themselves, and look for different kinds: there only what each
-        has above the usual is summed. The p-value is then the least of all witnesses, times their number, and
-        each raises an alarm at the level divided by it: the error is shared (Bonferroni).
+        has above the usual is summed. The p-value is then that of the witness which goes farthest beyond what
+        is usual for it, among what the farthest witness of each clean model reaches. Where too few clean
+        models have the scores of all witnesses, it is the least of theirs, times their number (Bonferroni).
 
         Returns None if there are too few models that can be compared.
 
-        Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005.
+        Source: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, Springer 2005; of
+        the farthest of several: L. Tippett, The Methods of Statistics, 1931.
         """
         classes = max(map(len, scores.values()), default=0)
         names = [name for name in scores if (name, bucket(classes)) in self._usable]
@@ -345,11 +363,11 @@ class CalibrationSet(Record):
         fused = self._together(usual, classes) if usual else []
         apart = sorted({self.witnesses[name] for name in names if name in self.witnesses})
         groups = [[n for n in names if self.witnesses.get(n) == witness] for witness in apart]
-        groups = [fused, *groups] if fused else groups
-        found = [self._rank({name: scores[name] for name in group}, len(groups)) for group in groups]
-        alone = [self._rank({name: scores[name]}, None) for name in usual if name not in fused]
+        parts = self._sharing([fused, *groups] if fused else groups)
+        found = [self._rank(scores, part, SUSPICIOUS / len(parts), BACKDOORED / len(parts)) for part in parts]
+        alone = [self._rank(scores, [[name]], BACKDOORED, BACKDOORED) for name in usual if name not in fused]
         return Comparison(
-            p_value=min(1.0, len(groups) * min(one.p_value for one in found)),
+            p_value=min(1.0, len(parts) * min(one.p_value for one in found)),
             standings={name: s for one in (*found, *alone) for name, s in one.standings.items()},
             fused=tuple(fused),
         )
@@ -364,19 +382,36 @@ class CalibrationSet(Record):
         most = max(scanned.values(), key=len)
         return [name for name in names if len(scanned[name] & most) >= SHARED * len(most)]
 
-    def _rank(self, scores: Mapping[str, Sequence[float | None]], witnesses: int | None) -> Comparison:
-        """Compare a model's scores by detectors of which all are fused.
+    def _sharing(self, groups: Sequence[list[str]]) -> list[list[list[str]]]:
+        """Return groups of detectors in parts: in each, enough clean models have the scores of all groups."""
+        parts: list[list[list[str]]] = []
+        for group in groups:
+            part = next((one for one in parts if self._common((*one, group)) >= ENOUGH), None)
+            if part is None:
+                parts.append([group])
+            else:
+                part.append(group)
+        return parts
+
+    def _common(self, groups: Iterable[Sequence[str]]) -> int:
+        """Return how many models all detectors of some groups can be compared on."""
+        return len(self._stacked(tuple(chain.from_iterable(groups)))[1])
+
+    def _rank(
+        self,
+        scores: Mapping[str, Sequence[float | None]],
+        groups: Sequence[Sequence[str]],
+        level: float,
+        strict: float,
+    ) -> Comparison:
+        """Compare a model's scores by groups of detectors, each of which is fused; the farthest counts.
 
         Args:
-            witnesses: how many share the error; None for a detector that gets the stricter level alone.
+            level, strict: the p-values up to which there is an alarm, and one of a backdoor.
         """
-        share = witnesses or 1
-        level, strict = (BACKDOORED if witnesses is None else SUSPICIOUS) / share, BACKDOORED / share
-        names = list(scores)
-        weights = np.array([self.weights.get(name, 1.0) for name in names])
-        together = Sum(weights, floored=names[0] in self.witnesses)
-        classes = max(map(len, scores.values()))
-        stacked, starts, of = self._stacked(tuple(names))
+        names = tuple(chain.from_iterable(groups))
+        classes = max(len(scores[name]) for name in names)
+        stacked, starts, of = self._stacked(names)
         own = np.array([scores[n] for n in names], dtype=np.float64).T  # (k, detectors)
         stack, starts = np.vstack([stacked, own]), np.append(starts, len(stacked))
         group = _alike(classes)
@@ -390,33 +425,46 @@ class CalibrationSet(Record):
             alone[of == b], normalised[rows == b] = scale.of(highest[of == b]), scale.of(stack[rows == b])
         # what a detector cannot tell of a class speaks neither for nor against it
         normalised = np.nan_to_num(normalised)
-        sums = together.total(normalised)  # of each class of each model
-        tops = np.maximum.reduceat(sums, starts)  # (n + 1,)
-        others = np.sort(tops[:-1])[::-1]
-        model = RankedModel(
-            own,
-            normalised[starts[-1] :],
-            sums[starts[-1] :],
-            together,
-            usual[int(of[-1])],
-            others,
-            level,
-            strict,
-        )
-        p_value = float((tops >= tops[-1]).mean())
         p_alone = (alone >= alone[-1]).mean(axis=0)  # (detectors,)
-        found = {name: model.standing(i, float(p_alone[i])) for i, name in enumerate(names)}
-        if p_value <= level and not any(one.flagged for one in found.values()):
-            # each has another class on top: the one that speaks most for the common one stands for all
-            first = names[int((model.normalised[model.top] * weights).argmax())]
-            found[first] = found[first].model_copy(
-                update={
-                    "flagged": True,
-                    "threshold": float(highest[-1, names.index(first)]),
-                    "targets": (model.top,),
-                }
+        columns = np.split(np.arange(len(names)), np.cumsum([len(one) for one in groups])[:-1])
+        sums = []
+        for own_columns in columns:
+            weights = np.array([self.weights.get(names[i], 1.0) for i in own_columns])
+            places = normalised[:, own_columns]
+            together = Sum(weights, floored=names[own_columns[0]] in self.witnesses)
+            together = together.comparable(places, starts)
+            sums.append((together, together.total(places)))  # of each class of each model
+        tops = np.stack([np.maximum.reduceat(total, starts) for _, total in sums])  # (groups, n + 1)
+        others = np.sort(tops[:, :-1].max(axis=0))[::-1]
+        scale, last = usual[int(of[-1])], starts[-1]
+        standings, p_value = dict[str, DetectorResult](), 1.0
+        for own_columns, top, (together, total) in zip(columns, tops[:, -1], sums, strict=True):
+            p_group = (1 + int((others >= top).sum())) / len(starts)
+            model = RankedModel(
+                own[:, own_columns],
+                normalised[last:, own_columns],
+                total[last:],
+                together,
+                ScoreScale(scale.middle[own_columns], scale.spread[own_columns]),
+                others,
+                level,
+                strict,
             )
-        return Comparison(p_value=p_value, standings=found, fused=tuple(names))
+            found = {names[i]: model.standing(j, float(p_alone[i])) for j, i in enumerate(own_columns)}
+            if p_group <= level and not any(one.flagged for one in found.values()):
+                # each has another class on top: the one that speaks most for the common one stands for all
+                first = int((model.normalised[model.top] * together.weights).argmax())
+                name = names[own_columns[first]]
+                found[name] = found[name].model_copy(
+                    update={
+                        "flagged": True,
+                        "threshold": float(highest[-1, own_columns[first]]),
+                        "targets": (model.top,),
+                    }
+                )
+            standings |= found
+            p_value = min(p_value, p_group)
+        return Comparison(p_value=p_value, standings=standings, fused=names)
 
     def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
@@ -461,7 +509,7 @@ class RankedModel:
         sums: (k,) of a class over the detectors.
         together: how detectors are taken together.
         scale: what is usual.
-        others: (n,) the highest sums of the calibration models, in falling order.
+        others: (n,) the highest sums of the calibration models, in falling order; of the farthest witness.
         level, strict: the p-values up to which there is an alarm, and one of a backdoor.
     """
 
