@@ -9,19 +9,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
 from doorward.core.formatting import percent
-from doorward.core.records import Measurement, Table
+from doorward.core.records import Evidence, Measurement, Picture, RecoveredTrigger, Table
 from doorward.core.seeds import derive_seed
 from doorward.detectors.subject import Subject
+from doorward.detectors.training_data import _pattern as patterns
 from doorward.detectors.training_data import _persistence as persistent
 from doorward.detectors.training_data._exclusion import Reclassified, reclassify
-from doorward.detectors.training_data._learned import Learned
+from doorward.detectors.training_data._learned import BATCH, Learned
+from doorward.detectors.training_data._pattern import CommonPattern
 from doorward.detectors.training_data.base import TrainingDataDetector, rows_by_class
 from doorward.methods.registry import register
-from doorward.models.encode.dispatch import to_tensor
+from doorward.models.encode.dispatch import to_float, to_tensor
+from doorward.models.encode.image import picture
 from doorward.stats import metrics
 from doorward.stats.clustering import Split, split_groups
 
@@ -70,6 +74,7 @@ class Cluster:
             which classes are asked about.
         told_apart: whether persistence says which of the two clusters of the split is the suspect one.
         keeps: whether the model keeps to the class in many of these whatever is laid over them.
+        pattern: what the suspect samples carry in common, if it sends others to the class too.
         verdicts: what a model trained without the suspect samples takes them for.
         usual: share of other samples of the class, kept out of that training as well, that it takes for other
             classes: as many leave a class anyway, the more the weaker the model is.
@@ -85,6 +90,7 @@ class Cluster:
     witnessed: bool = False
     told_apart: bool = False
     keeps: bool = False
+    pattern: CommonPattern | None = None
     verdicts: Reclassified | None = None
     usual: float = 0.0
     sure: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
@@ -114,14 +120,16 @@ class Cluster:
         return float((self.verdicts.taken_for != self.label).mean())
 
     def suspicion(self) -> float:
-        """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 2.
+        """Return the excess, or twice that where persistence speaks against the samples as well: 0 to 3.
 
+        A pattern that they carry is added by the share of other images that it sends to the class.
         Of texts and recordings, there is no such witness, since no clean sets of them are in the calibration.
         There the excess counts among those that do not leave anyway.
         """
         if not self.witnessed:
             return self.excess() / (1 - self.usual) if self.usual < 1 else 0.0
-        return self.excess() * (2 if self.told_apart or self.persistent is not None else 1)
+        persists = self.told_apart or self.persistent is not None
+        return self.excess() * (2 if persists else 1) + (self.pattern.worth if self.pattern else 0.0)
 
     def excess(self) -> float:
         """Return by how much the share that leaves exceeds the usual one: 0 for as many, 1 for all and none.
@@ -278,6 +286,8 @@ class ActivationClustering(TrainingDataDetector):
                 if subject.classifier.spec.modality not in WITNESSED:
                     raise  # which classes to ask about is not known
                 short = str(error)
+            if subject.classifier.spec.modality == "image":
+                self._read_patterns(clusters, subject, seen, deadline, derive_seed(seed, "patterns"))
         asked = self._candidates(clusters)
         if asked:
             self._reclassify(asked, subject, grouped, deadline, seed)
@@ -298,7 +308,7 @@ class ActivationClustering(TrainingDataDetector):
                 for one in (asked if self._asks else clusters)
             },
             sources={ids[row]: c for one in asked for row, c in one.sources().items()},
-            evidence=(_table(clusters, scores, classes),),
+            evidence=(*_triggers(asked, scores, classes), _table(clusters, scores, classes)),
         )
 
     def _grouped(self, seen: Learned) -> npt.NDArray[np.int64]:
@@ -355,6 +365,39 @@ class ActivationClustering(TrainingDataDetector):
                 one.persistent = heaps.margin(values) if heaps.persistent else None
                 one.keeps = heaps.persistent
 
+    def _read_patterns(
+        self, clusters: list[Cluster], subject: Subject, seen: Learned, deadline: Deadline, seed: int
+    ) -> None:
+        """Find patterns that clusters carry and that work; what carries one is then the suspect cluster.
+
+        Raises:
+            CouldNotTell: if the deadline is too near; what was found until then stays.
+        """
+        assert subject.classifier is not None
+        assert subject.train is not None
+        classifier, train, rng = subject.classifier, subject.train, np.random.default_rng(seed)
+
+        def decoded(rows: npt.NDArray[np.int64]) -> Tensor:
+            return to_float(to_tensor(train.select(rows), classifier.spec), classifier.spec)
+
+        drawn = np.sort(rng.permutation(np.flatnonzero(seen.agrees))[: patterns.OTHERS])
+        pool, labels = decoded(drawn), torch.from_numpy(seen.labels[drawn])
+        for one in clusters:
+            margins = [own for own in (one.margin, -one.margin, one.persistent) if own is not None]
+            found = patterns.find(
+                classifier,
+                lambda places, rows=one.rows: decoded(rows[places]),
+                margins,
+                pool[labels != one.label],
+                one.label,
+                rng,
+                deadline,
+            )
+            if found is not None:
+                one.pattern, one.persistent = found, None
+                parts = np.array_split(one.rows, -(-len(one.rows) // BATCH))
+                one.margin = torch.cat([found.carried(decoded(rows)) for rows in parts]).numpy() - 0.5
+
     def _candidates(self, clusters: list[Cluster]) -> list[Cluster]:
         """Return the classes to ask about: those that split clearly; none where the rule does not ask.
 
@@ -365,7 +408,12 @@ class ActivationClustering(TrainingDataDetector):
         return [
             one
             for one in clusters
-            if (one.gain >= self.gain or one.persistent is not None or (one.keeps and not one.witnessed))
+            if (
+                one.gain >= self.gain
+                or one.persistent is not None
+                or one.pattern
+                or (one.keeps and not one.witnessed)
+            )
             and (one.witnessed or one.keeps or self.rule != "combined")
             and FEWEST_IN_CLUSTER <= one.inside.sum() < len(one.rows)
         ]
@@ -384,7 +432,7 @@ class ActivationClustering(TrainingDataDetector):
         if len(left) > MOST_SWAPPED:
             return
         for own in left:
-            if own.told_apart or own.persistent is not None:
+            if own.told_apart or own.persistent is not None or own.pattern:
                 continue
             other = Cluster(own.label, own.rows, own.split, -own.margin, witnessed=own.witnessed)
             known = grouped.copy()  # what else is suspect teaches nothing here either
@@ -472,10 +520,10 @@ def belonging(one: Cluster) -> Floats:
 def _flaggable(one: Cluster) -> npt.NDArray[np.bool_]:
     """Return which of a class's samples are flagged if it is: those that rather belong to the cluster.
 
-    Where persistence agrees with the cluster, that is all of it: poison that a network has not seen may stay
-    in its class for other reasons.
+    Where persistence agrees with the cluster, or its samples carry a pattern that works, that is all of it:
+    poison that a network has not seen may stay in its class for other reasons.
     """
-    return one.inside & (one.told_apart | (belonging(one) >= 0.5))
+    return one.inside & (one.told_apart | (one.pattern is not None) | (belonging(one) >= 0.5))
 
 
 def _squashed(value: float) -> float:
@@ -495,7 +543,32 @@ def _summary(
         f"a network trained without them takes {percent(top.leaving())} of them for other classes"
     )
     source = top.source()
-    return text + (f", most for {classes[source]!r}" if source is not None else "")
+    text += f", most for {classes[source]!r}" if source is not None else ""
+    if top.pattern is None:
+        return text
+    pixels = int(top.pattern.trigger.mask.sum())
+    return (
+        f"{text}; {pixels:,} pixels that they have in common send {percent(top.pattern.success.value)} of "
+        "other images to that class"
+    )
+
+
+def _triggers(asked: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]) -> list[Evidence]:
+    """Return the patterns that were found, the most suspicious class's first, and draw them on grey."""
+    found: list[Evidence] = []
+    for one in sorted(asked, key=lambda one: -scores[one.label]):
+        if one.pattern is not None:
+            name, trigger = classes[one.label], one.pattern.trigger
+            title = f"Pattern that samples labelled {name} have in common"
+            grey = torch.full_like(trigger.pattern, 0.5)[None]
+            alt = (
+                f"A pattern, on grey; it sends {percent(one.pattern.success.value)} of other images to {name}"
+            )
+            found += [
+                Picture(title=title, alt=alt, png=picture(trigger.apply(grey)[0]), role="trigger"),
+                RecoveredTrigger(title=title, target=one.label, trigger=trigger.to_json()),
+            ]
+    return found
 
 
 def _table(clusters: list[Cluster], scores: dict[int, float], classes: tuple[str, ...]) -> Table:
