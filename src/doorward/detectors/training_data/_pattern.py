@@ -64,6 +64,7 @@ class CommonPattern:
 def find(
     classifier: Classifier,
     decoded: Callable[[npt.NDArray[np.int64]], Tensor],
+    rows: npt.NDArray[np.int64],
     margins: Iterable[npt.NDArray[np.float64]],
     others: Tensor,
     target: int,
@@ -73,8 +74,9 @@ def find(
     """Return the pattern that works best of those that clusters of a class carry, None if none works.
 
     Args:
-        decoded: gives images (m, c, h, w) in [0, 1] of the class by their places.
-        margins: of each cluster, (n,): how far on its side each image of the class lies.
+        decoded: gives the images (m, c, h, w) in [0, 1] of some rows.
+        rows: (n,) of the class.
+        margins: of each cluster, (n,): how far on its side each of them lies.
         others: (o, c, h, w) of other classes.
 
     Raises:
@@ -87,7 +89,7 @@ def find(
         core = inside[margin[inside] >= np.median(margin[inside])] if len(inside) else inside
         if min(len(core), len(rest), len(others)) < FEWEST:
             continue
-        some, more = (decoded(rng.permutation(own)[:LOOKED_AT]) for own in (core, rest))
+        some, more = (decoded(rows[rng.permutation(own)[:LOOKED_AT]]) for own in (core, rest))
         trigger = read_off(some, more, others)
         if trigger is not None:
             found.append(tried(classifier, trigger, others, target, deadline))

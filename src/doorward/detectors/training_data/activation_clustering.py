@@ -386,7 +386,8 @@ class ActivationClustering(TrainingDataDetector):
             margins = [own for own in (one.margin, -one.margin, one.persistent) if own is not None]
             found = patterns.find(
                 classifier,
-                lambda places, rows=one.rows: decoded(rows[places]),
+                decoded,
+                one.rows,
                 margins,
                 pool[labels != one.label],
                 one.label,
