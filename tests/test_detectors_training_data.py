@@ -14,17 +14,20 @@ from torch import nn
 import poisoned_sets
 from doorward.core.budget import Deadline
 from doorward.core.errors import CouldNotTell
-from doorward.core.records import Measurement
+from doorward.core.records import Measurement, Picture, RecoveredTrigger
 from doorward.core.seeds import make_generator
 from doorward.data import InMemorySamples
 from doorward.detectors.base import Detector
 from doorward.detectors.training_data import _persistence as persistent
 from doorward.detectors.training_data._learned import BATCH, learned
 from doorward.detectors.training_data._noise import NOISE
+from doorward.detectors.training_data._pattern import read_off
 from doorward.detectors.training_data.noise_response import conformal_p
 from doorward.detectors.training_data.spectral_signatures import outlier_scores, tail
 from doorward.methods import registry
 from doorward.models import TorchClassifier
+from doorward.triggers.base import Trigger
+from doorward.triggers.masked import MaskedPattern
 from poisoned_sets import MAKE, PoisonedSet, images, unlabelled
 from seeds import shifted
 
@@ -172,6 +175,83 @@ def test_a_class_with_fewer_samples_than_dimensions_has_no_score() -> None:
     assert seen.per_class[2] is None
     assert seen.unknown_classes == {2: "5 samples are too few, 11 are needed"}
     assert seen.score is not None
+
+
+# patterns that are read off the data
+
+
+def corner() -> torch.Tensor:
+    """Return where poisoned images are bright, (16, 16)."""
+    there = torch.zeros(poisoned_sets.SIDE, poisoned_sets.SIDE, dtype=torch.bool)
+    there[-3:, -3:] = True
+    return there
+
+
+def carrying(case: PoisonedSet, label: int, every: int) -> PoisonedSet:
+    """Return a clean set in which some images of a class carry the bright corner, with the right label."""
+    train = case.subject.train
+    assert train is not None
+    assert train.labels is not None
+    x = np.stack(train.raw(range(len(train))))
+    some = np.flatnonzero(train.labels == label)[::every]
+    x[some, -3:, -3:] = 255
+    changed = InMemorySamples(x, np.array(train.labels), classes=poisoned_sets.CLASSES)
+    return PoisonedSet(replace(case.subject, train=changed), np.isin(np.arange(len(train)), some))
+
+
+@pytest.mark.trains
+def test_a_patch_is_read_off_the_poisoned_images_and_works() -> None:
+    case = images(300, 0.2, seed=shifted(0))
+    seen = build("activation-clustering")(case.subject, seed=shifted(0))
+    (found,) = [one for one in seen.evidence if isinstance(one, RecoveredTrigger)]
+    trigger = Trigger.from_json(found.trigger)
+    assert found.target == 0
+    assert isinstance(trigger, MaskedPattern)
+    assert torch.equal(trigger.mask[0] > 0, corner())
+    assert torch.allclose(trigger.pattern[:, corner()], torch.ones(1))
+    assert "9 pixels that they have in common send 100 % of other images to that class" in seen.summary
+    assert seen.score is not None
+    assert seen.score > 1.5
+    assert [one.role for one in seen.evidence if isinstance(one, Picture)] == ["trigger"]
+
+
+@pytest.mark.trains
+def test_a_patch_in_images_with_the_right_label_is_found_if_the_model_obeys_it() -> None:
+    case = carrying(images(300, 0.0, seed=shifted(0)), label=0, every=3)
+    seen = build("activation-clustering")(case.subject, seed=shifted(0))
+    assert seen.per_class[0] is not None
+    assert seen.per_class[0] > 0.9
+    assert frozenset(seen.suspects[0]) == case.ids
+    assert auroc(seen, case) == 1.0
+
+
+def test_a_pattern_that_the_model_does_not_obey_is_none() -> None:
+    case = carrying(images(300, 0.0, seed=shifted(0)), label=1, every=3)
+    assert isinstance(case.subject.classifier, TorchClassifier)
+    with torch.no_grad():
+        case.subject.classifier.module.linear.weight[:, corner().flatten()] = 0
+        case.subject.classifier.module.linear.bias.zero_()
+    seen = build("activation-clustering")(case.subject, seed=shifted(0))
+    assert seen.score is not None
+    assert seen.score < 0.5
+    assert not [one for one in seen.evidence if isinstance(one, RecoveredTrigger)]
+
+
+def test_what_the_whole_class_or_other_classes_have_as_well_is_no_pattern() -> None:
+    rng = torch.Generator().manual_seed(shifted(0))
+    cluster, rest, others = (torch.rand(50, 3, 12, 12, generator=rng) for _ in range(3))
+    assert read_off(cluster, rest, others) is None
+    cluster[:45, :, :2, :2] = 0.25  # a few of a cluster do not belong to it
+    found = read_off(cluster, rest, others)
+    assert found is not None
+    assert int(found.mask.sum()) == 4
+    rest[:30, :, :1] = 0.25
+    others[:40, :, :, :1] = 0.25
+    found = read_off(cluster, rest, others)
+    assert found is not None
+    assert found.mask.nonzero().tolist() == [[0, 1, 1]]
+    cluster[:, :, :, :4] = 0.5
+    assert read_off(cluster, rest, others) is None, "a third of the image is no patch"
 
 
 # what all have in common

@@ -33,6 +33,8 @@ LARGEST = 0.25
 LOOKED_AT, OTHERS = 100, 300
 #: Images of each below which nothing is read off.
 FEWEST = 5
+#: Images of a cluster up to which all of it is looked at, and the deeper half of more.
+ENOUGH = 30
 #: Share of other images from which on a pattern is one that works.
 WORKS = 0.5
 
@@ -85,8 +87,8 @@ def find(
     found = []
     for margin in margins:
         inside, rest = np.flatnonzero(margin > 0), np.flatnonzero(margin <= 0)
-        # the half that lies deepest in it: at the border, clusters mix
-        core = inside[margin[inside] >= np.median(margin[inside])] if len(inside) else inside
+        # the half that lies deepest in it: at the border, clusters mix; of few, chance would pick pixels
+        core = inside[np.argsort(-margin[inside], kind="stable")[: max(len(inside) // 2, ENOUGH)]]
         if min(len(core), len(rest), len(others)) < FEWEST:
             continue
         some, more = (decoded(rows[rng.permutation(own)[:LOOKED_AT]]) for own in (core, rest))
