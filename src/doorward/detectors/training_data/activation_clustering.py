@@ -203,7 +203,7 @@ class ActivationClustering(TrainingDataDetector):
     belong to another class are taken for that. The settings `rule=reclassification group_by=prediction
     gain=0` are the paper's.
 
-    We depart from the paper in six ways. Only samples that the model gives their own label are
+    We depart from the paper in seven ways. Only samples that the model gives their own label are
     clustered, so that wrong labels which it has not learnt do not count. Only classes that split clearly
     are asked about, at once, with one network trained from scratch. What counts is how many more of the
     cluster surely leave the class than of other samples that the network has not seen either, since a
@@ -216,6 +216,10 @@ class ActivationClustering(TrainingDataDetector):
     about too, and the one that the network is surer of is the poison. A sample's score joins where it lies
     between the two centres and what the network takes it for.
 
+    A patch can be read off the data: pixels that hardly vary within a cluster, and that neither the rest of
+    the class nor other classes have. Where it sends images of other classes to the class, it is the trigger.
+    What carries it is the suspect cluster then, and the share of images on which it works adds to the score.
+
     To texts, others are joined in front and behind. Of texts and recordings no clean sets are in the
     calibration, and the voices of speakers lie apart as poison does: only classes are asked about in which
     the model keeps to the class, in one of the two clusters or in a heap of samples. Other poison is missed.
@@ -224,10 +228,10 @@ class ActivationClustering(TrainingDataDetector):
     title = "Activation clustering"
     source = "B. Chen et al., SafeAI at AAAI 2019, arXiv 1811.03728"
     limits = (
-        "It misses poison whose label is right (clean-label attacks), poison too rare for the model to have "
-        "learnt it, and triggers made to look like the target class to the model; a class that holds several "
-        "unlike kinds can look poisoned to it, and of texts and recordings it sees only poison that outlasts "
-        "what is added to a sample."
+        "It misses poison whose label is right (clean-label attacks) unless it is a patch in a fixed place, "
+        "poison too rare for the model to have learnt it, and triggers made to look like the target class to "
+        "the model; a class that holds several unlike kinds can look poisoned to it, and of texts and "
+        "recordings it sees only poison that outlasts what is added to a sample."
     )
     order: ClassVar[int] = 60
 
