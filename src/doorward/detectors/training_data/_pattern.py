@@ -35,8 +35,8 @@ LOOKED_AT, OTHERS = 100, 300
 FEWEST = 5
 #: Images of a cluster up to which all of it is looked at, and the deeper half of more.
 ENOUGH = 30
-#: Share of other images from which on a pattern is one that works.
-WORKS = 0.5
+#: What the lower bound of its success on other images has to reach for a pattern to be a trigger.
+WORKS = 0.75
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CommonPattern:
 
     @property
     def worth(self) -> float:
-        """Return the share of other images that it surely sends to the class: 0 unless it is half of them."""
+        """Return the share of other images that it surely sends to the class: 0 unless that is `WORKS`."""
         return self.success.low if self.success.low >= WORKS else 0.0
 
     def carried(self, x: Tensor) -> Tensor:
