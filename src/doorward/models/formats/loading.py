@@ -23,13 +23,13 @@ from doorward.models.formats.input_options import (
     read_sidecar,
     resolve_spec,
 )
-from doorward.models.formats.other_formats import is_keras, other_format, torch_format
-from doorward.models.formats.wrapping import wrap
+from doorward.models.formats.other_formats import other_format, rebuilt_format, torch_format
+from doorward.models.formats.wrapping import name_classes, wrap
 from doorward.models.spec import DTYPES
 
 __all__ = ["Format", "LoadOptions", "artifact_digest", "detect_format", "locate", "open_classifier", "wrap"]
 
-Format = Literal["doorward", "huggingface", "keras", "onnx", "torch.export", "weights"]
+Format = Literal["doorward", "huggingface", "keras", "onnx", "tflite", "torch.export", "weights"]
 _ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".tar", ".xz", ".bz2", ".7z", ".rar", ".zst"})
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 #: Formats by the endings of files.
@@ -134,8 +134,8 @@ def detect_format(path: Path) -> Format:
         InputError: if it is of none; the message says what can be read.
     """
     suffix = path.suffix.lower()
-    if path.is_file() and is_keras(path):
-        return "keras"
+    if path.is_file() and (rebuilt := rebuilt_format(path)):
+        return rebuilt
     other = None if path.is_file() and suffix in SUFFIXES else other_format(path)
     if other is not None:
         raise NotExamined(other.described(path))
@@ -194,6 +194,12 @@ def _open_keras(path: Path, options: LoadOptions) -> Classifier:
     return open_keras(path, options)
 
 
+def _open_tflite(path: Path, options: LoadOptions) -> Classifier:
+    from doorward.models.formats.tflite.loader import open_tflite
+
+    return open_tflite(path, options)
+
+
 def _open_weights(path: Path, options: LoadOptions) -> Classifier:
     if (path.parent / "config.json").is_file():
         raise InputError(f"{path} holds the weights of the model directory {path.parent}: give the directory")
@@ -222,17 +228,9 @@ def _open_onnx(path: Path, options: LoadOptions) -> Classifier:
     labels = options.labels or sidecar.classes or companions.classes
     classifier = load_onnx(path, spec, labels, features=options.features)
     if labels is None:
-        _name_classes(classifier, stated_names(info.metadata))
+        name_classes(classifier, stated_names(info.metadata))
     classifier.notes = (*companions.notes, *classifier.notes)
     return classifier
-
-
-def _name_classes(classifier: Classifier, names: tuple[str, ...] | None) -> None:
-    """Give the classes the names that the file has for them, if there is one for each."""
-    if names is not None and len(names) == len(classifier.classes):
-        classifier.classes = names
-        assumed = tuple(name for name in classifier.spec.assumed if name != "labels")
-        classifier.spec = classifier.spec.model_copy(update={"assumed": assumed})
 
 
 _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {
@@ -240,6 +238,7 @@ _OPENERS: dict[Format, Callable[[Path, LoadOptions], Classifier]] = {
     "huggingface": _open_huggingface,
     "keras": _open_keras,
     "onnx": _open_onnx,
+    "tflite": _open_tflite,
     "torch.export": _open_exported,
     "weights": _open_weights,
 }

@@ -1,10 +1,11 @@
-"""Model files whose behaviour is not examined: what they are, and what they can be converted to."""
+"""Model files of other libraries: what they are, and what those that are not read can be converted to."""
 
 from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from doorward.artifacts.files import is_torchscript
 from doorward.core.files import open_regular
@@ -37,14 +38,14 @@ class OtherFormat:
     kind: str
     advice: str
 
-    def described(self, path: Path) -> str:
-        """Return why a file's behaviour is not examined, in one line."""
+    def described(self, path: Path, why: str = "") -> str:
+        """Return why a file's behaviour is not examined, in one line; `why` follows what it is."""
         advice = self.advice.format(name=path.name)
-        return f"{path}: only its files were examined, since it is {self.kind}; {advice}"
+        return f"{path}: only its files were examined, since it is {self.kind}{why}; {advice}"
 
 
-_KERAS = OtherFormat("a Keras model", _TF2ONNX.format(option="keras", name="{name}"))
-_TFLITE = OtherFormat("a TensorFlow Lite model", _TF2ONNX.format(option="tflite", name="{name}"))
+KERAS = OtherFormat("a Keras model", _TF2ONNX.format(option="keras", name="{name}"))
+TFLITE = OtherFormat("a TensorFlow Lite model", _TF2ONNX.format(option="tflite", name="{name}"))
 _SAVED_MODEL = OtherFormat("a TensorFlow SavedModel", _TF2ONNX.format(option="saved-model", name="{name}"))
 _FROZEN = OtherFormat(
     "a TensorFlow graph",
@@ -74,11 +75,11 @@ _CHECKPOINT = OtherFormat(
 _SOURCE = "convert what it was made of to ONNX"
 
 _SUFFIXES: dict[str, OtherFormat] = {
-    ".h5": _KERAS,
-    ".hdf5": _KERAS,
-    ".keras": _KERAS,
-    ".tflite": _TFLITE,
-    ".lite": _TFLITE,
+    ".h5": KERAS,
+    ".hdf5": KERAS,
+    ".keras": KERAS,
+    ".tflite": TFLITE,
+    ".lite": TFLITE,
     ".pb": _FROZEN,
     ".gguf": _GGUF,
     ".ggml": _GGUF,
@@ -110,11 +111,11 @@ _SUFFIXES: dict[str, OtherFormat] = {
     ".npy": _ARRAYS,
     ".msgpack": OtherFormat("a file of Flax's weights", "convert the model with transformers, or export it"),
 }
-_HEADS: dict[bytes, OtherFormat] = {b"\x89HDF\r\n\x1a\n": _KERAS, b"GGUF": _GGUF}
+_HEADS: dict[bytes, OtherFormat] = {b"\x89HDF\r\n\x1a\n": KERAS, b"GGUF": _GGUF}
 #: Files by which a folder is known that has none of transformers.
 _MEMBERS: dict[str, OtherFormat] = {
     "*.pdmodel": _PADDLE,
-    "model.weights.h5": _KERAS,
+    "model.weights.h5": KERAS,
     "*.ckpt*.index": _CHECKPOINT,
 }
 _OF_TRANSFORMERS = (
@@ -138,9 +139,10 @@ def other_format(path: Path) -> OtherFormat | None:
     return _by_content(path) or _SUFFIXES.get(path.suffix.lower()) or _by_text(path)
 
 
-def is_keras(path: Path) -> bool:
-    """Return whether a file is a whole Keras model, or its weights, by its content."""
-    return _by_content(path) is _KERAS
+def rebuilt_format(path: Path) -> Literal["keras", "tflite"] | None:
+    """Return which format a file is of, by its content, that is read as data and rebuilt of torch layers."""
+    kind = _by_content(path)
+    return "keras" if kind is KERAS else "tflite" if kind is TFLITE else None
 
 
 def _of_folder(folder: Path) -> OtherFormat | None:
@@ -197,7 +199,7 @@ def _by_content(path: Path) -> OtherFormat | None:
         with open_regular(path) as stream:
             head = stream.read(16)
             if head[4:8] == b"TFL3":
-                return _TFLITE
+                return TFLITE
             if head.startswith(_OLD_TORCH):
                 return _TORCH
             if head.startswith(b"PK\x03\x04"):
@@ -212,4 +214,4 @@ def _of_archive(names: list[str]) -> OtherFormat | None:
         return _SCRIPT
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return _TORCH
-    return _KERAS if {"config.json", "metadata.json"} <= set(names) else None
+    return KERAS if {"config.json", "metadata.json"} <= set(names) else None

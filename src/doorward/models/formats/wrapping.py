@@ -129,6 +129,14 @@ def finish(
     return classifier
 
 
+def name_classes(classifier: Classifier, names: tuple[str, ...] | None) -> None:
+    """Give the classes the names that the file has for them, if there is one for each."""
+    if names is not None and len(names) == len(classifier.classes):
+        classifier.classes = names
+        assumed = tuple(name for name in classifier.spec.assumed if name != "labels")
+        classifier.spec = classifier.spec.model_copy(update={"assumed": assumed})
+
+
 def _first_run(
     model: nn.Module, spec: InputSpec, classes: int | None, run: Callable[[nn.Module, InputSpec], Tensor]
 ) -> tuple[_Finder, Tensor, InputSpec]:

@@ -6,7 +6,6 @@ Layers are built while a trial runs through the model, so that each knows the si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,12 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from doorward.models.formats.keras.reading import Array, Layer, Unreadable, Weights
-
-
-class Unknown(Exception):  # noqa: N818 - caught by the loader, and told as NotExamined
-    """Tells of a layer, or a setting of one, that is not read."""
-
+from doorward.models.formats.keras.reading import Layer, Weights
+from doorward.models.formats.rebuilt import (
+    Affine,
+    Array,
+    Does,
+    Unknown,
+    Unreadable,
+    Window,
+    average_pooling,
+    convolution,
+    fill,
+    first,
+    in_sequence,
+    last,
+    linear,
+    max_pooling,
+    misshapen,
+    refuse_large,
+)
 
 #: Layers that do nothing once a model is trained.
 IDLE = frozenset(
@@ -33,51 +45,6 @@ IDLE = frozenset(
         "SpatialDropout2D",
     }
 )  # fmt: skip
-
-
-#: Numbers in one value beyond which a model is refused.
-MOST_ELEMENTS = 1 << 28
-
-
-def refuse_large(layer: Layer, *shape: int) -> None:
-    """Raise where a value would be too large.
-
-    Raises:
-        Unreadable: if so.
-    """
-    if math.prod(shape) > MOST_ELEMENTS:
-        raise Unreadable(f"its layer {layer.name!r} makes values that are too large")
-
-
-def last(x: Tensor) -> Tensor:
-    """Return a value as Keras has it, with channels last."""
-    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
-
-
-def first(x: Tensor) -> Tensor:
-    """Return a value of Keras as it is held here, with channels first."""
-    return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
-
-
-class Does(nn.Module):
-    """A layer without weights.
-
-    Args:
-        function: takes values as they are held here, and gives one.
-        does: what it is called when the network is shown.
-    """
-
-    def __init__(self, function: Callable[..., Tensor], does: str) -> None:
-        super().__init__()
-        self.function, self.does = function, does
-
-    def forward(self, *values: Tensor) -> Tensor:
-        """Return what the function makes of values."""
-        return self.function(*values)
-
-    def extra_repr(self) -> str:
-        """Return what it does."""
-        return self.does
 
 
 class ChannelsLast(nn.Module):
@@ -203,51 +170,15 @@ def _relu(config: Mapping[str, Any]) -> nn.Module:
 # --- layers with weights -----------------------------------------------------------------------------------
 
 
-def _tensor(values: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values))
-
-
 def _pair(value: Any) -> tuple[int, int]:
     both = value if isinstance(value, (list, tuple)) else (value, value)
     a, b = (int(one) for one in both)
     return a, b
 
 
-def _same(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Return how many rows or columns Keras adds before and after for 'same'.
-
-    >>> _same(32, 3, 1), _same(32, 3, 2)
-    ((1, 1), (0, 1))
-    """
-    total = max((math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-    return total // 2, total - total // 2
-
-
-def _padding(
-    config: Mapping[str, Any], x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
-    dilation: tuple[int, int] = (1, 1),
-) -> tuple[tuple[int, int], tuple[int, int]]:  # fmt: skip
-    """Return the padding above and below, and left and right."""
-    padding = config.get("padding", "valid")
-    if padding == "valid":
-        return (0, 0), (0, 0)
-    if padding != "same":
-        raise Unknown(f"padding {padding!r}")
-    rows, columns = (
-        _same(x.shape[2 + axis], kernel[axis], stride[axis], dilation[axis]) for axis in range(2)
-    )
-    return rows, columns
-
-
 def _refuse_channels_first(layer: Layer) -> None:
     if layer.config.get("data_format", "channels_last") not in ("channels_last", None):
         raise Unknown("layers that take channels first")
-
-
-def _sequence(*modules: nn.Module | None) -> nn.Module:
-    """Return modules one after the other, without the absent ones."""
-    there = [one for one in modules if one is not None]
-    return there[0] if len(there) == 1 else nn.Sequential(*there)
 
 
 def _convolution(
@@ -261,36 +192,10 @@ def _convolution(
     """
     config = layer.config
     stride = _pair(config.get("strides", 1) if strides is None else strides)
-    dilation = _pair(config.get("dilation_rate", 1))
-    size = kernel.shape[2], kernel.shape[3]
-    rows, columns = _padding(config, x, size, stride, dilation)
-    even = rows[0] == rows[1] and columns[0] == columns[1]
-    made = nn.Conv2d(
-        kernel.shape[1] * groups, len(kernel), size, stride, (rows[0], columns[0]) if even else 0, dilation,
-        groups, bias=bias is not None,
-    )  # fmt: skip
-    _fill(layer, made, weight=kernel, bias=bias)
-    return made if even else nn.Sequential(nn.ZeroPad2d((*columns, *rows)), made)
-
-
-def _fill(layer: Layer, module: nn.Module, **weights: Array | None) -> None:
-    """Put weights into a module.
-
-    Raises:
-        Unreadable: if they are of another shape.
-    """
-    with torch.no_grad():
-        for name, values in weights.items():
-            if values is None:
-                continue
-            own = getattr(module, name)
-            if own.shape != values.shape:
-                raise _misshapen(layer)
-            own.copy_(_tensor(values))
-
-
-def _misshapen(layer: Layer) -> Unreadable:
-    return Unreadable(f"weights of its layer {layer.name!r} are of another shape than its settings")
+    window = Window(
+        (kernel.shape[2], kernel.shape[3]), stride, dilation=_pair(config.get("dilation_rate", 1))
+    ).padded_as(layer.name, config.get("padding", "valid"), x)
+    return convolution(layer.name, window, kernel, bias, groups)
 
 
 def _bias(config: Mapping[str, Any]) -> list[str]:
@@ -302,7 +207,7 @@ def _kernels(layer: Layer, weights: Weights, *names: str) -> tuple[list[Array], 
     found = weights.of(layer, [*names, *_bias(layer.config)])
     kernels = found[: len(names)]
     if any(kernel.ndim != 4 for kernel in kernels):
-        raise _misshapen(layer)
+        raise misshapen(layer.name)
     return kernels, found[len(names)] if len(found) > len(names) else None
 
 
@@ -338,9 +243,8 @@ def _separable_conv2d(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
 def _dense(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     kernel, *bias = weights.of(layer, ["kernel", *_bias(layer.config)])
     if kernel.ndim != 2:
-        raise _misshapen(layer)
-    made = nn.Linear(kernel.shape[0], kernel.shape[1], bias=bool(bias))
-    _fill(layer, made, weight=kernel.T, bias=bias[0] if bias else None)
+        raise misshapen(layer.name)
+    made = linear(layer.name, kernel.T, bias[0] if bias else None)
     return ChannelsLast(made) if x.ndim == 4 else made
 
 
@@ -368,9 +272,9 @@ def _batch_normalization(layer: Layer, weights: Weights, x: Tensor) -> nn.Module
     made = kinds[x.ndim](
         len(found["moving_mean"]), float(config.get("epsilon", 1e-3)), 1 - float(config.get("momentum", 0.99))
     )
-    _fill(
-        layer, made, weight=found.get("gamma"), bias=found.get("beta"), running_mean=found["moving_mean"],
-        running_var=found["moving_variance"],
+    fill(
+        layer.name, made, weight=found.get("gamma"), bias=found.get("beta"),
+        running_mean=found["moving_mean"], running_var=found["moving_variance"],
     )  # fmt: skip
     return made
 
@@ -381,13 +285,13 @@ def _layer_normalization(layer: Layer, weights: Weights, x: Tensor) -> nn.Module
     names = [name for name, key in (("gamma", "scale"), ("beta", "center")) if config.get(key, True)]
     found = dict(zip(names, weights.of(layer, names), strict=True))
     made = nn.LayerNorm(x.shape[1] if x.ndim == 4 else x.shape[-1], float(config.get("epsilon", 1e-3)))
-    _fill(layer, made, weight=found.get("gamma"), bias=found.get("beta"))
+    fill(layer.name, made, weight=found.get("gamma"), bias=found.get("beta"))
     return ChannelsLast(made)
 
 
 def _prelu(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     (alpha,) = weights.of(layer, ["alpha"])
-    return Slope(first(_tensor(alpha)[None])[0])
+    return Slope(first(torch.from_numpy(alpha)[None])[0])
 
 
 def _normalization(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
@@ -401,21 +305,6 @@ def _normalization(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
     scale = 1 / torch.from_numpy(np.maximum(np.sqrt(variance), 1e-7)).reshape(shape)
     return Affine(scale, -torch.from_numpy(mean).reshape(shape) * scale)
-
-
-class Affine(nn.Module):
-    """Values times one number, plus another; each is one for all, or one for each channel."""
-
-    def __init__(self, scale: Tensor, offset: Tensor) -> None:
-        super().__init__()
-        self.scale: Tensor
-        self.offset: Tensor
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return scaled and shifted values."""
-        return x * self.scale + self.offset
 
 
 def _rescaling(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
@@ -432,19 +321,10 @@ def _rescaling(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
 def _pooling(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     config = layer.config
     size = _pair(config.get("pool_size", 2))
-    stride = _pair(config.get("strides") or size)
-    rows, columns = _padding(config, x, size, stride)
-    even = rows[0] == rows[1] and columns[0] == columns[1]
-    edge = (rows[0], columns[0]) if even else 0
-    if layer.kind == "MaxPooling2D":
-        made: nn.Module = nn.MaxPool2d(size, stride, edge)
-        return made if even else nn.Sequential(nn.ConstantPad2d((*columns, *rows), -math.inf), made)
-    if even:
-        return nn.AvgPool2d(size, stride, edge, count_include_pad=False)
-    share = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), (*columns, *rows)), size, stride)
-    return nn.Sequential(
-        nn.ZeroPad2d((*columns, *rows)), nn.AvgPool2d(size, stride), Affine(1 / share, torch.tensor(0.0))
+    window = Window(size, _pair(config.get("strides") or size)).padded_as(
+        layer.name, config.get("padding", "valid"), x
     )
+    return max_pooling(window) if layer.kind == "MaxPooling2D" else average_pooling(window, x)
 
 
 def _global_pooling(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
@@ -476,7 +356,7 @@ def _edges(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _zero_padding(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
     rows, columns = _edges(layer.config.get("padding", 1))
-    refuse_large(layer, *x.shape[:2], x.shape[2] + sum(rows), x.shape[3] + sum(columns))
+    refuse_large(layer.name, *x.shape[:2], x.shape[2] + sum(rows), x.shape[3] + sum(columns))
     return nn.ZeroPad2d((*columns, *rows))
 
 
@@ -494,7 +374,7 @@ def _center_crop(layer: Layer, weights: Weights, x: Tensor) -> nn.Module:
 
 
 def _resized(layer: Layer, x: Tensor, size: tuple[int, int]) -> nn.Module:
-    refuse_large(layer, *x.shape[:2], *size)
+    refuse_large(layer.name, *x.shape[:2], *size)
     mode = layer.config.get("interpolation", "bilinear")
     if mode not in ("bilinear", "nearest"):
         raise Unknown(f"resizing by {mode!r}")
@@ -566,7 +446,7 @@ def _concatenate(layer: Layer, weights: Weights, *values: Tensor) -> nn.Module:
     axis = int(layer.config.get("axis", -1))
     dims = values[0].ndim
     held = {0: 0, 1: 2, 2: 3, 3: 1}[axis % 4] if dims == 4 else axis
-    refuse_large(layer, sum(value.numel() for value in values))
+    refuse_large(layer.name, sum(value.numel() for value in values))
     if held == 0:
         raise Unknown("a concatenation of images with each other")
     return Does(lambda *values: torch.cat(values, held), f"concatenate along {axis}")
@@ -639,7 +519,7 @@ def build(layer: Layer, weights: Weights, version: tuple[int, ...], values: Sequ
     if layer.kind not in _BUILDERS:
         return simple(layer, version) or nn.Identity()
     _refuse_channels_first(layer)
-    return _sequence(
+    return in_sequence(
         _BUILDERS[layer.kind](layer, weights, *values), activation(layer.config.get("activation"), version)
     )
 

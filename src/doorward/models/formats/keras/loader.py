@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
-from doorward.models.errors import NotExamined
-from doorward.models.formats.companions import read_companions, without_facts
-from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
-from doorward.models.formats.keras.layers import (
+from doorward.models.formats.input_options import LoadOptions
+from doorward.models.formats.keras.layers import build, constant_operation, numbers_of, refuse_other_numbers
+from doorward.models.formats.keras.reading import KerasFile, Layer, Weights, read_keras
+from doorward.models.formats.other_formats import KERAS
+from doorward.models.formats.rebuilt import (
+    Built,
+    Description,
+    LayerGraph,
     Unknown,
-    build,
-    constant_operation,
+    Unreadable,
     first,
-    numbers_of,
-    refuse_other_numbers,
+    image_facts,
+    open_rebuilt,
+    unused_name,
 )
-from doorward.models.formats.keras.reading import KerasFile, Layer, Unreadable, Weights, read_keras
-from doorward.models.formats.wrapping import finish
 from doorward.models.spec import InputSpec
 
 MODELS = frozenset({"Sequential", "Functional", "Model"})
@@ -42,36 +43,17 @@ def open_keras(path: Path, options: LoadOptions) -> Classifier:
         NotExamined: if it cannot be read, or holds a layer or an input that is not read.
         InputError: if what was stated does not fit it.
     """
-    sidecar, companions = read_sidecar(path), read_companions(path)
-    try:
-        file = read_keras(path)
-        refuse_endless(file.model)
-        facts = _input_facts(file.model)
-        stated = without_facts(companions.input, facts)
-        spec = resolve_spec(path, facts, options.statement(), sidecar.input, stated)
-        module = _network(file, spec)
-    except (InputError, OSError):
-        raise
-    except Unknown as error:
-        raise _not_examined(path, f"with {error}, which is not read") from error
-    except Unreadable as error:
-        raise _not_examined(path, f"that cannot be read: {error}") from error
-    except Exception as error:  # whatever a damaged file raises in a reader of others, or its settings here
-        raise _not_examined(path, f"that cannot be read: {first_line(error)}") from error
-    labels = options.labels or sidecar.classes or companions.classes
-    classifier = finish(
-        path, module, spec, labels, features=options.features, format="keras", architecture=file.model.name
-    )
+    return open_rebuilt(path, options, KERAS, "keras", _described)
+
+
+def _described(path: Path) -> Description:
+    file = read_keras(path)
+    refuse_endless(file.model)
     mixed = "its layers compute in half precision in Keras; here they do in float32"
-    told = (mixed,) if _mixed(file.model) else ()
-    classifier.notes = (*companions.notes, *told, *classifier.notes)
-    return classifier
-
-
-def _not_examined(path: Path, why: str) -> NotExamined:
-    return NotExamined(
-        f"{path}: only its files were examined, since it is a Keras model {why}; convert it to ONNX: "
-        f"python -m tf2onnx.convert --keras {path.name} --output model.onnx"
+    return Description(
+        image_facts(_input_shape(file.model)),
+        lambda spec: Built(_network(file, spec), notes=(mixed,) if _mixed(file.model) else ()),
+        file.model.name,
     )
 
 
@@ -90,25 +72,6 @@ def refuse_endless(model: Layer, depth: int = 0) -> int:
         if calls > MOST_CALLS:
             raise Unreadable(f"it makes more than {MOST_CALLS:,} calls of layers")
     return calls
-
-
-def _input_facts(model: Layer) -> dict[str, Any]:
-    """Return what a model says of its images.
-
-    Raises:
-        Unknown: if it takes something else.
-    """
-    shape = _input_shape(model)
-    if shape is None or len(shape) != 4:
-        size = "no stated size" if shape is None else f"the size {_told(shape)}"
-        raise Unknown(f"an input of {size}, while images are (any, height, width, channels)")
-    height, width, channels = shape[1:]
-    facts = {"layout": "NHWC", "height": height, "width": width, "channels": channels}
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _told(shape: Sequence[int | None]) -> str:
-    return f"({', '.join('any' if one is None else str(one) for one in shape)})"
 
 
 def _input_shape(model: Layer) -> list[int | None] | None:
@@ -170,38 +133,10 @@ class _Call:
     reverse: bool = False
 
 
-class _Graph(nn.Module):
-    """A model of layers that are called one after the other, in an order that serves each with its values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict()
-        self._steps: list[tuple[str, tuple[Key, ...], Key]] = []
-        self._inputs: tuple[Key, ...] = ()
-        self._outputs: tuple[Key, ...] = ()
-
-    def settle(self, inputs: Sequence[Key], outputs: Sequence[Key]) -> None:
-        """Say what goes in and what comes out."""
-        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
-
-    def add(self, layer: str, takes: Sequence[Key], gives: Key) -> None:
-        """Add a call of a layer."""
-        self._steps.append((layer, tuple(takes), gives))
-
-    def forward(self, *values: Tensor) -> Any:
-        """Return the output, or a tuple of several."""
-        held = dict(zip(self._inputs, values, strict=True))
-        for layer, takes, gives in self._steps:
-            given = self.layers[layer](*(held[key] for key in takes))
-            held |= _outputs(given, gives)
-        made = tuple(held[key] for key in self._outputs)
-        return made[0] if len(made) == 1 else made
-
-
-def _outputs(given: Any, gives: Key) -> dict[Key, Tensor]:
+def _outputs(call: _Call, given: Any) -> dict[Key, Tensor]:
     """Return what a call gives, by the names of its values."""
     several = given if isinstance(given, tuple) else (given,)
-    return {(gives[0], gives[1], i): value for i, value in enumerate(several)}
+    return {(call.layer.name, call.number, i): value for i, value in enumerate(several)}
 
 
 def _model(
@@ -236,16 +171,8 @@ def _sequence(
         if layer.kind == "InputLayer":
             continue
         module, given = _layer(layer, weights, version, [given])
-        modules.add_module(_slot(layer.name, modules), module)
+        modules.add_module(unused_name(layer.name, modules), module)
     return modules, given
-
-
-def _slot(name: str, taken: nn.Module) -> str:
-    """Return a name that a module can have among others."""
-    plain = name.replace(".", "_").replace("/", "_") or "layer"
-    while plain in taken._modules or hasattr(taken, plain):
-        plain += "_"
-    return plain
 
 
 def _graph(
@@ -254,8 +181,7 @@ def _graph(
     inputs, outputs = (_ends(model.config.get(key)) for key in ("input_layers", "output_layers"))
     if len(inputs) != len(values):
         raise Unknown(f"{len(inputs)} inputs")
-    graph = _Graph()
-    graph.settle(inputs, outputs)
+    graph = LayerGraph()
     held: dict[Key, Tensor] = dict(zip(inputs, values, strict=True))
     slots: dict[str, str] = {}
     first_calls: dict[str, tuple[Any, ...]] = {}
@@ -274,18 +200,19 @@ def _graph(
                 raise Unknown("a layer that is called on values of several sizes, or with several numbers")
             if name not in slots:
                 module, made = _called(call, weights, version, taken)
-                slots[name] = _slot(name, graph.layers)
+                slots[name] = unused_name(name, graph.layers)
                 graph.layers[slots[name]] = module
             else:
                 made = graph.layers[slots[name]](*taken)
-            gives = (name, call.number, 0)
-            held |= _outputs(made, gives)
-            graph.add(slots[name], call.takes, gives)
+            gives = _outputs(call, made)
+            held |= gives
+            graph.call(slots[name], call.takes, tuple(gives))
         done = {id(call) for call in ready}
         waiting = [call for call in waiting if id(call) not in done]
     missing = [key for key in outputs if key not in held]
     if missing or not outputs:
         raise Unreadable("its outputs are made by none of its layers")
+    graph.settle(inputs, outputs)
     return graph, tuple(held[key] for key in outputs) if len(outputs) > 1 else held[outputs[0]]
 
 

@@ -8,7 +8,6 @@ meet the HDF5 library in C, follows no link out of the file, and loads no filter
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
@@ -21,14 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from doorward.core.files import open_regular
+from doorward.models.formats.rebuilt import MOST_BYTES, Array, Unreadable, read_bytes, require
 
-Array = npt.NDArray[np.float32]
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-#: Bytes of a configuration, and of a file, beyond which a model is refused.
-MOST_CONFIG, MOST_BYTES = 1 << 26, 1 << 32
+#: Bytes of a configuration beyond which a model is refused.
+MOST_CONFIG = 1 << 26
 #: Packages that Keras' own layers are of.
 KERAS = ("keras", "tensorflow", "tf_keras")
 #: Groups and datasets of one layer, at most.
@@ -37,10 +34,6 @@ MOST_HELD = 10_000
 MOST_UNPACKED, LEAST = 100, 1 << 16
 #: Where HDF5 says that the numbers of a dataset lie if they are not in the file.
 ELSEWHERE = (1 << 64) - 1
-
-
-class Unreadable(Exception):  # noqa: N818 - caught by the loader, and told as NotExamined
-    """Tells why a Keras file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +126,8 @@ def read_keras(path: Path) -> KerasFile:
     Raises:
         Unreadable: if it is none, or one that is not read; pyfive and json raise what they like besides.
     """
-    if importlib.util.find_spec("pyfive") is None:
-        raise Unreadable("that needs the package 'pyfive': pip install 'doorward[keras]'")
-    with open_regular(path) as stream:
-        content = stream.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise Unreadable("it is too large")
+    require("pyfive", "keras")
+    content = read_bytes(path)
     return _of_archive(content) if content.startswith(b"PK\x03\x04") else _of_hdf5(content)
 
 

@@ -1,0 +1,1 @@
+"""TensorFlow Lite models (.tflite): read as data, and built of torch layers."""
