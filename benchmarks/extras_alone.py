@@ -34,6 +34,7 @@ USES = {
     f"doorward plant badnets {IMAGES} poisoned --set target=3",
     "hf": "python -c 'import transformers, datasets, doorward.models.formats.huggingface'",
     "keras": "python -c 'import pyfive, doorward.models.formats.keras.loader'",
+    "tflite": "python -c 'import tflite, flatbuffers, doorward.models.formats.tflite.loader'",
     "onnx": "python -c 'import onnx, onnxruntime, onnxscript, doorward.models.formats.onnx.loader'",
     "audio": "python -c 'import soundfile, doorward.data'",
     "serve": "python -c 'import doorward.guard.serving.app'",

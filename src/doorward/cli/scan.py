@@ -41,9 +41,9 @@ def scan(
         None,
         metavar="MODEL",
         help="A Hugging Face model directory or hub id, an .onnx file, a torch.export .pt2 file, a "
-        "Keras .keras or .h5 file, or a Doorward directory. With --factory: the weights, or any name if "
-        "--weights gives them. With --files-only: any number of files and folders. Without one, --train "
-        "trains a model to inspect the data with.",
+        "Keras .keras or .h5 file, a .tflite file, or a Doorward directory. With --factory: the weights, or "
+        "any name if --weights gives them. With --files-only: any number of files and folders. Without one, "
+        "--train trains a model to inspect the data with.",
     ),
     clean: str | None = typer.Option(
         None,
