@@ -6,13 +6,16 @@ kinds of smaller numbers; `answers.json` has what its interpreter answers for th
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from command_line import call
 from doorward.core.errors import DoorwardError, InputError
 from doorward.models import TorchClassifier
 from doorward.models.errors import NotExamined
@@ -107,3 +110,19 @@ def test_a_damaged_file_is_told_and_nothing_else(spoil: str, tmp_path: Path) -> 
         except DoorwardError:  # a number among the weights harms nothing
             told += 1
     assert told > 20
+
+
+def test_its_files_are_looked_into_with_the_archive_behind_them(tmp_path: Path) -> None:
+    plain = (FOLDER / "cnn-float.tflite").read_bytes()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as held:
+        held.writestr("labels.txt", "one\ntwo\nthree\nfour\nfive\n")
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w") as held:
+        held.writestr("labels.pkl", b"cos\nsystem\n(S'true'\ntR.")
+    # the archive could be read in two ways, and is told to be so
+    for behind, expected in ((b"", 0), (archive.getvalue(), 3), (bomb.getvalue(), 1)):
+        file = tmp_path / "model.tflite"
+        file.write_bytes(plain + behind)
+        done = call("scan", "--files-only", file)
+        assert done.code == expected, done.out

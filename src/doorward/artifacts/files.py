@@ -212,6 +212,8 @@ class _Examiner:
                 # a file has the length that it has; a member of an archive may unpack to any
                 spend = self._spend if depth else lambda _: self.budget.check_time()
                 self._found(*hdf5_references(stream, name, spend))
+            elif kinds.is_tflite(head):
+                pass  # data alone; an archive of labels behind it is looked into as one
             elif kind := kinds.unread_kind(head, suffix):
                 self._doubt(name, f"is {kind}, which is not looked into")
             elif packing := compression(head, suffix):

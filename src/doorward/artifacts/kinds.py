@@ -101,6 +101,17 @@ def is_bytecode(head: bytes, suffix: str) -> bool:
     return suffix in (".pyc", ".pyo") or _PYC.match(head) is not None
 
 
+def is_tflite(head: bytes) -> bool:
+    """Return whether a file begins as a TensorFlow Lite model does.
+
+    Such a file names its operators and holds none: what a custom one does, is in the program that runs it.
+
+    >>> is_tflite(b"\\x1c\\0\\0\\0TFL3"), is_tflite(b"TFL3")
+    (True, False)
+    """
+    return head[4:8] == b"TFL3"
+
+
 def unread_kind(head: bytes, suffix: str) -> str | None:
     """Return what a file is that is not looked into, None if it is of no such kind.
 
@@ -110,8 +121,6 @@ def unread_kind(head: bytes, suffix: str) -> str | None:
     for start, kind in _UNREAD_HEADS.items():
         if head.startswith(start):
             return kind
-    if head[4:8] == b"TFL3":
-        return "a TensorFlow Lite model"
     if _SKIPPABLE.match(head):
         return "an LZ4 or zstd file"
     return _UNREAD_SUFFIXES.get(suffix)
