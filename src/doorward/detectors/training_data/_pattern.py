@@ -2,7 +2,7 @@
 
 A patch is the same in all poisoned images, where everything around it differs. So it can be read off: pixels
 that hardly vary within a cluster, and that neither the rest of the class nor other classes have. Whether the
-model obeys it is tried by pasting it on images of other classes. Natural kinds within a class have hardly any
+model answers to it is tried by pasting it on images of other classes. Natural kinds within a class have few
 such pixels, and these work on hardly any image.
 
 The robust statistics are the usual ones; reading a trigger off the data is ours.
