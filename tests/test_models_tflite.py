@@ -112,17 +112,39 @@ def test_a_damaged_file_is_told_and_nothing_else(spoil: str, tmp_path: Path) -> 
     assert told > 20
 
 
-def test_its_files_are_looked_into_with_the_archive_behind_them(tmp_path: Path) -> None:
-    plain = (FOLDER / "cnn-float.tflite").read_bytes()
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as held:
-        held.writestr("labels.txt", "one\ntwo\nthree\nfour\nfive\n")
-    bomb = io.BytesIO()
-    with zipfile.ZipFile(bomb, "w") as held:
+def test_metadata_tell_classes_and_normalisation() -> None:
+    classifier = opened(FOLDER / "labelled.tflite", LoadOptions())
+    assert classifier.classes == ("boot", "coat", "bag", "shirt", "shoe")
+    spec = classifier.spec
+    assert (spec.range, spec.mean, spec.std, spec.assumed) == ((0.0, 255.0), (127.5,), (63.75,), ())
+    assert call("scan", "--files-only", FOLDER / "labelled.tflite").code == 0
+
+
+def test_an_archive_behind_a_model_is_looked_into_wherever_its_members_are(tmp_path: Path) -> None:
+    plain, labelled = ((FOLDER / f"{name}.tflite").read_bytes() for name in ("cnn-float", "labelled"))
+    program = io.BytesIO()
+    with zipfile.ZipFile(program, "w") as held:
         held.writestr("labels.pkl", b"cos\nsystem\n(S'true'\ntR.")
-    # the archive could be read in two ways, and is told to be so
-    for behind, expected in ((b"", 0), (archive.getvalue(), 3), (bomb.getvalue(), 1)):
-        file = tmp_path / "model.tflite"
-        file.write_bytes(plain + behind)
+    directory = program.getvalue().index(b"PK\x01\x02")
+    hidden = (
+        plain + program.getvalue()[:directory] + labelled[len(plain) :]
+    )  # the last directory names it not
+    for name, content, expected in (
+        ("model.tflite", plain, 0),
+        ("model.tflite", plain + program.getvalue(), 1),
+        ("model.tflite", hidden, 1),
+        ("model.pt", labelled, 3),
+    ):
+        file = tmp_path / name
+        file.write_bytes(content)
         done = call("scan", "--files-only", file)
         assert done.code == expected, done.out
+
+
+def test_what_only_begins_like_one_is_looked_into_as_what_it_is(tmp_path: Path) -> None:
+    script = b"#aa TFL3\nimport os\nos.system('true')\n"
+    packed = b"LZIPTFL3" + bytes(64)
+    for name, content, expected in (("net.py", script, 1), ("model.lz", packed, 3), ("a.tflite", packed, 3)):
+        file = tmp_path / name
+        file.write_bytes(content)
+        assert call("scan", "--files-only", file).code == expected

@@ -212,8 +212,6 @@ class _Examiner:
                 # a file has the length that it has; a member of an archive may unpack to any
                 spend = self._spend if depth else lambda _: self.budget.check_time()
                 self._found(*hdf5_references(stream, name, spend))
-            elif kinds.is_tflite(head):
-                pass  # data alone; an archive of labels behind it is looked into as one
             elif kind := kinds.unread_kind(head, suffix):
                 self._doubt(name, f"is {kind}, which is not looked into")
             elif packing := compression(head, suffix):
@@ -282,9 +280,11 @@ class _Examiner:
             if self.script:
                 self._doubt(name, "is a TorchScript program, which runs when loaded and is not looked into")
             self.script = outer
-            why = zips.disagreement(whole, archive)
+            behind = kinds.is_tflite(head, posixpath.splitext(name)[1].lower())
+            why = zips.disagreement(whole, archive, behind=behind)
             if why is not None:
                 self._doubt(name, f"readers of zip archives may find different members in it: {why}")
+            if why is not None or behind:
                 self._hidden(name, whole, archive, depth)
         return True
 

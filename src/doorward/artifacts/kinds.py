@@ -101,15 +101,15 @@ def is_bytecode(head: bytes, suffix: str) -> bool:
     return suffix in (".pyc", ".pyo") or _PYC.match(head) is not None
 
 
-def is_tflite(head: bytes) -> bool:
-    """Return whether a file begins as a TensorFlow Lite model does.
+def is_tflite(head: bytes, suffix: str) -> bool:
+    """Return whether a file is a TensorFlow Lite model, by its ending too: any file may begin like one.
 
-    Such a file names its operators and holds none: what a custom one does, is in the program that runs it.
+    It names its operators and holds none. An archive of labels may stand behind it.
 
-    >>> is_tflite(b"\\x1c\\0\\0\\0TFL3"), is_tflite(b"TFL3")
+    >>> is_tflite(b"\\x1c\\0\\0\\0TFL3", ".tflite"), is_tflite(b"\\x1c\\0\\0\\0TFL3", ".pt")
     (True, False)
     """
-    return head[4:8] == b"TFL3"
+    return suffix == ".tflite" and head[4:8] == b"TFL3"
 
 
 def unread_kind(head: bytes, suffix: str) -> str | None:
@@ -117,10 +117,12 @@ def unread_kind(head: bytes, suffix: str) -> str | None:
 
     >>> unread_kind(b"7z\\xbc\\xaf\\x27\\x1c", ".bin"), unread_kind(b"hello", ".txt")
     ('a 7z archive', None)
+    >>> unread_kind(b"hello", ".tflite"), unread_kind(b"\\x1c\\0\\0\\0TFL3", ".tflite")
+    ('a TensorFlow Lite model', None)
     """
     for start, kind in _UNREAD_HEADS.items():
         if head.startswith(start):
             return kind
     if _SKIPPABLE.match(head):
         return "an LZ4 or zstd file"
-    return _UNREAD_SUFFIXES.get(suffix)
+    return None if is_tflite(head, suffix) else _UNREAD_SUFFIXES.get(suffix)

@@ -43,10 +43,14 @@ class _Local:
         self.data = offset + _LOCAL.size + n_name + n_extra
 
 
-def disagreement(stream: IO[bytes], archive: zipfile.ZipFile) -> str | None:
-    """Return in what readers of an archive could differ about its members, None if in nothing."""
+def disagreement(stream: IO[bytes], archive: zipfile.ZipFile, *, behind: bool = False) -> str | None:
+    """Return in what readers of an archive could differ about its members, None if in nothing.
+
+    Args:
+        behind: whether it may stand behind other data.
+    """
     size = stream.seek(0, io.SEEK_END)
-    return _other_directory(stream, archive, size) or _members_apart(stream, archive)
+    return _other_directory(stream, archive, size) or _members_apart(stream, archive, behind)
 
 
 def _other_directory(stream: IO[bytes], archive: zipfile.ZipFile, size: int) -> str | None:
@@ -81,9 +85,9 @@ def _other_directory(stream: IO[bytes], archive: zipfile.ZipFile, size: int) -> 
     return None
 
 
-def _members_apart(stream: IO[bytes], archive: zipfile.ZipFile) -> str | None:
+def _members_apart(stream: IO[bytes], archive: zipfile.ZipFile, behind: bool) -> str | None:
     """Return whether members overlap, leave gaps, or are described differently in front of their data."""
-    place = 0
+    place = min((info.header_offset for info in archive.filelist), default=0) if behind else 0
     for info in sorted(archive.filelist, key=lambda one: one.header_offset):
         try:
             local = _Local(stream, info.header_offset)
