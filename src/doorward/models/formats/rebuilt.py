@@ -26,7 +26,7 @@ from doorward.models.formats.companions import read_companions, without_facts
 from doorward.models.formats.input_options import LoadOptions, first_line, read_sidecar, resolve_spec
 from doorward.models.formats.other_formats import OtherFormat
 from doorward.models.formats.wrapping import finish, name_classes
-from doorward.models.spec import InputSpec
+from doorward.models.spec import InputSpec, Layout
 
 Array = npt.NDArray[np.float32]
 #: Rows or columns added before a value, and after it.
@@ -142,7 +142,7 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def image_facts(shape: Sequence[int | None] | None) -> dict[str, Any]:
+def image_facts(shape: Sequence[int | None] | None, layout: Layout = "NHWC") -> dict[str, Any]:
     """Return what an input of this shape says of its images; None stands for any size.
 
     Raises:
@@ -151,7 +151,8 @@ def image_facts(shape: Sequence[int | None] | None) -> dict[str, Any]:
     if shape is None or len(shape) != 4:
         told = "no stated size" if shape is None else f"the size ({', '.join(map(_size, shape))})"
         raise Unknown(f"an input of {told}, while images are (any, height, width, channels)")
-    facts = {"layout": "NHWC", **dict(zip(("height", "width", "channels"), shape[1:], strict=True))}
+    axes = ("height", "width", "channels") if layout == "NHWC" else ("channels", "height", "width")
+    facts = {"layout": layout, **dict(zip(axes, shape[1:], strict=True))}
     return {name: value for name, value in facts.items() if value is not None}
 
 

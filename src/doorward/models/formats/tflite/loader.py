@@ -11,11 +11,11 @@ from torch import nn
 
 from doorward.core.errors import InputError
 from doorward.models.classifier import Classifier
-from doorward.models.formats.input_options import LoadOptions, trial_inputs
+from doorward.models.formats.input_options import LoadOptions, guess_layout, trial_inputs
 from doorward.models.formats.other_formats import TFLITE
 from doorward.models.formats.rebuilt import Built, Description, Unknown, image_facts, open_rebuilt
 from doorward.models.formats.tflite.metadata import read_metadata
-from doorward.models.formats.tflite.network import Clip, build_network
+from doorward.models.formats.tflite.network import Clip, build_network, unrounded
 from doorward.models.formats.tflite.reading import TfliteFile, Value, read_tflite
 from doorward.models.outputs import leaves
 from doorward.models.spec import InputSpec
@@ -51,8 +51,10 @@ def _described(path: Path) -> Description:
     stated = metadata.input
     if held is not None and not (stated and _fits(*_ends(stated), held)):
         stated = _of_range(held)
+    sizes = [None if size == -1 else size for size in image.shape]
+    layout = guess_layout(sizes) if len(sizes) == 4 else None
     return Description(
-        image_facts([None if size == -1 else size for size in image.shape]),
+        image_facts(sizes, layout or "NHWC"),
         lambda spec: _built(path, file, spec, held),
         stated=stated,
         labels=metadata.labels,
@@ -103,9 +105,10 @@ def _built(path: Path, file: TfliteFile, spec: InputSpec, held: tuple[float, flo
             f"{path}: the model's input holds numbers from {held[0]:g} to {held[1]:g}, and the images that "
             f"were stated have some from {low:g} to {high:g}: leave out what was stated of them"
         )
-    network = build_network(file, (1, spec.height, spec.width, spec.channels))
-    image = file.value(file.inputs[0])
-    module = network.module if image.range is None else nn.Sequential(Clip(*image.range), network.module)
+    network = build_network(file, spec.to_model(trial_inputs(spec, 1)).shape)
+    module, image = network.module, file.value(file.inputs[0])
+    if image.range is not None:
+        module = nn.Sequential(Clip(*image.range, image.step), module)
     module.eval()
     return Built(module, _batch(module, spec), (_ROUNDED,) if network.rounded else ())
 
@@ -116,7 +119,7 @@ def _batch(module: nn.Module, spec: InputSpec) -> int | None:
     A file describes what becomes of one image.
     """
     images = spec.to_model(trial_inputs(spec))
-    with torch.no_grad():
+    with torch.no_grad(), unrounded(module):
         apart = [[y for _, y in leaves(module(one[None]))] for one in images]
         try:
             together = [y for _, y in leaves(module(images))]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,9 @@ from doorward.models.formats.tflite.reading import TfliteFile, Value
 #: Numbers that all values of one image may take at a time, those of constants, and products that it may cost.
 MOST_HELD, MOST_CONSTANT, MOST_WORK = 1 << 26, 1 << 26, 1 << 38
 #: Operators whose weights stay whole numbers while values are rounded to such as the model runs.
-_WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
+_WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
+#: Operators that scores of classes go through at the end.
+_ENDING = frozenset({"DEQUANTIZE", "LOGISTIC", "LOG_SOFTMAX", "QUANTIZE", "RESHAPE", "SOFTMAX", "SQUEEZE"})
 #: Operators that make no number beyond those that they are given.
 _PASSING = frozenset(
     {
@@ -72,6 +75,7 @@ class _Builder:
         self._held: dict[int, Tensor] = {}
         self._known: set[int] = set()
         self._constant = self._work = 0
+        self._scores = _scores(file)
 
     def run(self, image: Tensor) -> None:
         """Build all operators."""
@@ -115,7 +119,7 @@ class _Builder:
         there = [one for one in call.given if one is not None]
         images = [one for one in call.node.takes if one != -1 and self._is_image(one)]
         if isinstance(made, nn.Module):
-            there, images = there[:1], images[:1]
+            there, images = [call.value(call.place)], images[:1]
         elif images:
             made = Does(made, call.node.kind, {i: one for i, one in enumerate(there) if not one.is_meta})
             there = [one for one in there if one.is_meta]
@@ -144,7 +148,7 @@ class _Builder:
         if len(ranges) > 1:
             raise Unknown("several results of one operator that are quantised otherwise")
         ((low, high),) = (one for one in ranges if one is not None)
-        return Clip(low, high)
+        return Clip(low, high, None if set(call.node.gives) <= self._scores else call.gives[0].step)
 
     def _keep(self, value: Value, result: Tensor, name: str) -> None:
         """Hold a result, if it is what the file says of it."""
@@ -156,7 +160,7 @@ class _Builder:
                 f"its operator {name} makes a value of the shape {tuple(result.shape)}, "
                 f"where the file says {value.shape}"
             )
-        if result.is_meta and value.dtype.kind != "f" and value.range is None:
+        if result.is_meta and value.dtype.kind in "iu" and value.range is None:
             raise Unknown(f"whole numbers that are computed from images, by {name}")
         self._known.add(value.number)
         self._held[value.number] = result
@@ -183,19 +187,55 @@ class Then(nn.Module):
 
 
 class Clip(nn.Module):
-    """Keep values within what the whole numbers that stand for them can hold."""
+    """Keep values within what the whole numbers that stand for them can hold.
 
-    def __init__(self, low: float, high: float) -> None:
+    Args:
+        step: between two of these numbers, which values are rounded to; None leaves them between. The
+            gradient passes straight through.
+    """
+
+    def __init__(self, low: float, high: float, step: float | None = None) -> None:
         super().__init__()
-        self.low, self.high = low, high
+        self.low, self.high, self.step = low, high, step
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values that are neither lower nor higher."""
-        return x.clamp(self.low, self.high)
+        x = x.clamp(self.low, self.high)
+        return x if self.step is None else x + ((x / self.step).round() * self.step - x).detach()
 
     def extra_repr(self) -> str:
         """Return its bounds."""
-        return f"{self.low:g} to {self.high:g}"
+        told = f"{self.low:g} to {self.high:g}"
+        return told if self.step is None else f"{told} in steps of {self.step:g}"
+
+
+@contextmanager
+def unrounded(module: nn.Module) -> Iterator[None]:
+    """Leave values between the whole numbers for a while: there, a tie may be rounded either way."""
+    steps = {one: one.step for one in module.modules() if isinstance(one, Clip)}
+    try:
+        for one in steps:
+            one.step = None
+        yield
+    finally:
+        for one, step in steps.items():
+            one.step = step
+
+
+def _scores(file: TfliteFile) -> set[int]:
+    """Return the values that are a file's outputs, or that become them without a further layer.
+
+    They are not rounded here: how far classes are apart shows between two whole numbers.
+    """
+    makers = {number: node for node in file.nodes for number in node.gives}
+    waiting, found = list(file.outputs), set[int]()
+    while waiting:
+        number = waiting.pop()
+        if number not in found:
+            found.add(number)
+            maker = makers.get(number)
+            waiting += maker.takes if maker is not None and maker.kind in _ENDING else ()
+    return found
 
 
 def _several(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

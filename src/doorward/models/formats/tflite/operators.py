@@ -25,6 +25,7 @@ from doorward.models.formats.rebuilt import (
     Window,
     average_pooling,
     convolution,
+    fill,
     first,
     last,
     linear,
@@ -32,6 +33,7 @@ from doorward.models.formats.rebuilt import (
     refuse_large,
 )
 from doorward.models.formats.tflite.reading import Constants, Node, Value
+from doorward.models.straight_through import straight
 
 #: A function of all that an operator is given, a module that takes what is no constant, or a constant.
 Made = Callable[..., Any] | nn.Module | Tensor
@@ -115,15 +117,21 @@ class Call:
         there = [one for one in self.given if one is not None]
         return next((one for one in there if one.is_meta), there[0])
 
+    @property
+    def place(self) -> int:
+        """Return where the value is that an operator with weights or settings works on."""
+        return 2 if self.node.kind == "TRANSPOSE_CONV" else 0
+
     def planes(self) -> Tensor:
-        """Return the first value with channels first.
+        """Return the value that the operator works on, with channels first.
 
         Raises:
             Unreadable: if it has not four axes.
         """
-        if self.value(0).ndim != 4:
+        x = self.value(self.place)
+        if x.ndim != 4:
             raise Unreadable(f"its operator {self.name} is given other values than images")
-        return first(self.value(0))
+        return first(x)
 
     def weight(self, axes: int) -> Array:
         """Return the weights of a layer.
@@ -141,9 +149,11 @@ class Call:
 
         Whole numbers have the scale of what they are added to: products of values and weights.
         """
-        if len(self.given) < 3 or self.given[2] is None:
+        place = self.place + 1 if self.place else 2
+        if len(self.given) <= place or self.given[place] is None:
             return None
-        found, value, (x, weight) = self.constant(2), self.takes[2], self.takes[:2]
+        found, value = self.constant(place), self.takes[place]
+        x, weight = self.takes[self.place], self.takes[1]
         if value is None or value.dtype.kind == "f":
             return found.numpy()
         scales = [one.quantization.scale for one in (x, weight) if one is not None and one.quantization]
@@ -204,7 +214,7 @@ _FUSED: dict[int, Callable[[], nn.Module | None]] = {
 def work(call: Call, made: Sequence[Tensor]) -> int:
     """Return about how many products an operator computes in the trial."""
     each, node = 1, call.node
-    if node.kind in ("CONV_2D", "FULLY_CONNECTED"):
+    if node.kind in ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"):
         each = call.value(1)[0].numel()
     elif node.kind == "DEPTHWISE_CONV_2D":
         each = math.prod(call.value(1).shape[1:3])
@@ -259,6 +269,60 @@ def _depthwise_convolution(call: Call) -> Made:
         raise Unreadable(f"weights of its operator {call.name} do not fit its values")
     window = _window(call, (weight.shape[1], weight.shape[2]))
     return ChannelsFirst(convolution(call.name, window, weight.transpose(3, 0, 1, 2), call.bias(), channels))
+
+
+class TransposedConvolution(nn.Module):
+    """A transposed convolution of values (n, c, h, w).
+
+    Args:
+        kernel: (in, out, height, width).
+        corner: rows above and columns to the left that are left out of its result.
+        size: rows and columns that are kept.
+        more: rows below and columns to the right that the bias alone reaches.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kernel: Array,
+        bias: Array | None,
+        stride: tuple[int, int],
+        corner: tuple[int, int],
+        size: tuple[int, int],
+        more: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        taken, given, *window = kernel.shape
+        self.inner = nn.ConvTranspose2d(
+            taken, given, (window[0], window[1]), stride, output_padding=more, bias=bias is not None
+        )
+        fill(name, self.inner, weight=kernel, bias=bias)
+        self.corner, self.size = corner, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is kept."""
+        (top, left), (height, width) = self.corner, self.size
+        kept: Tensor = self.inner(x)[:, :, top : top + height, left : left + width]
+        return kept
+
+
+@_reads("TransposeConvOptions", "TRANSPOSE_CONV")
+def _transposed_convolution(call: Call) -> Made:
+    weight, x, sizes = call.weight(4), call.planes(), call.numbers(0)  # weights (out, h, w, in)
+    kernel, stride = weight.shape[1:3], (call["StrideH"], call["StrideW"])
+    if len(sizes) != 4 or min(*sizes, *stride) < 1 or weight.shape[3] != x.shape[1]:
+        raise Unreadable(f"weights of its operator {call.name} do not fit its values")
+    whole = [(own - 1) * step + wide for own, step, wide in zip(x.shape[2:], stride, kernel, strict=True)]
+    refuse_large(call.name, len(weight), *whole)
+    spare = [full - kept for full, kept in zip(whole, sizes[1:3], strict=True)]
+    return ChannelsFirst(
+        TransposedConvolution(
+            call.name, weight.transpose(3, 0, 1, 2), call.bias(), stride,
+            corner=(max(spare[0], 0) // 2, max(spare[1], 0) // 2),
+            size=(sizes[1], sizes[2]),
+            more=(max(-spare[0], 0), max(-spare[1], 0)),
+        )
+    )  # fmt: skip
 
 
 @_reads("FullyConnectedOptions", "FULLY_CONNECTED")
@@ -430,11 +494,15 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ABS": torch.abs,
+    "CEIL": straight(torch.ceil),
     "COS": torch.cos,
     "EXP": torch.exp,
+    "FLOOR": straight(torch.floor),
     "LOG": torch.log,
     "NEG": torch.neg,
+    "ROUND": straight(torch.round),
     "RSQRT": torch.rsqrt,
+    "SIGN": straight(torch.sign),
     "SIN": torch.sin,
     "SQRT": torch.sqrt,
     "SQUARE": torch.square,
@@ -514,6 +582,40 @@ def _arithmetic(call: Call) -> Made:
 
 for _kind, (_, _options) in _ARITHMETIC.items():
     _reads(_options, _kind)(_arithmetic)
+
+
+@_reads(None, "ADD_N")
+def _sum(call: Call) -> Made:
+    if any(call.value(i).shape != call.value(0).shape for i in range(len(call.given))):
+        raise Unreadable(f"its operator {call.name} adds values of several shapes")
+    return lambda *values: sum(values[1:], start=values[0])
+
+
+_COMPARISONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "EQUAL": torch.eq,
+    "GREATER": torch.gt,
+    "GREATER_EQUAL": torch.ge,
+    "LESS": torch.lt,
+    "LESS_EQUAL": torch.le,
+    "NOT_EQUAL": torch.ne,
+}
+
+
+@_reads(None, *_COMPARISONS)
+def _comparison(call: Call) -> Made:
+    refuse_large(call.name, *np.broadcast_shapes(*(tuple(call.value(i).shape) for i in range(2))))
+    return _COMPARISONS[call.node.kind]
+
+
+@_reads(None, "SELECT", "SELECT_V2")
+def _select(call: Call) -> Made:
+    chosen, x, y = (call.value(i) for i in range(3))
+    if chosen.dtype != torch.bool or x.is_floating_point() != y.is_floating_point():
+        raise Unknown(f"an operator {call.node.kind} of other values")
+    if call.node.kind == "SELECT" and chosen.shape != x.shape:
+        raise Unknown("a choice of whole rows")
+    refuse_large(call.name, *np.broadcast_shapes(*(tuple(one.shape) for one in (chosen, x, y))))
+    return torch.where
 
 
 @_reads(None, "CAST")
@@ -600,6 +702,12 @@ def _expand(call: Call) -> Made:
 def _transpose(call: Call) -> Made:
     order = call.numbers(1)
     return Function(lambda x: x.permute(order))
+
+
+@_reads(None, "REVERSE_V2")
+def _reverse(call: Call) -> Made:
+    axes = [call.axis(axis) for axis in call.numbers(1)]
+    return Function(lambda x: x.flip(axes))
 
 
 @_reads("SpaceToDepthOptions", "SPACE_TO_DEPTH")

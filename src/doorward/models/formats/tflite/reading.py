@@ -100,6 +100,13 @@ class Value:
         low, high = (ends - self.quantization.zero) * self.quantization.scale
         return float(low), float(high)
 
+    @property
+    def step(self) -> float | None:
+        """Return how far apart the numbers are that it can hold, None where there is no bound."""
+        if self.quantization is None or self.range is None:
+            return None
+        return float(self.quantization.scale[0])
+
 
 @dataclass(frozen=True)
 class Node:
@@ -180,7 +187,7 @@ class Constants:
         return held
 
     def real(self, value: Value) -> AnyArray:
-        """Return a constant as float32, or as int64 where it holds whole numbers that stand for themselves.
+        """Return a constant as float32, as bool, or as int64 where whole numbers stand for themselves.
 
         Raises:
             Unreadable: as `whole` does.
@@ -188,6 +195,8 @@ class Constants:
         held = self.whole(value)
         if held.dtype.kind == "f":
             return held.astype(np.float32)
+        if held.dtype.kind == "b":
+            return held
         return held.astype(np.int64) if value.quantization is None else value.quantization.real(held)
 
 
