@@ -27,15 +27,19 @@ MOST_HELD, MOST_CONSTANT, MOST_WORK = 1 << 26, 1 << 26, 1 << 38
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 #: Operators that scores of classes go through at the end.
 _ENDING = frozenset({"DEQUANTIZE", "LOGISTIC", "LOG_SOFTMAX", "QUANTIZE", "RESHAPE", "SOFTMAX", "SQUEEZE"})
-#: Operators that make no number beyond those that they are given.
-_PASSING = frozenset(
+#: Operators that move whole numbers as they are, whatever these stand for before and after.
+_MOVING = frozenset(
     {
-        "AVERAGE_POOL_2D", "BROADCAST_TO", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "EXPAND_DIMS",
-        "GATHER", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "PACK", "PAD", "QUANTIZE",
-        "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE",
-        "SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
+        "BROADCAST_TO", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "MAX_POOL_2D", "MIRROR_PAD", "RESHAPE",
+        "REVERSE_V2", "SLICE", "SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE",
+        "TRANSPOSE", "UNPACK",
     }
 )  # fmt: skip
+#: Operators that make no number beyond those that they are given.
+_PASSING = _MOVING | {
+    "AVERAGE_POOL_2D", "CONCATENATION", "DEQUANTIZE", "MAXIMUM", "MEAN", "MINIMUM", "PACK", "PAD", "QUANTIZE",
+    "REDUCE_MAX", "REDUCE_MIN", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,10 @@ class _Builder:
             return None
         if len(ranges) > 1:
             raise Unknown("several results of one operator that are quantised otherwise")
+        if call.node.kind in _MOVING:
+            raise Unknown(
+                f"an operator {call.node.kind} whose results are quantised otherwise than its values"
+            )
         ((low, high),) = (one for one in ranges if one is not None)
         return Clip(low, high, None if set(call.node.gives) <= self._scores else call.gives[0].step)
 
