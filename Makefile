@@ -27,7 +27,7 @@ help:  ## Show this list.
 demo: $(VENV)/.core  ## Plant a backdoor, train, scan a backdoored and a clean model, mend the first.
 	$(BIN)/doorward demo $(ARGS)
 
-test: $(VENV)/.test  ## Run all tests (make test ARGS="tests/test_contract.py -x" runs some).
+test: $(VENV)/.test  ## Run the tests (ARGS="tests/test_contract.py -x" runs some, ARGS="-m long" those that take long).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test  ## Check style and format.

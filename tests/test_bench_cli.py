@@ -48,6 +48,7 @@ def test_suites_are_listed_with_their_trials() -> None:
     assert f"cpu {len(suites.expand(suites.get_suite('calibration'), 'cpu'))}" in lines["calibration"]
 
 
+@pytest.mark.long
 def test_a_run_from_estimate_to_page(tmp_path: Path) -> None:
     cache = ("--cache", tmp_path / "cache")
     dry = doorward("run", "tiny", *cache, "--dry-run")

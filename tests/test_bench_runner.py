@@ -319,6 +319,7 @@ def slow(*groups: Group) -> list[Planned]:
     return [plan(trial, SOURCES) for trial in expand(found, "smoke")]
 
 
+@pytest.mark.long
 def test_a_trial_whose_worker_is_killed_is_run_once_more(tmp_path: Path) -> None:
     todo, killer = (
         slow(clean(2, seeds=2), planted(1)),
@@ -359,6 +360,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_killed_run_takes_its_workers_along_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(RUNNER)

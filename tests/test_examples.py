@@ -39,6 +39,7 @@ def test_nothing_is_kept_of_an_earlier_run() -> None:
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.long
 @pytest.mark.trains
 def test_it_scans_mends_guards_and_inspects(cells: list[Any]) -> None:
     _, report, verdict, mended, guard, _, data = cells

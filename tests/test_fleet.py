@@ -117,6 +117,7 @@ def test_each_content_is_scanned_once_and_found_as_a_scan_alone_finds_it(
     assert note(find_models([str(folder)], other), store).new == 5
 
 
+@pytest.mark.long
 def test_what_hangs_crashes_or_eats_memory_is_told_and_stops_nobody(
     store: FleetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

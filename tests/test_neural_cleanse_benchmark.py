@@ -111,6 +111,7 @@ def test_a_target_that_is_never_reached_keeps_the_last_mask() -> None:
     assert found.norm > 20
 
 
+@pytest.mark.long
 def test_the_comparison_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(speed, "NeuralCleanse", lambda: NeuralCleanse(steps=10, restarts=0))
     short = Schedule(steps=1, mini_batches=2, batch_size=8)

@@ -88,6 +88,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(suite.scales, "smoke", (small,))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_models", "preloaded_workers")
 def test_it_is_calibrated_on_ten_models_and_scanned_with(installed: Path, tmp_path: Path) -> None:
     def scan(*detectors: str) -> dict[str, Any]:

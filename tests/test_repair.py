@@ -227,6 +227,7 @@ def without_data(scanned: by_clean_data.Scanned) -> Report:
     )
 
 
+@pytest.mark.long
 @pytest.mark.trains
 def test_without_data_a_backdoor_is_unlearnt_on_images_made_from_the_model(
     monkeypatch: pytest.MonkeyPatch,
