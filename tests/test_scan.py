@@ -407,3 +407,14 @@ def test_one_detector_that_could_not_tell_is_not_outvoted(clean: Report) -> None
         "trigger-families, patch-search, blend-search, aegis and neural-cleanse: 10 clean images are too "
         "few; give at least 20"
     )
+
+
+@pytest.mark.trains
+def test_what_stands_out_is_looked_at_again_on_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("doorward.scan.second_look.BEYOND", float("inf"))
+    report = scan(request("backdoored", detectors=("max-margin", "neural-cleanse")))
+    assert report.verdict in ("backdoored", "suspicious")
+    assert report.targets == (0,)
+    assert [one.margin > 0 for one in report.looks] == [True, True]
+    assert len({one.margin for one in report.looks}) == 2, "other starts give other scores"
+    assert compare(report, report) == []

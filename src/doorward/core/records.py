@@ -288,6 +288,17 @@ class ControlResult(Record):
         return self
 
 
+class Look(Record):
+    """One more search for the class that stood out, from other random starts and on other images."""
+
+    seed: int
+    p_value: float | None = Field(None, ge=0, le=1)
+    margin: float = Field(
+        description="How far the class stands above what makes a model suspicious; 1 is what the farther "
+        "half of clean models spreads"
+    )
+
+
 class PositiveControl(Record):
     """The positive control: which known triggers this scan finds when they are planted in this model."""
 
@@ -360,6 +371,9 @@ class Report(Record):
     confirmations: tuple[Confirmation, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_run: tuple[NotRun, ...] = ()
+    looks: tuple[Look, ...] = Field(
+        (), description="Further searches for the class that stood out; none where it stood out far"
+    )
     positive_control: PositiveControl = Field(
         PositiveControl(), description="The positive control; empty if none was asked for"
     )

@@ -165,11 +165,20 @@ def facts(report: Report) -> tuple[Fact, ...]:
         rows.append(Fact(label, classes_label(report.targets, class_names(report))))
     if report.verdict not in ("unsafe", "could_not_tell"):
         rows.append(_certainty(report))
+    if report.looks and report.targets:
+        rows.append(_looks(report))
     # without an alarm of the detector such a rate would mislead: a large enough pattern moves any model
     alarmed = {finding.detector for finding in report.findings if finding.flagged}
     works = [one for one in report.confirmations if one.detector in alarmed]
     by_target = {t: [one for one in works if one.target == t] for t in report.targets}
     return (*rows, *(_confirmation(report, found) for found in by_target.values() if found))
+
+
+def _looks(report: Report) -> Fact:
+    """Say what further looks saw, where one was not enough."""
+    told = joined([p_value(one.p_value) for one in report.looks if one.p_value is not None])
+    detail = f"{len(report.looks)} more, each from other random starts and on other images: {told}"
+    return Fact("In further looks", "It stands out again", detail)
 
 
 def _certainty(report: Report) -> Fact:

@@ -154,11 +154,16 @@ class Comparison(Record):
     Attributes:
         p_value: of the witness that goes farthest, corrected for their number.
         standings: of each detector that can be compared.
+        margins: of each class, how far it stands above what makes a model suspicious; 1 is what the farther
+            half of clean models spreads.
+        beyond: how far the one that stands out most lies beyond all clean models, in the same unit.
         fused: those that were calibrated on the same models.
     """
 
     p_value: float
     standings: dict[str, DetectorResult]
+    margins: tuple[float, ...]
+    beyond: float
     fused: tuple[str, ...] = ()
 
 
@@ -369,6 +374,8 @@ class CalibrationSet(Record):
         return Comparison(
             p_value=min(1.0, len(parts) * min(one.p_value for one in found)),
             standings={name: s for one in (*found, *alone) for name, s in one.standings.items()},
+            margins=tuple(np.max([one.margins for one in (*found, *alone)], axis=0).tolist()),
+            beyond=max(one.beyond for one in (*found, *alone)),
             fused=tuple(fused),
         )
 
@@ -438,6 +445,7 @@ class CalibrationSet(Record):
         others = np.sort(tops[:, :-1].max(axis=0))[::-1]
         scale, last = usual[int(of[-1])], starts[-1]
         standings, p_value = dict[str, DetectorResult](), 1.0
+        farthest = np.max([total[last:] for _, total in sums], axis=0)  # of each class
         for own_columns, top, (together, total) in zip(columns, tops[:, -1], sums, strict=True):
             p_group = (1 + int((others >= top).sum())) / len(starts)
             model = RankedModel(
@@ -464,7 +472,9 @@ class CalibrationSet(Record):
                 )
             standings |= found
             p_value = min(p_value, p_group)
-        return Comparison(p_value=p_value, standings=standings, fused=names)
+        margins = tuple((farthest - model.enough(level)).tolist())
+        beyond = float(farthest.max() - others[0])
+        return Comparison(p_value=p_value, standings=standings, margins=margins, beyond=beyond)
 
     def _stacked(self, names: tuple[str, ...]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the scores of models that all these detectors can be compared on, NaN where one cannot tell.
@@ -630,10 +640,12 @@ def _joined(files: tuple[tuple[Path, int], ...]) -> CalibrationSet:
 
 
 class JudgedFindings(Record):
-    """Findings as the calibration judges them, and the fused p-value."""
+    """Findings as the calibration judges them, the fused p-value, and how far it goes (see `Comparison`)."""
 
     findings: tuple[Finding, ...]
     p_value: float | None = None
+    margins: tuple[float, ...] = ()
+    beyond: float = 0.0
 
 
 def judge(
@@ -659,7 +671,10 @@ def judge(
         _finding(m, standings.get(m.detector), covered=covered, uncalibrated=reasons[m.detector])
         for m in measurements
     )
-    return JudgedFindings(findings=findings, p_value=compared.p_value if compared else None)
+    if compared is None:
+        return JudgedFindings(findings=findings)
+    told = {name: getattr(compared, name) for name in ("p_value", "margins", "beyond")}
+    return JudgedFindings(findings=findings, **told)
 
 
 def _finding(

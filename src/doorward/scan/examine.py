@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from doorward.core.arguments import refuse_wrong, several
 from doorward.core.budget import Deadline
 from doorward.core.devices import check_device
-from doorward.core.records import Finding, Report
+from doorward.core.records import Finding, Observations, Report
 from doorward.data import Samples
 from doorward.data.given import as_samples
 from doorward.detectors.base import Detector
@@ -17,10 +18,11 @@ from doorward.models import Classifier
 from doorward.models.errors import SizeUnknown
 from doorward.models.formats.given import as_classifier
 from doorward.scan.behaviour import choose, observe
-from doorward.scan.calibration import calibrations
+from doorward.scan.calibration import CalibrationSet, calibrations
 from doorward.scan.confirmation import illustrate
 from doorward.scan.context import Progress, ScanContext, say_nothing
 from doorward.scan.images import adopt_names
+from doorward.scan.second_look import look_again
 from doorward.scan.verdict import conclude
 
 
@@ -135,6 +137,17 @@ def examine_in(
     observed = observe(classifier, samples, detectors, context, role=role)
     read = (*findings, *observed.observations.findings)
     observations = observed.observations.model_copy(update={"findings": read})
-    settings = {seen.detector: seen.settings for seen in observations.measurements}
-    report = conclude(observations, calibrations(settings, settings))
+
+    def again(names: Sequence[str], seed: int) -> Observations:
+        asked = [one for one in detectors if one.method() in names]
+        return observe(classifier, samples, asked, replace(context, seed=seed), role=role).observations
+
+    report = conclude(observations, _calibration(observations))
+    report = look_again(report, observations, again, _calibration, context)
     return illustrate(report, classifier, observed.trials)
+
+
+def _calibration(seen: Observations) -> CalibrationSet:
+    """Return the calibrations of the detectors that measured something, at the settings they ran with."""
+    settings = {one.detector: one.settings for one in seen.measurements}
+    return calibrations(settings, settings)

@@ -45,12 +45,9 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
         return report.model_copy(update={"verdict": "unsafe"})
     doubt = next((f.doubt for f in findings if f.flagged and f.doubt), None)
     if doubt and not any(f.flagged for f in seen.findings):
-        reason = "; ".join(filter(None, (f"{_standing_out(report)}, but {doubt}", seen.reason)))
-        told = tuple(
-            f.model_copy(update={"verdict": "could_not_tell", "reason": doubt}) if f.flagged else f
-            for f in findings
+        return doubted(
+            report, "; ".join(filter(None, (f"{standing_out(report)}, but {doubt}", seen.reason))), doubt
         )
-        return report.model_copy(update={"verdict": "could_not_tell", "reason": reason, "findings": told})
     if any(f.flagged for f in findings):
         doubts = (seen.reason,) if seen.reason else ()
         return _alarm(report.model_copy(update={"warnings": (*doubts, *seen.warnings)}), judged)
@@ -59,6 +56,21 @@ def conclude(seen: Observations, calibration: CalibrationSet) -> Report:
     if not compared:
         why = why or _nothing_judged(judged.findings)
     return report.model_copy(update={"verdict": "could_not_tell", "reason": why}) if why else report
+
+
+def doubted(report: Report, reason: str, doubt: str) -> Report:
+    """Return a report whose alarm is none after all.
+
+    Args:
+        reason: why the scan could not tell.
+        doubt: why the detectors could not that raised the alarm.
+    """
+    told = tuple(
+        f.model_copy(update={"verdict": "could_not_tell", "reason": doubt}) if f.flagged else f
+        for f in report.findings
+    )
+    update = {"verdict": "could_not_tell", "reason": reason, "targets": (), "findings": told}
+    return report.model_copy(update=update)
 
 
 def _covered(findings: Iterable[Finding]) -> Coverage:
@@ -80,7 +92,7 @@ def _lonely(report: Report) -> list[str]:
     ]
 
 
-def _standing_out(report: Report) -> str:
+def standing_out(report: Report) -> str:
     """Return which classes the findings flag, and how rarely clean models have such."""
     targets = dict.fromkeys(t for f in report.findings if f.flagged for t in f.targets)
     named = joined([repr(report.class_name(t)) for t in targets])
