@@ -115,12 +115,14 @@ def test_clean_sets_raise_the_threshold_and_never_lower_it() -> None:
     assert low.p_value == pytest.approx(1 / 200)
 
 
-def test_in_a_suspicious_set_all_classes_that_reach_the_authors_threshold_are_flagged() -> None:
-    clean = calibrated(*np.linspace(0, 0.8, 199))
-    suspicious, not_so = (
-        judge_samples(measured(high, per_class={0: high, 1: 0.6}), clean) for high in (0.9, 0.7)
+def test_in_a_suspicious_set_classes_are_flagged_that_one_clean_set_in_twenty_has() -> None:
+    clean = calibrated(*np.linspace(0, 0.8, 199))  # one in twenty reaches .76
+    suspicious, alone, not_so = (
+        judge_samples(measured(high, per_class={0: high, 1: other}), clean)
+        for high, other in ((0.9, 0.77), (0.9, 0.75), (0.78, 0.77))
     )
     assert (suspicious.targets, suspicious.flagged_ids) == ((0, 1), ("a", "b", "c"))
+    assert (alone.targets, alone.flagged_ids) == ((0,), ("a", "b"))
     assert (not_so.targets, not_so.verdict) == ((), "nothing_found")
 
 
@@ -133,6 +135,7 @@ def test_the_share_of_clean_sets_that_are_flagged_is_at_most_one_in_a_hundred() 
 
 def test_few_clean_sets_leave_the_published_threshold() -> None:
     found = judge_samples(measured(0.7), calibrated(*np.linspace(0, 0.9, 50)))
+    assert found.targets == (0,)
     assert found.verdict == "suspicious"
     assert found.threshold == 0.5
 

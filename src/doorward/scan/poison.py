@@ -9,8 +9,9 @@ import numpy as np
 from doorward.core.records import Coverage, Finding, Measurement, NotRun, Observations, Report, Verdict
 from doorward.scan.calibration import BACKDOORED, CalibrationSet
 
-#: Share of clean training sets that may be flagged: the p-value up to which there is an alarm.
-ALARM = BACKDOORED
+#: Share of clean training sets that may be flagged: the p-value up to which there is an alarm; and that up to
+#: which further classes of a flagged set are.
+ALARM, FURTHER = BACKDOORED, 0.05
 
 
 def of_training_data(seen: Observations) -> bool:
@@ -46,8 +47,8 @@ def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: s
     """Return what follows from a detector's scores of a training set's classes.
 
     A set is suspicious if a class's score reaches the threshold that the method's authors give, and at most
-    one in a hundred clean training sets has a class with so high a score. In a suspicious set, all classes
-    that reach the authors' threshold are flagged: who poisons one may poison others. Where no clean sets
+    one in a hundred clean training sets has a class with so high a score. In a suspicious set, a further
+    class is flagged if one in twenty has one at most: who poisons one may poison others. Where no clean sets
     were measured, or only of another kind of input, that threshold decides alone, and the finding is not
     calibrated. A detector without either has no part in the verdict.
     """
@@ -58,13 +59,14 @@ def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: s
     unfit = _unfit(seen, calibration, modality)
     if seen.published_threshold is None and unfit is not None:
         return Finding(**base | {"verdict": "nothing_found", "uncalibrated": unfit})
-    threshold, p_value = seen.published_threshold or 0.0, None
+    least = threshold = seen.published_threshold or 0.0
+    p_value = None
     if unfit is None:
         highest = _highest(seen.detector, calibration)
         p_value = (1 + sum(one >= seen.score for one in highest)) / (1 + len(highest))
-        threshold = max(threshold, _enough(highest))
+        least, threshold = (max(least, _enough(highest, level)) for level in (FURTHER, ALARM))
+        least = min(least, threshold)  # clean sets may be enough for the lower level alone
     suspicious = any(one is not None and one >= threshold for one in seen.per_class.values())
-    least = threshold if seen.published_threshold is None else seen.published_threshold
     flagged = tuple(
         c for c, one in sorted(seen.per_class.items()) if suspicious and one is not None and one >= least
     )
@@ -86,13 +88,13 @@ def judge_samples(seen: Measurement, calibration: CalibrationSet, *, modality: s
     )
 
 
-def _enough(highest: Sequence[float]) -> float:
-    """Return the score from which on the p-value is at most `ALARM`; 0 where there are too few clean sets.
+def _enough(highest: Sequence[float], level: float) -> float:
+    """Return the score from which on the p-value is at most `level`; 0 where there are too few clean sets.
 
     Args:
         highest: scores of clean sets, in falling order.
     """
-    above = int(ALARM * (1 + len(highest)) + 1e-9) - 1  # so many clean sets may score as high
+    above = int(level * (1 + len(highest)) + 1e-9) - 1  # so many clean sets may score as high
     return float(np.nextafter(highest[above], np.inf)) if 0 <= above < len(highest) else 0.0
 
 
