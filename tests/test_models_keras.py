@@ -120,7 +120,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "texts": (
         lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, 12]),
-        "with an input of the size (any, 12), while images are",
+        "with an input of the size (any, 12), and images have",
     ),
     "no layers": (lambda c: c["config"].update(layers=[]), "its model 'sequential' has no layers"),
     "layers that are no objects": (lambda c: c["config"].update(layers=[3]), "is no object"),

@@ -18,7 +18,8 @@ from doorward.core.errors import InputError
 from doorward.core.seeds import make_generator
 from doorward.models import Classifier, LoadOptions, TorchClassifier, open_classifier, wrap
 from doorward.models.adapted import AdaptedModule
-from doorward.models.errors import ModelFailed
+from doorward.models.errors import ModelFailed, NotExamined
+from doorward.models.formats.given import as_classifier
 from doorward.models.formats.input_options import guess_output
 from doorward.models.outputs import Candidate, choose, keeps_order
 
@@ -428,22 +429,50 @@ class Several(nn.Module):
         return dict(zip(self.keys, [features, *(head(features) for head in self.heads)], strict=True))
 
 
+class Finder(Several):
+    """Gives a score and a box for each of nine places in an image."""
+
+    def __init__(self) -> None:
+        super().__init__(("boxes", "scores"))
+        self.finds = nn.Linear(108, 45)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.finds(x.flatten(1)).unflatten(1, (9, 5))
+        return {"boxes": found[..., :4], "scores": found[..., 4:]}
+
+
+def exported(net: Several, kind: str, folder: Path) -> Path:
+    net = net.eval()
+    if kind == "onnx":
+        torch.onnx.export(
+            net, (noise(2),), str(folder / "m.onnx"), dynamo=False, input_names=["x"],
+            output_names=list(net.keys), dynamic_axes={"x": {0: "n"}}, opset_version=17,
+        )  # fmt: skip
+        return folder / "m.onnx"
+    torch.export.save(
+        torch.export.export(net, (noise(2),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)),
+        folder / "m.pt2",
+    )
+    return folder / "m.pt2"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["onnx", "torch.export", "torch"])
+def test_what_finds_objects_is_no_classifier(kind: str, tmp_path: Path) -> None:
+    def opened() -> Classifier:
+        if kind == "torch":
+            return as_classifier(Finder(), size=(3, 6, 6))
+        return open_classifier(exported(Finder(), kind, tmp_path))
+
+    with pytest.raises(NotExamined, match=r"each of 9 places .* 4 numbers more .*boxes.*finds objects"):
+        opened()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["onnx", "torch.export"])
 def test_one_of_several_outputs_of_a_file_is_taken_and_told(kind: str, tmp_path: Path) -> None:
     def save(keys: tuple[str, ...]) -> Path:
-        net = Several(keys).eval()
-        if kind == "onnx":
-            torch.onnx.export(
-                net, (noise(2),), str(tmp_path / "m.onnx"), dynamo=False, input_names=["x"],
-                output_names=list(keys), dynamic_axes={"x": {0: "n"}}, opset_version=17,
-            )  # fmt: skip
-            return tmp_path / "m.onnx"
-        torch.export.save(
-            torch.export.export(net, (noise(2),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)),
-            tmp_path / "m.pt2",
-        )
-        return tmp_path / "m.pt2"
+        return exported(Several(keys), kind, tmp_path)
 
     classifier = open_classifier(save(("features", "scores")))
     assert len(classifier.classes) == 3

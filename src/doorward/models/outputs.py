@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from doorward.core.errors import InputError
+from doorward.models.errors import NotExamined
 from doorward.models.spec import Output
 
 #: A key, attribute or position on the way to an output.
@@ -80,6 +82,26 @@ def choose(candidates: Sequence[Candidate], classes: int | None) -> Choice:
     )
 
 
+def refuse_places(width: int, others: Mapping[str, Sequence[int]], classes: int | None) -> None:
+    """Raise where scores are of places in an image, as of a network that finds objects, and not of classes.
+
+    Args:
+        width: how many numbers the scores are for each image.
+        others: sizes of the model's other outputs.
+        classes: how many classes there are, if anything states it.
+
+    Raises:
+        NotExamined: if another output has a row of numbers for each of as many places.
+    """
+    for name, shape in others.items():
+        if width > 1 and width != classes and len(shape) > 2 and shape[1] == width < math.prod(shape[1:]):
+            raise NotExamined(
+                f"only its file was examined: for each of {width} places in an image the model gives a "
+                f"score, and {math.prod(shape[2:])} numbers more ({name}): it finds objects, and is no "
+                "classifier of images"
+            )
+
+
 def told(names: Sequence[str], taken: str, reason: str) -> str:
     """Return the note of which output was taken."""
     return f"of the model's outputs {', '.join(names)}, {taken} was taken for the scores, since {reason}"
@@ -139,23 +161,29 @@ def choose_leaf(y: Any, n: int, classes: int | None) -> tuple[tuple[Key, ...], s
 
     Raises:
         InputError: if there is none, or nothing tells which it is.
+        NotExamined: if the model finds objects.
     """
     if isinstance(y, Tensor):
         return (), None
+    every = {_spelt(path): leaf for path, leaf in leaves(y)}
     found = [(path, leaf) for path, leaf in leaves(y) if _is_row(leaf, n)]
     if not found:
         raise InputError(f"the model gives a {type(y).__name__}, not a tensor of logits (n, classes)")
     tensors = [leaf for _, leaf in found]
-    names = [
-        ".".join(map(str, path)) if isinstance(path[0], str) else f"number {path[0]}" for path, _ in found
-    ]
+    names = [_spelt(path) for path, _ in found]
     candidates = [
         Candidate(name, leaf.numel() // n, _is_inner(leaf, tensors))
         for name, leaf in zip(names, tensors, strict=True)
     ]
     choice = choose(candidates, classes)
+    width = candidates[choice.position].width
+    refuse_places(width, {name: leaf.shape for name, leaf in every.items()}, classes)
     note = told(names, names[choice.position], choice.reason) if choice.reason else None
     return found[choice.position][0], note
+
+
+def _spelt(path: Sequence[Key]) -> str:
+    return ".".join(map(str, path)) if isinstance(path[0], str) else f"number {path[0]}"
 
 
 def _is_row(x: Tensor, n: int) -> bool:

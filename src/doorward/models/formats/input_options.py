@@ -242,7 +242,8 @@ def try_outputs(
         with torch.no_grad():
             y = run(x)
     except InputError as error:
-        raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+        kind = NotExamined if isinstance(error, NotExamined) else InputError
+        raise kind(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     except (Exception, SystemExit) as error:  # whatever a foreign model raises: it does not take this input
         size = f"{spec.channels}x{spec.height}x{spec.width} ({spec.layout}, {spec.dtype})"
         what = f"images of {size}" if spec.modality == "image" else NOUNS[spec.modality]

@@ -39,6 +39,10 @@ class Unknown(Exception):  # noqa: N818 - told as NotExamined
     """Tells of a layer, or a setting of one, that is not read."""
 
 
+class NoImages(Exception):  # noqa: N818 - told as NotExamined
+    """Names the input of a model that takes something else than images."""
+
+
 class Unreadable(Exception):  # noqa: N818 - told as NotExamined
     """Tells why a file cannot be read."""
 
@@ -102,6 +106,11 @@ def open_rebuilt(
         built = read.build(spec)
     except (InputError, OSError):
         raise
+    except NoImages as error:
+        raise NotExamined(
+            f"{path}: only its files were examined, since it is {kind.kind} with {error}, and images have a "
+            "height, a width and channels"
+        ) from error
     except Unknown as error:
         raise NotExamined(kind.described(path, f" with {error}, which is not read")) from error
     except Unreadable as error:
@@ -146,11 +155,11 @@ def image_facts(shape: Sequence[int | None] | None, layout: Layout = "NHWC") -> 
     """Return what an input of this shape says of its images; None stands for any size.
 
     Raises:
-        Unknown: if it is none of images.
+        NoImages: if it is none of images.
     """
     if shape is None or len(shape) != 4:
         told = "no stated size" if shape is None else f"the size ({', '.join(map(_size, shape))})"
-        raise Unknown(f"an input of {told}, while images are (any, height, width, channels)")
+        raise NoImages(f"an input of {told}")
     axes = ("height", "width", "channels") if layout == "NHWC" else ("channels", "height", "width")
     facts = {"layout": layout, **dict(zip(axes, shape[1:], strict=True))}
     return {name: value for name, value in facts.items() if value is not None}

@@ -37,7 +37,16 @@ from doorward.models.formats.input_options import (
     trial_inputs,
     try_outputs,
 )
-from doorward.models.outputs import LOGARITHMS, SIGMOIDS, SOFTMAXES, SQUASHES, Candidate, choose, told
+from doorward.models.outputs import (
+    LOGARITHMS,
+    SIGMOIDS,
+    SOFTMAXES,
+    SQUASHES,
+    Candidate,
+    choose,
+    refuse_places,
+    told,
+)
 from doorward.models.spec import InputSpec
 from doorward.models.straight_through import FLAT, passed, straight
 
@@ -247,8 +256,8 @@ class Program(nn.Module):
             InputError: if nothing tells which it is.
         """
         rows = [i for i, name in enumerate(names) if self._is_row(name)]
-        if len(rows) < 2:
-            return names[rows[0] if rows else 0], ()
+        if not rows:
+            return names[0], ()
         candidates = [
             Candidate(
                 keys[i],
@@ -259,7 +268,10 @@ class Program(nn.Module):
         ]
         choice = choose(candidates, classes)
         taken = rows[choice.position]
-        return names[taken], (told(keys, keys[taken], str(choice.reason)),)
+        shapes = {key: self._shapes.get(name, []) for key, name in zip(keys, names, strict=True)}
+        known = {key: [size or 0 for size in sizes] for key, sizes in shapes.items()}
+        refuse_places(candidates[choice.position].width, known, classes)
+        return names[taken], (told(keys, keys[taken], choice.reason),) if choice.reason else ()
 
     def _is_row(self, name: str) -> bool:
         """Return whether a value holds one row of float numbers for each image."""
@@ -712,6 +724,7 @@ def read_program(path: Path, classes: int | None = None) -> Program:
 
     Raises:
         InputError: if it is no torch.export program, or needs what is not supported; the message says what.
+        NotExamined: if it is no classifier.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -719,7 +732,7 @@ def read_program(path: Path, classes: int | None = None) -> Program:
     except _UnfitError as why:
         raise InputError(f"{path}: cannot use this torch.export program: {why}") from why
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # a damaged archive or JSON of another shape raises anything
         raise InputError(f"{path} is not a readable torch.export program: {first_line(error)}") from error
 

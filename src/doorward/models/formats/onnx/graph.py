@@ -33,7 +33,7 @@ from doorward.models.formats.onnx.operators import (
     make_function,
     window,
 )
-from doorward.models.outputs import Candidate, choose, told
+from doorward.models.outputs import Candidate, choose, refuse_places, told
 
 if TYPE_CHECKING:
     import onnx
@@ -516,11 +516,13 @@ class OnnxGraph(nn.Module):
             ]
             choice = choose(candidates, classes)
             taken = rows[choice.position]
+            shapes = {name: tuple(value.shape) for name, value in moving.items()}
+            refuse_places(candidates[choice.position].width, shapes, classes)
             return taken, (told(rows, taken, choice.reason),) if choice.reason else ()
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in moving.items())
+        listed = ", ".join(f"{name} {tuple(value.shape)}" for name, value in moving.items())
         raise NotExamined(
             "only its file was examined: a classifier has an output of shape (n, classes); "
-            f"for {batch} image(s) this model gives: {shapes or 'nothing that depends on the image'}"
+            f"for {batch} image(s) this model gives: {listed or 'nothing that depends on the image'}"
         )
 
     def _needed(self, names: set[str]) -> set[str]:

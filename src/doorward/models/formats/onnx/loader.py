@@ -33,7 +33,7 @@ from doorward.models.formats.onnx.graph import (
     resolve_batch,
 )
 from doorward.models.formats.onnx.operators import MOST_ELEMENTS, Unsupported
-from doorward.models.outputs import Candidate, choose, told
+from doorward.models.outputs import Candidate, choose, refuse_places, told
 from doorward.models.spec import InputSpec, Layout
 
 if TYPE_CHECKING:
@@ -303,16 +303,20 @@ class OnnxRuntimeClassifier(Classifier):
         self.spec, self.classes = resolve_output(path, spec, settled.outputs.flatten(1), classes)
 
     def _choose_output(self, x: Tensor, classes: int | None) -> str:
-        shapes, rows = [], []
+        shapes, rows = dict[str, tuple[int, ...]](), []
         for output in self._session.get_outputs():
             if "float" in output.type or "double" in output.type:
                 shape = tuple(self._infer(x, output.name).shape)
-                shapes.append(f"{output.name} {shape}")
+                shapes[str(output.name)] = shape
                 if is_row_per_image(shape, len(x)):
                     rows.append(Candidate(str(output.name), math.prod(shape[1:])))
         if not rows:
-            raise InputError(f"it has no output of shape (n, classes): {', '.join(shapes)}")
+            listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise NotExamined(
+                f"only its file was examined: it has no output of shape (n, classes), but {listed or 'none'}"
+            )
         choice = choose(rows, classes)
+        refuse_places(rows[choice.position].width, shapes, classes)
         taken = rows[choice.position].name
         if choice.reason:
             self.notes = (told([row.name for row in rows], taken, choice.reason),)
