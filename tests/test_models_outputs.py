@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from doorward.models.adapted import AdaptedModule
 from doorward.models.errors import ModelFailed, NotExamined
 from doorward.models.formats.given import as_classifier
 from doorward.models.formats.input_options import guess_output
-from doorward.models.outputs import Candidate, choose, keeps_order
+from doorward.models.outputs import Candidate, choose, keeps_order, refuse_places
 
 SIZE = (3, 6, 6)
 CLASSES = 5
@@ -454,6 +455,26 @@ def exported(net: Several, kind: str, folder: Path) -> Path:
         folder / "m.pt2",
     )
     return folder / "m.pt2"
+
+
+@pytest.mark.parametrize(
+    ("scores", "other", "finds"),
+    [
+        ((2, 896, 1), (2, 896, 16), True),
+        ((2, 100), (2, 100, 4), True),
+        ((2, 10), (2, 10, 7, 7), False),  # maps of the classes
+        ((2, 10), (2, 10, 64), False),  # what a transformer has for each part of an image
+        ((2, 10, 1, 1), (2, 10, 4), True),
+        ((2, 1), (2, 1, 4), False),
+    ],
+)
+def test_places_in_an_image_are_told_from_classes(
+    scores: tuple[int, ...], other: tuple[int, ...], finds: bool
+) -> None:
+    given = {"scores": scores, "more": other}
+    with pytest.raises(NotExamined) if finds else nullcontext():
+        refuse_places(scores, given, None)
+    refuse_places(scores, given, scores[1])  # it is known to tell so many classes apart
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -82,23 +82,27 @@ def choose(candidates: Sequence[Candidate], classes: int | None) -> Choice:
     )
 
 
-def refuse_places(width: int, others: Mapping[str, Sequence[int]], classes: int | None) -> None:
+def refuse_places(scores: Sequence[int], others: Mapping[str, Sequence[int]], classes: int | None) -> None:
     """Raise where scores are of places in an image, as of a network that finds objects, and not of classes.
 
     Args:
-        width: how many numbers the scores are for each image.
+        scores: sizes of the output that was taken for the scores.
         others: sizes of the model's other outputs.
         classes: how many classes there are, if anything states it.
 
     Raises:
-        NotExamined: if another output has a row of numbers for each of as many places.
+        NotExamined: if the scores have an axis for the place, and another output has more numbers for each;
+            or if it has four, the corners of a box.
     """
+    width = math.prod(scores[1:])
     for name, shape in others.items():
-        if width > 1 and width != classes and len(shape) > 2 and shape[1] == width < math.prod(shape[1:]):
+        if width in (1, classes) or len(shape) != 3 or shape[1] != width:
+            continue
+        if shape[2] == 4 or (shape[2] > 1 and len(scores) == 3):
             raise NotExamined(
                 f"only its file was examined: for each of {width} places in an image the model gives a "
-                f"score, and {math.prod(shape[2:])} numbers more ({name}): it finds objects, and is no "
-                "classifier of images"
+                f"score, and {shape[2]} numbers more ({name}): it finds objects, and is no classifier of "
+                "images"
             )
 
 
@@ -176,8 +180,8 @@ def choose_leaf(y: Any, n: int, classes: int | None) -> tuple[tuple[Key, ...], s
         for name, leaf in zip(names, tensors, strict=True)
     ]
     choice = choose(candidates, classes)
-    width = candidates[choice.position].width
-    refuse_places(width, {name: leaf.shape for name, leaf in every.items()}, classes)
+    shapes = {name: leaf.shape for name, leaf in every.items()}
+    refuse_places(shapes[names[choice.position]], shapes, classes)
     note = told(names, names[choice.position], choice.reason) if choice.reason else None
     return found[choice.position][0], note
 

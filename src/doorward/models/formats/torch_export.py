@@ -270,7 +270,7 @@ class Program(nn.Module):
         taken = rows[choice.position]
         shapes = {key: self._shapes.get(name, []) for key, name in zip(keys, names, strict=True)}
         known = {key: [size or 0 for size in sizes] for key, sizes in shapes.items()}
-        refuse_places(candidates[choice.position].width, known, classes)
+        refuse_places(known[keys[taken]], known, classes)
         return names[taken], (told(keys, keys[taken], choice.reason),) if choice.reason else ()
 
     def _is_row(self, name: str) -> bool:

@@ -517,7 +517,7 @@ class OnnxGraph(nn.Module):
             choice = choose(candidates, classes)
             taken = rows[choice.position]
             shapes = {name: tuple(value.shape) for name, value in moving.items()}
-            refuse_places(candidates[choice.position].width, shapes, classes)
+            refuse_places(shapes[taken], shapes, classes)
             return taken, (told(rows, taken, choice.reason),) if choice.reason else ()
         listed = ", ".join(f"{name} {tuple(value.shape)}" for name, value in moving.items())
         raise NotExamined(

@@ -316,8 +316,8 @@ class OnnxRuntimeClassifier(Classifier):
                 f"only its file was examined: it has no output of shape (n, classes), but {listed or 'none'}"
             )
         choice = choose(rows, classes)
-        refuse_places(rows[choice.position].width, shapes, classes)
         taken = rows[choice.position].name
+        refuse_places(shapes[taken], shapes, classes)
         if choice.reason:
             self.notes = (told([row.name for row in rows], taken, choice.reason),)
         return taken
