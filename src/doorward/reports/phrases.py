@@ -177,7 +177,7 @@ def facts(report: Report) -> tuple[Fact, ...]:
 def _looks(report: Report) -> Fact:
     """Say what further looks saw, where one was not enough."""
     told = joined([p_value(one.p_value) for one in report.looks if one.p_value is not None])
-    detail = f"{len(report.looks)} more, each from other random starts and on other images: {told}"
+    detail = f"{len(report.looks)} more, each from other random starts, with images drawn anew: {told}"
     return Fact("In further looks", "It stands out again", detail)
 
 
