@@ -17,6 +17,7 @@ from doorward.core.records import (
     FlaggedSample,
     NotRun,
     Observations,
+    Picture,
     Report,
     Verdict,
 )
@@ -172,8 +173,11 @@ def _shown(finding: Finding, train: Samples, rows: dict[str, int], classifier: C
         )
         for one in finding.flagged_ids
     )
-    drawn = exhibits(train, listed, classifier.classes)
-    return finding.model_copy(update={"flagged_samples": listed, "evidence": (*drawn, *finding.evidence)})
+    # what the samples have in common is shown before the samples
+    patterns = tuple(one for one in finding.evidence if isinstance(one, Picture))
+    rest = tuple(one for one in finding.evidence if not isinstance(one, Picture))
+    evidence = (*patterns, *exhibits(train, listed, classifier.classes), *rest)
+    return finding.model_copy(update={"flagged_samples": listed, "evidence": evidence})
 
 
 def join(report: Report, inspection: Inspection, *, model_examined: bool) -> Report:
