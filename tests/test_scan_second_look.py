@@ -129,6 +129,15 @@ def test_a_look_that_came_to_no_end_is_told(held: CalibrationSet) -> None:
     assert "did not come to its end" in report.warnings[0]
 
 
+def test_a_look_that_too_few_clean_models_can_be_compared_with_is_no_look(held: CalibrationSet) -> None:
+    near, few = highest(held, 0.1), calibration(drawn(40))
+    saw, looks = seen(near, LOW), Looks((near,))
+    given = iter((held, few))
+    report = look_again(conclude(saw, held), saw, looks, lambda _: next(given), ScanContext())
+    assert (report.verdict, report.looks, len(looks.asked)) == ("backdoored", (), 1)
+    assert "rests on 1 of 3 looks" in report.warnings[0]
+
+
 def test_nothing_found_and_what_was_told_to_be_doubtful_are_not_looked_at_again(held: CalibrationSet) -> None:
     doubtful = highest(held, 0.1).model_copy(update={"doubt": "its surrogates know too little"})
     for first in (measured(0.0), doubtful):

@@ -155,10 +155,12 @@ class Comparison(Record):
         p_value: of the witness that goes farthest, corrected for their number.
         standings: of each detector that can be compared.
         margins: of each class, how far it stands above what makes a model suspicious; 1 is what the farther
-            half of clean models spreads.
+            half of clean models spreads; minus infinity where there are too few of them for that.
         beyond: how far the one that stands out most lies beyond all clean models, in the same unit.
         fused: those that were calibrated on the same models.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     p_value: float
     standings: dict[str, DetectorResult]
@@ -641,6 +643,8 @@ def _joined(files: tuple[tuple[Path, int], ...]) -> CalibrationSet:
 
 class JudgedFindings(Record):
     """Findings as the calibration judges them, the fused p-value, and how far it goes (see `Comparison`)."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     findings: tuple[Finding, ...]
     p_value: float | None = None

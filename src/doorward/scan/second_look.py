@@ -61,7 +61,8 @@ def look_again(
         other = again(names, seed)
         mixed = _mixed(seen, other)
         judged = judge(mixed.measurements, calibration(mixed))
-        if not set(names) <= {one.detector for one in judged.findings if one.p_value is not None}:
+        compared = {one.detector for one in judged.findings if one.p_value is not None}
+        if not set(names) <= compared or not np.isfinite(judged.margins).all():
             return _hurried(first, looks, "one more did not come to its end")
         margins.append([judged.margins[target] for target in targets])
         looks.append(Look(seed=seed, p_value=judged.p_value, margin=max(margins[-1])))
