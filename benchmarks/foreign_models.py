@@ -10,9 +10,9 @@ One image in ten is poisoned. Each model is saved by torch.export and scanned by
 images without labels, like a file from a stranger. Models and reports are kept in FOLDER, and not made again;
 PATTERN picks models such as 'mnist-*'; results of the others stay, each with the revision that it is of.
 
-Nothing of Doorward was chosen on these models: those that were looked at while rules were made have other
-seeds, and verdicts leave out the calibration models of the same data. A plant counts where the trigger works
-in 80 % of test images.
+Models that were looked at while rules were made have other seeds; one of these counts as seen all the same,
+as docs/results.md says. Verdicts leave out the calibration models of the same data. A plant counts where the
+trigger works in 80 % of test images.
 """
 
 from __future__ import annotations

@@ -133,9 +133,8 @@ def test_an_archive_behind_a_model_is_looked_into_wherever_its_members_are(tmp_p
     with zipfile.ZipFile(program, "w") as held:
         held.writestr("labels.pkl", b"cos\nsystem\n(S'true'\ntR.")
     directory = program.getvalue().index(b"PK\x01\x02")
-    hidden = (
-        plain + program.getvalue()[:directory] + labelled[len(plain) :]
-    )  # the last directory names it not
+    # a member that the directory at the end of the file does not name
+    hidden = plain + program.getvalue()[:directory] + labelled[len(plain) :]
     for name, content, expected in (
         ("model.tflite", plain, 0),
         ("model.tflite", plain + program.getvalue(), 1),

@@ -1,4 +1,4 @@
-"""An alarm that one search might owe to chance is looked at again; what most looks name stays."""
+"""An alarm that one search might owe to chance is looked at again; what further looks see decides."""
 
 from __future__ import annotations
 

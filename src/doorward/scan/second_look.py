@@ -1,7 +1,7 @@
 """Look again, from other random starts, where a class stands out little more than in some clean model.
 
-A search finds now more, now less. Of clean models that raise an alarm, most owe it to one lucky search: they
-were picked for it. Further looks were not, and what they see on average decides. So looking again can only
+A search finds now more, now less. A clean model that raises an alarm may owe it to one lucky search: it was
+picked for that. Further looks were not, and what they see on average decides. So looking again can only
 take alarms away, and the p-value of the first look holds.
 """
 
@@ -70,7 +70,7 @@ def look_again(
     if np.mean(margins, axis=0).max() > 0:
         return report
     told = joined([p_value(one.p_value) for one in looks if one.p_value is not None])
-    doubt = f"it hardly does in {LOOKS} more looks from other random starts ({told})"
+    doubt = f"hardly in {LOOKS} more looks from other random starts ({told})"
     return doubted(report, f"{standing_out(first)}, but {doubt}", doubt)
 
 
