@@ -55,7 +55,7 @@ def test_a_model_answers_as_in_its_interpreter(name: str) -> None:
     if near == ROUNDED:  # the interpreter's whole numbers end where scores of ours go on
         own = own.clamp(expected.min(), expected.max())
     assert torch.allclose(own, expected, atol=near * float(expected.abs().max()), rtol=0)
-    assert classifier.spec.layout == "NHWC"
+    assert classifier.spec.layout == ("NCHW" if name.startswith("first") else "NHWC")
     assert {"gradients", "weights"} <= classifier.capabilities
     assert any("whole numbers" in note for note in classifier.notes) == (near == ROUNDED)
 
@@ -117,6 +117,12 @@ def test_a_damaged_file_is_told_and_nothing_else(spoil: str, tmp_path: Path) -> 
         except DoorwardError:  # a number among the weights harms nothing
             told += 1
     assert told > 20
+
+
+def test_a_file_that_is_cut_is_told_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "cut.tflite").write_bytes((FOLDER / "cnn-float.tflite").read_bytes()[:3000])
+    with pytest.raises(NotExamined, match=r"may be cut or damaged .*: fetch it again first"):
+        opened(tmp_path / "cut.tflite")
 
 
 def test_metadata_tell_classes_and_normalisation() -> None:

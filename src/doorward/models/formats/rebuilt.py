@@ -116,7 +116,10 @@ def open_rebuilt(
     except Unreadable as error:
         raise NotExamined(kind.described(path, f" that cannot be read: {error}")) from error
     except Exception as error:  # whatever a damaged file raises in a reader of others, or its settings here
-        raise NotExamined(kind.described(path, f" that cannot be read: {first_line(error)}")) from error
+        damaged = (
+            f" that cannot be read, and may be cut or damaged ({first_line(error)}): fetch it again first"
+        )
+        raise NotExamined(kind.described(path, damaged)) from error
     labels = options.labels or sidecar.classes or companions.classes
     classifier = finish(
         path, built.module, spec, labels, features=options.features, format=name,
